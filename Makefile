@@ -1,0 +1,61 @@
+# make repro   set up and run the whole pipeline          make test    set up and run the tests
+# make check   lint, format, types                        make bench   run the benchmarks
+# make lock    resolve requirements*.lock anew            make clean   forget the virtual environment
+
+PYTHON ?= python3
+TORCH  ?= torch==2.13.0
+BIN    := .venv/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# torch brings its own CUDA packages where there are any, so it is left out of the lock files
+LOCK   := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
+          --no-header --no-annotate --quiet $(foreach p,torch triton cuda-bindings cuda-pathfinder \
+          cuda-toolkit nvidia-cublas nvidia-cuda-cupti nvidia-cuda-nvrtc nvidia-cuda-runtime \
+          nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver \
+          nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink \
+          nvidia-nvshmem-cu13 nvidia-nvtx,--no-emit-package $(p))
+
+.PHONY: repro test check bench lock clean
+.DELETE_ON_ERROR:
+
+repro: .venv/runtime
+	. $(BIN)/activate && dvc repro
+	@echo
+	@echo "Done. Look at:"
+	@echo "  . .venv/bin/activate"
+	@echo "  dvc metrics show         the numbers of every stage"
+	@echo "  reports/index.html       the report: weights, prompts, training, before and after"
+	@echo "  dvc exp run -S density.k=5 && dvc exp show     an experiment, and the comparison"
+
+test: .venv/dev
+	$(BIN)/python -m pytest
+
+check: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/dev
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+lock:
+	$(LOCK) --output-file requirements.lock
+	$(LOCK) --extra dev --constraint requirements.lock --output-file requirements-dev.lock
+
+clean:
+	rm -rf .venv
+
+.venv/torch: requirements.lock
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "isodense needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	sed 's/ *\\$$//; /--hash/d' requirements.lock > .venv/constraints.txt
+	$(PIP) --constraint .venv/constraints.txt '$(TORCH)'
+	touch $@
+
+.venv/runtime: .venv/torch requirements.lock pyproject.toml
+	$(PIP) --no-deps --require-hashes --requirement requirements.lock
+	$(PIP) --no-deps --no-build-isolation --editable .
+	touch $@
+
+.venv/dev: .venv/runtime requirements-dev.lock
+	$(PIP) --no-deps --require-hashes --requirement requirements-dev.lock
+	touch $@
