@@ -1,0 +1,38 @@
+"""isodense: sampling weights inverse to local density, for RL fine-tuning of language models.
+
+Public names are imported on first use, so that ``import isodense`` costs nothing and a stage
+depends only on the modules that it uses.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "draw": "isodense.sampling",
+    "DistributedWeightedSampler": "isodense.sampling",
+    "select": "isodense.sampling",
+    "load_weights": "isodense.weights",
+    "Weights": "isodense.weights",
+    "Graph": "isodense.graph",
+    "knn_graph": "isodense.neighbors",
+    "density_weights": "isodense.density",
+    "load_encoder": "isodense.encoders",
+    "Encoder": "isodense.encoders",
+    "IsodenseError": "isodense.errors",
+}
+
+__all__ = ["__version__", *sorted(_EXPORTS)]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        return getattr(importlib.import_module(_EXPORTS[name]), name)
+    raise AttributeError(f"module 'isodense' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,37 @@
+"""What every stage shares: the seed and the device."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from isodense.params import param
+
+
+@dataclass(frozen=True)
+class BaseParams:
+    """Section ``base`` of ``params.yaml``."""
+
+    seed: int = param(minimum=0, maximum=2**31 - 1)
+    device: Literal["auto", "cpu", "cuda"] = param()
+
+    def rng(self, name: str) -> np.random.Generator:
+        """Return the random generator of the stage `name`."""
+        return np.random.default_rng(self.seed_of(name))
+
+    def seed_of(self, name: str) -> int:
+        """Return a 32-bit seed that depends on ``base.seed`` and `name` only."""
+        digest = hashlib.sha256(f"{self.seed}:{name}".encode()).digest()
+        return int.from_bytes(digest[:4], "big") >> 1
+
+
+def resolve_device(device: str) -> str:
+    """Return ``"cuda"`` or ``"cpu"`` for the param ``base.device``."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device

@@ -1,0 +1,77 @@
+"""Errors that isodense raises on purpose: each says what is wrong, where, and what to do next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class IsodenseError(Exception):
+    """Base of all errors that a user can mend; stages print it without a traceback.
+
+    Parameters
+    ----------
+    message : str
+        What is wrong.
+    remedy : str, optional
+        What to do next, as a sentence.
+    """
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(f"{message}\n  -> {remedy}" if remedy else message)
+        self.message = message
+        self.remedy = remedy
+
+
+class ParamsError(IsodenseError):
+    """Faults of ``params.yaml``, all of them at once.
+
+    Parameters
+    ----------
+    path : Path
+        The params file.
+    faults : list of str
+        One line per fault.
+    """
+
+    def __init__(self, path: Path, faults: list[str]) -> None:
+        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        lines = "".join(f"\n  {fault}" for fault in faults)
+        super().__init__(f"{path} has {count}:{lines}", "correct them and run the stage again")
+        self.path = path
+        self.faults = faults
+
+
+class DataError(IsodenseError):
+    """A malformed file or row of input.
+
+    Parameters
+    ----------
+    message : str
+        What is wrong.
+    path : str or Path
+        The file, or the name of the data set.
+    line : int, optional
+        Line or row number, counted from 1.
+    remedy : str, optional
+        What to do next.
+    """
+
+    def __init__(
+        self, message: str, path: str | Path, line: int | None = None, remedy: str = ""
+    ) -> None:
+        where = f"{path}:{line}" if line is not None else str(path)
+        super().__init__(f"{where}: {message}", remedy)
+        self.path = path
+        self.line = line
+
+
+class ArtifactError(IsodenseError):
+    """An artifact folder that is missing, incomplete, damaged or made for other prompts."""
+
+
+class ModelError(IsodenseError):
+    """Model weights that cannot be fetched, verified or used."""
+
+
+class TrainingError(IsodenseError):
+    """A training or reward setting that cannot work."""
