@@ -1,0 +1,36 @@
+"""Collapse the pairs to unique prompts and split off a held-out set.
+
+Example
+-------
+python stages/prompts.py --pairs data/pairs --out data/prompts \\
+    --metrics reports/metrics/prompts.json
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from isodense import params, stage
+from isodense.artifacts import content_sha256, read_manifest, write_json
+from isodense.pairs import load_pairs
+from isodense.prompts import PromptsParams, publish
+
+
+def main(argv: list[str]) -> str:
+    """Run the stage and return its summary line."""
+    parser = stage.parser("prompts", __doc__)
+    parser.add_argument("--pairs", type=Path, required=True, help="pairs artifact to read")
+    parser.add_argument("--out", type=Path, required=True, help="prompts artifact to write")
+    parser.add_argument("--metrics", type=Path, required=True, help="metrics file to write")
+    args = parser.parse_args(argv)
+    section = params.load(args.params, "prompts", PromptsParams)
+    pairs_sha256 = content_sha256(read_manifest(args.pairs, "download"))
+    report = publish(load_pairs(args.pairs), section, pairs_sha256, args.out)
+    write_json(args.metrics, {"prompts": report})
+    unique, heldout = report["unique"], report["heldout"]
+    return f"{unique} unique prompts of {report['pairs']} pairs, {heldout} held out"
+
+
+if __name__ == "__main__":
+    stage.run("prompts", main)
