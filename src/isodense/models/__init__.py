@@ -1,0 +1,1 @@
+"""Frozen model weights: one module per place that they come from."""

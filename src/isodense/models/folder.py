@@ -1,0 +1,28 @@
+"""Weights in a local folder or ``.gguf`` file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from isodense.errors import ModelError
+
+if TYPE_CHECKING:
+    from isodense.models.publish import ModelParams
+
+
+@contextmanager
+def fetched(model: ModelParams, cache: Path) -> Iterator[Path]:
+    """Give the path of the model; nothing is fetched.
+
+    Raises
+    ------
+    ModelError
+        If it does not exist.
+    """
+    path = Path(model.name, model.path or "").expanduser()
+    if not path.exists():
+        raise ModelError(f"{path}: no such folder or file", "correct models.*.name and .path")
+    yield path

@@ -1,0 +1,40 @@
+"""Turning a quantised ``.gguf`` file into a float32 safetensors folder, once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from isodense.errors import ModelError
+
+
+def dequantise(source: Path, out: Path) -> None:
+    """Write the model and tokenizer of a ``.gguf`` file as ``transformers`` saves them.
+
+    Parameters
+    ----------
+    source : Path
+        The ``.gguf`` file.
+    out : Path
+        An existing folder.
+
+    Raises
+    ------
+    ModelError
+        If ``transformers`` cannot read the file.
+    """
+    folder, name = str(source.parent), source.name
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+    except (ValueError, OSError, KeyError, NotImplementedError) as error:
+        raise ModelError(f"{source.name} cannot be dequantised: {error}") from error
+    del model.config.quantization_config  # it would send save and load down the quantised path
+    model.hf_quantizer = None  # type: ignore[assignment]
+    model.config.name_or_path = model.config._name_or_path = ""
+    tokenizer.name_or_path = ""
+    tokenizer.init_kwargs.pop("name_or_path", None)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)

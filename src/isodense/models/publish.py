@@ -1,0 +1,128 @@
+"""Section ``models``: where the encoder and the policy come from, and publishing them.
+
+A published model is a folder of safetensors, configuration and tokenizer files that
+``transformers`` loads, with a manifest. Pickled weights are never copied.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from isodense.artifacts import publishing, write_manifest
+from isodense.errors import ModelError
+from isodense.params import as_dict, param
+
+SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".jinja"}
+
+
+@dataclass(frozen=True)
+class ModelParams:
+    """One model.
+
+    Attributes
+    ----------
+    source : {"wheel", "hub", "folder"}
+        A PyPI wheel that carries weights, a Hugging Face Hub repository, or a local folder.
+    name : str
+        The package, the repository id, or the folder's path.
+    version : str or None
+        The wheel's version or the repository's revision; null for a folder.
+    sha256 : str or None
+        The wheel's SHA-256; null otherwise.
+    path : str or None
+        The model's folder or ``.gguf`` file inside the source; null for all of it.
+    """
+
+    source: Literal["wheel", "hub", "folder"] = param()
+    name: str = param()
+    version: str | None = param()
+    sha256: str | None = param()
+    path: str | None = param()
+
+    def faults(self) -> list[str]:
+        """Return what of the source's keys is missing or has no meaning for it."""
+        wanted = {"wheel": {"version", "sha256"}, "hub": {"version"}, "folder": set()}[self.source]
+        found = []
+        for key in ("version", "sha256"):
+            if key in wanted and not getattr(self, key):
+                found.append(f"source {self.source!r} needs {key}")
+            if key not in wanted and getattr(self, key) is not None:
+                found.append(f"{key} has no meaning for source {self.source!r}; set it to null")
+        return found
+
+
+@dataclass(frozen=True)
+class ModelsParams:
+    """Section ``models`` of ``params.yaml``."""
+
+    encoder: ModelParams
+    policy: ModelParams
+
+    def faults(self) -> list[str]:
+        """Return the faults of both models."""
+        both = {"encoder": self.encoder, "policy": self.policy}
+        return [f"{name}: {fault}" for name, model in both.items() for fault in model.faults()]
+
+
+def publish(role: str, model: ModelParams, out: str | Path, cache: str | Path) -> dict[str, Any]:
+    """Fetch a model and publish it as a folder that ``transformers`` loads.
+
+    Parameters
+    ----------
+    role : {"encoder", "policy"}
+        What the model is for.
+    model : ModelParams
+        Where it comes from.
+    out : str or Path
+        The artifact's folder.
+    cache : str or Path
+        Folder that keeps downloaded wheels.
+
+    Returns
+    -------
+    dict
+        The manifest.
+
+    Raises
+    ------
+    ModelError
+        If the model cannot be fetched or verified, or is not one that ``transformers`` loads.
+    """
+    with _fetched(model, Path(cache)) as source, publishing(out) as scratch:
+        if source.suffix == ".gguf":
+            from isodense.models.gguf import dequantise
+
+            dequantise(source, scratch)
+        else:
+            _copy(source, scratch)
+        return write_manifest(scratch, "models", role=role, params=as_dict(model))
+
+
+def _fetched(model: ModelParams, cache: Path) -> Any:
+    """Return a context manager that gives the path of the model's folder or file."""
+    if model.source == "wheel":
+        from isodense.models.wheel import fetched
+    elif model.source == "hub":
+        from isodense.models.hub import fetched
+    else:
+        from isodense.models.folder import fetched
+    return fetched(model, cache)
+
+
+def _copy(source: Path, scratch: Path) -> None:
+    if not source.is_dir():
+        raise ModelError(f"{source} is not a folder or .gguf file", "correct models.*.path")
+    for file in sorted(source.rglob("*")):
+        hidden = any(part.startswith(".") for part in file.relative_to(source).parts)
+        if file.is_file() and file.suffix in SUFFIXES and not hidden:
+            target = scratch / file.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+    (scratch / "manifest.json").unlink(missing_ok=True)
+    for name, pattern in (("config.json", "config.json"), ("weights", "*.safetensors")):
+        if not list(scratch.glob(pattern)):
+            remedy = "isodense reads safetensors only: save the model with save_pretrained first"
+            raise ModelError(f"{source} has no {name} ({pattern})", remedy)

@@ -1,0 +1,32 @@
+"""Publish the frozen encoder and policy as safetensors folders.
+
+Example
+-------
+python stages/models.py --encoder models/encoder --policy models/policy
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from isodense import params, stage
+from isodense.models.publish import ModelsParams, publish
+
+
+def main(argv: list[str]) -> str:
+    """Run the stage and return its summary line."""
+    parser = stage.parser("models", __doc__)
+    parser.add_argument("--encoder", type=Path, required=True, help="folder to write")
+    parser.add_argument("--policy", type=Path, required=True, help="folder to write")
+    args = parser.parse_args(argv)
+    section = params.load(args.params, "models", ModelsParams)
+    for role, out in (("encoder", args.encoder), ("policy", args.policy)):
+        manifest = publish(role, getattr(section, role), out, stage.cache())
+        size = sum(file["bytes"] for file in manifest["files"].values())
+        stage.log.info("%s: %.0f MB in %s", role, size / 1e6, out)
+    return "encoder and policy published"
+
+
+if __name__ == "__main__":
+    stage.run("models", main)
