@@ -1,0 +1,49 @@
+"""Find the nearest training prompts of every prompt.
+
+Example
+-------
+python stages/neighbors.py --prompts data/prompts --embeddings data/embeddings \\
+    --out data/neighbors --metrics reports/metrics/neighbors.json
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from isodense import params, stage
+from isodense.artifacts import content_sha256, require_same_ids, write_json
+from isodense.base import BaseParams
+from isodense.neighbors import NeighborsParams, publish
+from isodense.promptset import load_prompts
+from isodense.vectors import load_vectors
+
+
+def main(argv: list[str]) -> str:
+    """Run the stage and return its summary line."""
+    parser = stage.parser("neighbors", __doc__)
+    parser.add_argument("--prompts", type=Path, required=True, help="prompts artifact to read")
+    parser.add_argument("--embeddings", type=Path, required=True, help="embeddings to read")
+    parser.add_argument("--out", type=Path, required=True, help="neighbors artifact to write")
+    parser.add_argument("--metrics", type=Path, required=True, help="metrics file to write")
+    args = parser.parse_args(argv)
+    base = params.load(args.params, "base", BaseParams)
+    section = params.load(args.params, "neighbors", NeighborsParams)
+    prompts = load_prompts(args.prompts)
+    vectors, manifest = load_vectors(args.embeddings)
+    require_same_ids(prompts.ids_sha256, manifest, f"the embeddings in {args.embeddings}")
+    report = publish(
+        vectors,
+        prompts,
+        section,
+        base.device,
+        base.rng("neighbors"),
+        content_sha256(manifest),
+        args.out,
+    )
+    write_json(args.metrics, {"neighbors": report})
+    return f"{report['k_max']} neighbours of {report['rows']} prompts, {report['method']}"
+
+
+if __name__ == "__main__":
+    stage.run("neighbors", main)
