@@ -1,0 +1,123 @@
+"""Figures of the density stage: CSV files that ``dvc plots`` compares, PNGs that people look at."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from isodense.artifacts import publishing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+BLUE, ORANGE, GREY = "#2563eb", "#ea580c", "#94a3b8"
+POINTS = 2000  # of the scatter that dvc plots compares
+
+
+def density_plots(
+    weights: np.ndarray, density: np.ndarray, labels: list[str] | None, out: Path
+) -> None:
+    """Write the density stage's figures.
+
+    Parameters
+    ----------
+    weights : ndarray of shape (n,)
+        Sampling weights, sum 1.
+    density : ndarray of shape (n,)
+        Log density.
+    labels : list of str or None
+        Known labels, for the figure that holds the weights against the truth.
+    out : Path
+        Folder to write ``weights.csv``, ``density_weight.csv`` and ``density.png`` to.
+    """
+    relative = weights * len(weights)
+    counts, edges = np.histogram(relative, bins=40, range=(0, max(2.0, float(relative.max()))))
+    step = -(-len(weights) // POINTS)
+    order = np.argsort(density, kind="stable")[::step]
+    with publishing(out) as scratch:
+        _write(
+            scratch / "weights.csv",
+            ("weight_over_mean", "prompts"),
+            zip(_rounded((edges[1:] + edges[:-1]) / 2), counts.tolist(), strict=True),
+        )
+        _write(
+            scratch / "density_weight.csv",
+            ("log_density", "weight_over_mean"),
+            zip(_rounded(density[order]), _rounded(relative[order]), strict=True),
+        )
+        _figure(relative, density, labels, weights, scratch / "density.png")
+
+
+def save(figure: Any, path: Path) -> None:
+    """Save a matplotlib figure as a PNG whose bytes repeat."""
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def _rounded(values: np.ndarray) -> list[float]:
+    return [round(float(value), 6) for value in values]
+
+
+def _figure(
+    relative: np.ndarray,
+    density: np.ndarray,
+    labels: list[str] | None,
+    weights: np.ndarray,
+    path: Path,
+) -> None:
+    from matplotlib.figure import Figure
+
+    panels = 3 if labels is not None else 2
+    figure = Figure(figsize=(4.6 * panels, 3.6), layout="constrained")
+    axes = figure.subplots(1, panels)
+    _histogram(axes[0], relative)
+    _scatter(axes[1], density, relative)
+    if labels is not None:
+        _label_shares(axes[2], labels, weights)
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    save(figure, path)
+
+
+def _histogram(axis: Axes, relative: np.ndarray) -> None:
+    axis.hist(relative, bins=40, color=BLUE)
+    axis.axvline(1, color=GREY, linestyle="--", linewidth=1)
+    axis.set(title="Sampling weights", xlabel="weight / mean weight", ylabel="prompts")
+
+
+def _scatter(axis: Axes, density: np.ndarray, relative: np.ndarray) -> None:
+    axis.scatter(density, relative, s=5, alpha=0.35, color=BLUE, linewidths=0)
+    axis.axhline(1, color=GREY, linestyle="--", linewidth=1)
+    axis.set(
+        title="The more crowded, the less often drawn",
+        xlabel="log density",
+        ylabel="weight / mean weight",
+    )
+
+
+def _label_shares(axis: Axes, labels: list[str], weights: np.ndarray) -> None:
+    _, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    uniform = counts / counts.sum()
+    weighted = np.bincount(index, weights=weights)
+    rank = np.arange(1, len(counts) + 1)
+    axis.plot(rank, 100 * uniform[order], color=ORANGE, label="uniform sampling")
+    axis.plot(rank, 100 * weighted[order], color=BLUE, label="density weights")
+    axis.axhline(100 / len(counts), color=GREY, linestyle="--", linewidth=1, label="perfectly even")
+    axis.set(
+        title="Share of each intent in training",
+        xlabel="intent, most frequent first",
+        ylabel="share of draws, %",
+        yscale="log",
+    )
+    axis.legend(frameon=False)

@@ -1,0 +1,119 @@
+"""Reading the density artifact: what training needs, and nothing else.
+
+>>> import isodense
+>>> w = isodense.load_weights("data/density")        # doctest: +SKIP
+>>> weights = w.align(my_dataset["prompt_id"])       # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from isodense.artifacts import ids_sha256, load_array, read_manifest
+from isodense.errors import ArtifactError
+
+WEIGHTS = "density_weights.npy"
+DENSITY = "density.npy"
+HELDOUT_DENSITY = "heldout_density.npy"
+IDS = "prompt_ids.npy"
+REMEDY = "run `dvc repro density`, or `dvc checkout --force data/density`"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Sampling weights of the training prompts.
+
+    Attributes
+    ----------
+    weights : ndarray of shape (n_prompts,), float32
+        Sum 1; the larger, the less crowded the prompt's neighbourhood.
+    density : ndarray of shape (n_prompts,), float32
+        Log density; the larger, the more crowded.
+    prompt_ids : ndarray of shape (n_prompts,), S32
+        Ids of the prompts, in the same order.
+    metadata : dict
+        The artifact's manifest.
+    """
+
+    weights: np.ndarray
+    density: np.ndarray
+    prompt_ids: np.ndarray
+    metadata: dict[str, Any]
+
+    def align(self, ids: Sequence[str]) -> np.ndarray:
+        """Return the weights of the prompts `ids`, in that order, scaled to sum 1.
+
+        Parameters
+        ----------
+        ids : sequence of str
+            Prompt ids of a data set that may be a subset, reordered or with repeats. A prompt
+            that appears several times shares its weight among its rows.
+
+        Returns
+        -------
+        ndarray of shape (len(ids),), float64
+
+        Raises
+        ------
+        ArtifactError
+            If an id has no weight: a held-out prompt, or one of another data set.
+        """
+        wanted = np.asarray(ids, dtype="S32")
+        order = np.argsort(self.prompt_ids)
+        place = np.searchsorted(self.prompt_ids, wanted, sorter=order)
+        index = order[np.minimum(place, len(order) - 1)]
+        missing = np.flatnonzero(self.prompt_ids[index] != wanted)
+        if len(missing):
+            message = (
+                f"{len(missing)} of {len(wanted)} prompts have no weight, first {ids[missing[0]]!r}"
+            )
+            raise ArtifactError(message, "they are held out or new: run `dvc repro density`")
+        rows = np.bincount(index, minlength=len(order))[index]
+        aligned = self.weights[index].astype(np.float64) / rows
+        return aligned / aligned.sum()
+
+
+def load_weights(folder: str | Path) -> Weights:
+    """Load ``data/density`` memory-mapped and check it.
+
+    Parameters
+    ----------
+    folder : str or Path
+        The artifact.
+
+    Returns
+    -------
+    Weights
+
+    Raises
+    ------
+    ArtifactError
+        If the artifact is incomplete, its arrays disagree, or a weight is not finite and positive.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder, "density")
+    arrays = {name: load_array(folder / name, mmap=True) for name in (WEIGHTS, DENSITY, IDS)}
+    for name, array in arrays.items():
+        if array.shape != (manifest["rows"],):
+            message = f"{folder / name} has shape {array.shape}, not ({manifest['rows']},)"
+            raise ArtifactError(message, REMEDY)
+    _check_weights(folder / WEIGHTS, arrays[WEIGHTS])
+    ids = arrays[IDS].astype("S32")
+    if ids_sha256(ids.astype("U32").tolist()) != manifest["ids_sha256"]:
+        raise ArtifactError(f"{folder / IDS} does not hold the ids of its manifest", REMEDY)
+    return Weights(arrays[WEIGHTS], arrays[DENSITY], ids, manifest)
+
+
+def _check_weights(path: Path, weights: np.ndarray) -> None:
+    bad = np.flatnonzero(~(np.isfinite(weights) & (weights > 0)))
+    if len(bad):
+        message = f"{path}: {len(bad)} weights are not finite and positive, first in row {bad[0]}"
+        raise ArtifactError(message, REMEDY)
+    total = float(weights.sum(dtype=np.float64))
+    if abs(total - 1) > 1e-6:
+        raise ArtifactError(f"{path}: the weights sum to {total:.9f}, not 1", REMEDY)

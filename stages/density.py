@@ -1,0 +1,55 @@
+"""Turn the neighbour graph into density and sampling weights.
+
+Example
+-------
+python stages/density.py --prompts data/prompts --neighbors data/neighbors --out data/density \\
+    --metrics reports/metrics/density.json --plots reports/plots/density
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from isodense import params, stage
+from isodense.artifacts import content_sha256, require_same_ids, write_json
+from isodense.density import (
+    DensityParams,
+    estimate,
+    heldout_density,
+    label_statistics,
+    publish,
+    statistics,
+)
+from isodense.graph import load_graph, load_heldout_graph
+from isodense.plots import density_plots
+from isodense.promptset import load_prompts
+
+
+def main(argv: list[str]) -> str:
+    """Run the stage and return its summary line."""
+    parser = stage.parser("density", __doc__)
+    parser.add_argument("--prompts", type=Path, required=True, help="prompts artifact to read")
+    parser.add_argument("--neighbors", type=Path, required=True, help="neighbors artifact to read")
+    parser.add_argument("--out", type=Path, required=True, help="density artifact to write")
+    parser.add_argument("--metrics", type=Path, required=True, help="metrics file to write")
+    parser.add_argument("--plots", type=Path, required=True, help="folder of plots to write")
+    args = parser.parse_args(argv)
+    section = params.load(args.params, "density", DensityParams)
+    prompts = load_prompts(args.prompts)
+    train = prompts.split("train")
+    graph, manifest = load_graph(args.neighbors)
+    require_same_ids(train.ids_sha256, manifest, f"the neighbours in {args.neighbors}")
+    found = estimate(graph, section)
+    heldout = heldout_density(found, load_heldout_graph(args.neighbors), section)
+    publish(found, heldout, train.ids, section, manifest, content_sha256(manifest), args.out)
+    report = statistics(found, graph.first(section.k))
+    if train.labels is not None:
+        report["labels"] = label_statistics(found.weights, train.labels)
+    write_json(args.metrics, {"density": report})
+    density_plots(found.weights, found.density, train.labels, args.plots)
+    return f"ESS {report['ess']:.0f} of {report['prompts']}, largest weight {report['max_over_mean']:.1f} x mean"
+
+
+if __name__ == "__main__":
+    stage.run("density", main)
