@@ -1,0 +1,35 @@
+"""Collect preference pairs from the sources in use into one file.
+
+Example: python stages/download.py --out data/pairs --metrics reports/metrics/download.json
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from isodense import params, stage
+from isodense.artifacts import write_json
+from isodense.base import BaseParams
+from isodense.download import DownloadParams, publish
+
+
+def main(argv: list[str]) -> str:
+    """Run the stage and return its summary line."""
+    parser = stage.parser("download", __doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the pairs")
+    parser.add_argument("--metrics", type=Path, required=True, help="metrics file")
+    args = parser.parse_args(argv)
+    base = params.load(args.params, "base", BaseParams)
+    section = params.load(args.params, "download", DownloadParams)
+    metrics = publish(section, lambda source: base.rng(f"download.{source}"), args.out)
+    write_json(args.metrics, metrics)
+    counts = metrics["download"]
+    parts = ", ".join(f"{count:,} from {name}" for name, count in counts["sources"].items())
+    return f"{counts['pairs']:,} pairs ({parts}), {counts['repeated']:,} repeats left out"
+
+
+if __name__ == "__main__":
+    stage.run("download", main)
