@@ -135,7 +135,7 @@ def test_refusals_are_clear(served: Hub, target: str, status: int, words: list[s
 
 
 def test_missing_repository_revision_and_split_are_told_apart(hub: Hub, tmp_path: Path):
-    with pytest.raises(DataError, match="no such data set"):
+    with pytest.raises(DataError, match="no such repository"):
         load()
     rows = {"harmless-base/test.jsonl.gz": [row("t")]}
     hub.add(hh.REPO, repository(tmp_path / "repo", rows), revision=REVISION)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import torch
@@ -29,7 +30,7 @@ def dequantise(source: Path, out: Path) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
         model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
-    except (ValueError, OSError, KeyError, NotImplementedError) as error:
+    except (ValueError, OSError, KeyError, struct.error, NotImplementedError) as error:
         raise ModelError(f"{source.name} cannot be dequantised: {error}") from error
     del model.config.quantization_config  # it would send save and load down the quantised path
     model.hf_quantizer = None  # type: ignore[assignment]

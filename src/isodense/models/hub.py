@@ -7,12 +7,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from isodense.errors import ModelError
+from isodense.hub import clear_errors
 
 if TYPE_CHECKING:
     from isodense.models.publish import ModelParams
 
 PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+REMEDY = (
+    "check the connection, HF_ENDPOINT (a mirror) and HF_HUB_OFFLINE, then run again: finished "
+    "files are kept; or fetch the model elsewhere and use source: folder"
+)
 
 
 @contextmanager
@@ -21,21 +25,14 @@ def fetched(model: ModelParams, cache: Path) -> Iterator[Path]:
 
     Raises
     ------
-    ModelError
+    DataError
         If the repository or revision cannot be fetched.
     """
-    import httpx
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     gguf = [model.path] if model.path and model.path.endswith(".gguf") else None
-    try:
+    with clear_errors(model.name, f"revision {model.version!r}", REMEDY):
         folder = snapshot_download(
             model.name, revision=model.version, allow_patterns=gguf or PATTERNS
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        remedy = "check the name, the revision, HF_ENDPOINT and HF_TOKEN, or use source: folder"
-        message = f"Hub repository {model.name}@{model.version}: {reason}"
-        raise ModelError(message, remedy) from None
     yield Path(folder, model.path or "")

@@ -13,10 +13,10 @@ from __future__ import annotations
 import fnmatch
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from isodense.errors import DataError
+from isodense.hub import clear_errors
 
 SKIP = "set download.on_bad_row: skip, or pin another revision"
 REMEDY = (
@@ -48,7 +48,7 @@ class Snapshot:
         if os.environ.get("CI"):
             disable_progress_bars()
         self.repo = repo
-        with _clear_errors(repo, f"revision {revision!r}"):
+        with clear_errors(repo, f"revision {revision!r}", REMEDY):
             folder = huggingface_hub.snapshot_download(
                 repo, repo_type="dataset", revision=revision, allow_patterns=["README.md"]
             )
@@ -85,7 +85,7 @@ class Snapshot:
     def _fetch(self, name: str) -> Path:
         import huggingface_hub
 
-        with _clear_errors(self.repo, name):
+        with clear_errors(self.repo, name, REMEDY):
             path = huggingface_hub.hf_hub_download(
                 self.repo, name, repo_type="dataset", revision=self.commit
             )
@@ -101,29 +101,3 @@ class Snapshot:
         found = sorted({name.partition("/")[0] for name in names})
         more = f" and {len(found) - 20} more" if len(found) > 20 else ""
         return f"{folder or 'the data set'} holds {', '.join(found[:20])}{more}"
-
-
-@contextmanager
-def _clear_errors(repo: str, what: str) -> Iterator[None]:
-    """Turn what the Hub's client raises into one `DataError`."""
-    from huggingface_hub import errors
-    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
-
-    login = "accept its terms on its page, then log in with `hf auth login` or set HF_TOKEN"
-    try:
-        yield
-    except errors.GatedRepoError:
-        raise DataError(f"{what}: access is gated", repo, remedy=login) from None
-    except errors.RepositoryNotFoundError:
-        raise DataError("no such data set on the Hub, or no access", repo, remedy=login) from None
-    except errors.RevisionNotFoundError:
-        raise DataError(
-            f"has no {what}", repo, remedy="check the revision in params.yaml"
-        ) from None
-    except errors.RemoteEntryNotFoundError:
-        raise DataError(f"has no file {what}", repo, remedy=REMEDY) from None
-    except (OSError, httpx.HTTPError, errors.CachedRepoTreeNotFoundError, RuntimeError) as error:
-        cause = error.__cause__ or error
-        first = (str(cause).strip() or type(cause).__name__).splitlines()[0]
-        message = f"{what} could not be fetched ({first})"
-        raise DataError(message, repo, remedy=REMEDY) from error
