@@ -1,8 +1,8 @@
-"""Turn the neighbour graph into density and sampling weights.
+r"""Turn the neighbour graph into density and sampling weights.
 
 Example
 -------
-python stages/density.py --prompts data/prompts --neighbors data/neighbors --out data/density \\
+python stages/density.py --prompts data/prompts --neighbors data/neighbors --out data/density \
     --metrics reports/metrics/density.json --plots reports/plots/density
 """
 
@@ -48,7 +48,8 @@ def main(argv: list[str]) -> str:
         report["labels"] = label_statistics(found.weights, train.labels)
     write_json(args.metrics, {"density": report})
     density_plots(found.weights, found.density, train.labels, args.plots)
-    return f"ESS {report['ess']:.0f} of {report['prompts']}, largest weight {report['max_over_mean']:.1f} x mean"
+    ess, largest = report["ess"], report["max_over_mean"]
+    return f"ESS {ess:.0f} of {report['prompts']} prompts, largest weight {largest:.1f} x mean"
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Embed every prompt once, in shards.
+r"""Embed every prompt once, in shards.
 
 Example
 -------
-python stages/embeddings.py --prompts data/prompts --encoder models/encoder \\
+python stages/embeddings.py --prompts data/prompts --encoder models/encoder \
     --out data/embeddings --metrics reports/metrics/embeddings.json
 """
 

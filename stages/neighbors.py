@@ -1,8 +1,8 @@
-"""Find the nearest training prompts of every prompt.
+r"""Find the nearest training prompts of every prompt.
 
 Example
 -------
-python stages/neighbors.py --prompts data/prompts --embeddings data/embeddings \\
+python stages/neighbors.py --prompts data/prompts --embeddings data/embeddings \
     --out data/neighbors --metrics reports/metrics/neighbors.json
 """
 

@@ -1,8 +1,8 @@
-"""Collapse the pairs to unique prompts and split off a held-out set.
+r"""Collapse the pairs to unique prompts and split off a held-out set.
 
 Example
 -------
-python stages/prompts.py --pairs data/pairs --out data/prompts \\
+python stages/prompts.py --pairs data/pairs --out data/prompts \
     --metrics reports/metrics/prompts.json
 """
 

@@ -102,7 +102,9 @@ def sample(n=60):
 def test_the_artifact_holds_train_neighbours_and_held_out_distances(tmp_path):
     prompts, X = sample()
     rng = np.random.default_rng(0)
-    report = publish(X, prompts, NeighborsParams(5, "auto", 10, 0.9, 1), "cpu", rng, "0", tmp_path / "n")
+    report = publish(
+        X, prompts, NeighborsParams(5, "auto", 10, 0.9, 1), "cpu", rng, "0", tmp_path / "n"
+    )
     graph, manifest = load_graph(tmp_path / "n")
     train, heldout = X[prompts.positions("train")], X[prompts.positions("heldout")]
     assert len(graph) == len(train) == manifest["rows"] == report["rows"]

@@ -57,7 +57,9 @@ def test_values_arrive_with_their_types(tmp_path):
 
 
 def test_every_fault_is_listed_with_its_line(tmp_path):
-    text = GOOD.replace("k: 5", "k: 0").replace("kind: b", "kind: c").replace("  limit:", "  limti:")
+    text = (
+        GOOD.replace("k: 5", "k: 0").replace("kind: b", "kind: c").replace("  limit:", "  limti:")
+    )
     with pytest.raises(ParamsError) as caught:
         read(tmp_path, text + "densty: {}\n")
     message = str(caught.value)

@@ -22,14 +22,21 @@ def pair(prompt, source="s", **more):
 
 
 def test_white_space_and_normal_form_do_not_make_a_prompt():
-    composed, decomposed = (unicodedata.normalize(form, "Où  est\n la gare?") for form in ("NFC", "NFD"))
+    composed, decomposed = (
+        unicodedata.normalize(form, "Où  est\n la gare?") for form in ("NFC", "NFD")
+    )
     assert composed != decomposed
     assert prompt_id(user(composed)) == prompt_id(user(f"  {decomposed}\t"))
 
 
 def test_role_case_order_and_punctuation_do():
     dialogue = [*user("a"), {"role": "assistant", "content": "b"}, *user("c")]
-    ids = {prompt_id(user("Hi")), prompt_id(user("hi")), prompt_id(user("hi!")), prompt_id(dialogue)}
+    ids = {
+        prompt_id(user("Hi")),
+        prompt_id(user("hi")),
+        prompt_id(user("hi!")),
+        prompt_id(dialogue),
+    }
     ids |= {prompt_id([{"role": "system", "content": "hi"}]), prompt_id(dialogue[::-1])}
     assert len(ids) == 6
     assert all(len(one) == 32 and int(one, 16) >= 0 for one in ids)

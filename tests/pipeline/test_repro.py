@@ -1,0 +1,185 @@
+"""The whole pipeline under real dvc and git, with tiny models: the same bytes every time."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests import tiny
+
+ROOT = Path(__file__).parents[2]
+SMALL = {
+    "download.sample.pairs": 120,
+    "embeddings.max_tokens": 64,
+    "neighbors.k_max": 20,
+    "reward.layer": 2,
+    "train.max_steps": 2,
+    "train.prompts_per_step": 2,
+    "train.num_generations": 2,
+    "train.max_completion_tokens": 8,
+    "evaluate.max_prompts": 6,
+    "evaluate.max_completion_tokens": 8,
+}
+
+
+class Project:
+    """A clone of the working tree with tiny models and settings."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root / "clone"
+        for name in ("stages", "src"):
+            skip = shutil.ignore_patterns("__pycache__", "*.egg-info")
+            shutil.copytree(ROOT / name, self.root / name, ignore=skip)
+        for name in ("dvc.yaml", "params.yaml", ".dvcignore", ".gitignore"):
+            shutil.copyfile(ROOT / name, self.root / name)
+        (self.root / "reports" / "metrics").mkdir(parents=True)
+        home = root / "home"
+        home.mkdir()
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        self.environ = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("GIT_")},
+            "PATH": path,
+            "HOME": str(home),
+            "DVC_SITE_CACHE_DIR": str(root / "site"),
+            "DVC_NO_ANALYTICS": "1",
+            "CI": "1",
+            **{f"GIT_{who}_{what}": "t@example.invalid" for who in ("AUTHOR", "COMMITTER")
+               for what in ("NAME", "EMAIL")},
+        }  # fmt: skip
+        self.environ.pop("DVC_ROOT", None)
+        self.environ.pop("ISODENSE_CACHE", None)
+
+    def run(self, *command: str, check: bool = True) -> str:
+        done = subprocess.run(
+            command, cwd=self.root, env=self.environ, capture_output=True, text=True, check=False
+        )
+        assert not check or done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr
+
+    def set(self, values: dict[str, object]) -> None:
+        path = self.root / "params.yaml"
+        params = yaml.safe_load(path.read_text())
+        for name, value in values.items():
+            *sections, key = name.split(".")
+            section = params
+            for part in sections:
+                section = section[part]
+            assert key in section, name
+            section[key] = value
+        path.write_text(yaml.safe_dump(params))
+
+    def lock(self) -> str:
+        return (self.root / "dvc.lock").read_text()
+
+    def ran(self, output: str) -> list[str]:
+        marks = [line for line in output.splitlines() if line.startswith("Running stage '")]
+        return [line.split("'")[1] for line in marks]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    root = tmp_path_factory.mktemp("pipeline")
+    made = Project(root)
+    folder = {"source": "folder", "version": None, "sha256": None, "path": None}
+    encoder = folder | {"name": str(tiny.encoder(root / "tiny-encoder"))}
+    policy = folder | {"name": str(tiny.policy(root / "tiny-policy"))}
+    made.set({**SMALL, "models.encoder": encoder, "models.policy": policy})
+    made.run("git", "init", "-q")
+    made.run("dvc", "init", "-q")
+    shutil.copyfile(ROOT / ".dvc" / "config", made.root / ".dvc" / "config")
+    made.run("git", "add", "-A")
+    made.run("git", "commit", "-qm", "start")
+    made.first = made.run("dvc", "repro")
+    made.run("git", "add", "-A")
+    made.run("git", "commit", "-qm", "repro")
+    return made
+
+
+def test_every_stage_ran_and_is_pinned(project):
+    stages = list(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
+    assert sorted(project.ran(project.first)) == sorted(stages)
+    assert sorted(yaml.safe_load(project.lock())["stages"]) == sorted(stages)
+    assert project.run("git", "ls-files", "data", "models", "logs") == ""
+    for out in ("data/pairs", "data/density", "models/reward", "models/grpo"):
+        assert (project.root / out / "manifest.json").is_file()
+
+
+def test_a_second_run_does_nothing_and_leaves_git_clean(project):
+    assert project.ran(project.run("dvc", "repro")) == []
+    assert "up to date" in project.run("dvc", "status")
+    assert project.run("git", "status", "--porcelain") == ""
+
+
+def test_forced_again_every_byte_repeats(project):
+    before = project.lock()
+    shutil.rmtree(project.root / ".cache")
+    assert len(project.ran(project.run("dvc", "repro", "--force"))) == 9
+    assert project.lock() == before
+    assert project.run("git", "status", "--porcelain") == ""
+
+
+def test_metrics_and_plots_show(project):
+    metrics = json.loads(project.run("dvc", "metrics", "show", "--json"))[""]["data"]
+    density = metrics[str(Path("reports/metrics/density.json"))]["data"]["density"]
+    assert 0 < density["ess_share"] <= 1
+    assert set(density["labels"]) >= {"entropy", "entropy_uniform", "gap", "rarest_quarter"}
+    page = project.run("dvc", "plots", "show").strip().splitlines()[-1]
+    html = Path(page.removeprefix("file://")).read_text()
+    for name in ("weights.csv", "density_weight.csv", "reward"):
+        assert name in html
+
+
+def test_a_density_experiment_reruns_density_and_what_follows(project):
+    output = project.run("dvc", "exp", "run", "-n", "five", "-S", "density.k=5")
+    assert sorted(project.ran(output)) == ["density", "evaluate", "train"]
+    shown = json.loads(project.run("dvc", "exp", "show", "--json"))
+    assert "five" in json.dumps(shown)
+    project.run("git", "checkout", "-q", ".")
+    project.run("dvc", "checkout", "-q")
+
+
+def test_a_teammate_pulls_what_was_pushed(project, tmp_path):
+    project.run("dvc", "push", "-q")
+    clone = tmp_path / "clone"
+    project.run("git", "clone", "-q", str(project.root), str(clone))
+    original, project.root = project.root, clone
+    try:
+        project.run("dvc", "pull", "-q", "density")
+        weights = clone / "data" / "density" / "density_weights.npy"
+        assert weights.read_bytes() == (original / weights.relative_to(clone)).read_bytes()
+        assert not (clone / "data" / "embeddings").exists()
+        project.run("dvc", "pull", "-q")
+        assert project.ran(project.run("dvc", "repro")) == []
+    finally:
+        project.root = original
+
+
+def test_appended_prompts_reuse_finished_shards(project):
+    project.set({"embeddings.rows_per_shard": 32})
+    project.run("dvc", "repro", "neighbors")
+    local = project.root / "more.jsonl"
+    answers = {"chosen": "yes", "rejected": "no"}
+    local.write_text(json.dumps({"prompt": "one more question", **answers}) + "\n")
+    project.set({"download.sources": ["sample", "local"], "download.local.files": ["more.jsonl"]})
+    output = project.run("dvc", "repro", "neighbors")
+    assert "1 of 4 shards computed" in output
+    project.run("git", "checkout", "-q", ".")
+    project.run("dvc", "checkout", "-q")
+
+
+def test_bad_input_stops_the_pipeline_with_one_clear_error(project):
+    (project.root / "empty.jsonl").write_text("")
+    project.set({"download.sources": ["local"], "download.local.files": ["empty.jsonl"]})
+    output = project.run("dvc", "repro", check=False)
+    assert "empty.jsonl" in output
+    assert "Traceback" not in output
+    project.run("git", "checkout", "-q", ".")
+    project.run("dvc", "checkout", "-q")
+    assert "up to date" in project.run("dvc", "status")

@@ -1,0 +1,113 @@
+"""Tiny real models for tests: built in a second, loaded by transformers like any other folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from isodense.artifacts import write_manifest
+
+CORPUS = [
+    "What is the capital of France? The capital of France is Paris.",
+    "How do I boil an egg? Put it in boiling water for eight minutes.",
+    "Name three colours. Red, green and blue are three colours.",
+    "Tell me a joke about cats. Why did the cat sit on the computer? To watch the mouse.",
+    "system user assistant You are a helpful assistant.",
+]
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+WORDS = "red green blue paris france egg water minutes cat mouse joke capital".split()
+
+
+def tokenizer(vocabulary: int = 300) -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE tokenizer in the ChatML format of SmolLM2."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    made.train_from_iterator(CORPUS, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        bos_token="<|im_start|>",
+        chat_template=TEMPLATE,
+    )
+
+
+def policy(folder: Path, layers: int = 3, hidden: int = 32, seed: int = 0) -> Path:
+    """Save a tiny Llama with its tokenizer and the manifest of the models stage."""
+    folder.mkdir(parents=True)
+    made = tokenizer()
+    made.save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=len(made),
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        bos_token_id=made.bos_token_id,
+        eos_token_id=made.eos_token_id,
+        pad_token_id=made.pad_token_id,
+        tie_word_embeddings=True,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    write_manifest(folder, "models", role="policy")
+    return folder
+
+
+def user(text: str) -> list[dict[str, str]]:
+    """Return a conversation of one user message."""
+    return [{"role": "user", "content": text}]
+
+
+def encoder(folder: Path, pooling: str = "mean", seed: int = 0) -> Path:
+    """Save a tiny BERT as a sentence-transformers folder with the manifest of the models stage."""
+    folder.mkdir(parents=True)
+    made = tokenizer()
+    made.save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(made),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        pad_token_id=made.pad_token_id,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        BertModel(config).save_pretrained(folder)
+    types = "sentence_transformers.models."
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": f"{types}Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": f"{types}Pooling"},
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    key = {"mean": "mean_tokens", "cls": "cls_token", "max": "max_tokens"}[pooling]
+    settings = {"word_embedding_dimension": 32, f"pooling_mode_{key}": True}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(settings))
+    write_manifest(folder, "models", role="encoder")
+    return folder
