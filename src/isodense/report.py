@@ -1,0 +1,166 @@
+"""The page people look at: ``reports/index.html``, one file, no network.
+
+It gathers what the stages have measured: what the weights do, which prompts they favour, how
+training went, and whether it helped. Prompts are untrusted text; the template escapes them.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+from collections.abc import Iterable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+
+from isodense.plots import BLUE, GREY, ORANGE, save
+from isodense.promptset import PromptSet
+from isodense.weights import Weights
+
+SHOWN = 20  # most and least weighted prompts
+EXAMPLES = 12
+
+
+def write_report(
+    out: Path,
+    weights: Weights,
+    train: PromptSet,
+    metrics: dict[str, Any],
+    figures: dict[str, bytes],
+    completions: list[dict[str, Any]],
+) -> None:
+    """Write the page.
+
+    Parameters
+    ----------
+    out : Path
+        The HTML file.
+    weights : Weights
+        Of the training prompts.
+    train : PromptSet
+        The training prompts, in the same order.
+    metrics : dict
+        Metrics of all stages, nested.
+    figures : dict of str to bytes
+        PNG files by caption, in the order of the page.
+    completions : list of dict
+        Rows of ``completions.jsonl``.
+    """
+    source = files("isodense").joinpath("report.html").read_text(encoding="utf-8")
+    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(source)
+    order = np.argsort(-weights.weights, kind="stable")
+    page = template.render(
+        cards=_cards(metrics),
+        figures=[
+            {"caption": caption, "data": base64.b64encode(png).decode()}
+            for caption, png in figures.items()
+        ],
+        most=_table(weights, train, order[:SHOWN]),
+        least=_table(weights, train, order[::-1][:SHOWN]),
+        completions=completions[:EXAMPLES],
+        metrics=list(_flat(metrics)),
+        inputs=weights.metadata["inputs"] | {"ids_sha256": weights.metadata["ids_sha256"]},
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page, encoding="utf-8", newline="\n")
+
+
+def read_metrics(paths: Iterable[Path]) -> dict[str, Any]:
+    """Return the metrics of several stages as one mapping."""
+    merged: dict[str, Any] = {}
+    for path in paths:
+        merged |= json.loads(path.read_text(encoding="utf-8"))
+    return merged
+
+
+def training_figure(folder: Path) -> bytes:
+    """Return a PNG of the reward over training steps.
+
+    Parameters
+    ----------
+    folder : Path
+        What dvclive wrote: ``plots/metrics/**/reward.tsv``.
+    """
+    from matplotlib.figure import Figure
+
+    (path,) = folder.rglob("reward.tsv")
+    with path.open(encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream, delimiter="\t"))
+    steps = [int(row["step"]) for row in rows]
+    reward = np.array([float(row["reward"]) for row in rows])
+    window = max(1, len(reward) // 8)
+    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    axis = figure.subplots()
+    axis.plot(steps, reward, color=GREY, linewidth=1, label="each step")
+    if len(reward) > window:
+        smooth = np.convolve(reward, np.ones(window) / window, mode="valid")
+        label = f"mean of {window} steps"
+        axis.plot(steps[window - 1 :], smooth, color=BLUE, linewidth=2, label=label)
+    axis.set(title="Reward of the sampled completions", xlabel="step", ylabel="reward")
+    axis.legend(frameon=False)
+    return _png(figure)
+
+
+def decile_figure(path: Path) -> bytes:
+    """Return a PNG of the held-out reward by density decile, base against trained.
+
+    Parameters
+    ----------
+    path : Path
+        ``reward_by_decile.csv``: columns decile, policy, reward, low, high.
+    """
+    from matplotlib.figure import Figure
+
+    with path.open(encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    axis = figure.subplots()
+    for shift, color, policy in ((-0.08, ORANGE, "base"), (0.08, BLUE, "trained")):
+        mine = [row for row in rows if row["policy"] == policy]
+        place = np.array([float(row["decile"]) for row in mine]) + shift
+        middle, low, high = (
+            np.array([float(row[name]) for row in mine]) for name in ("reward", "low", "high")
+        )
+        axis.errorbar(
+            place, middle, (middle - low, high - middle), fmt="o", color=color, label=policy
+        )
+    axis.set(
+        title="Held-out reward, from rare to crowded prompts",
+        xlabel="density decile (1 = most isolated)",
+        ylabel="reward, 95% interval",
+    )
+    axis.legend(frameon=False)
+    return _png(figure)
+
+
+def _png(figure: Any) -> bytes:
+    for spine in ("top", "right"):
+        figure.axes[0].spines[spine].set_visible(False)
+    stream = io.BytesIO()
+    save(figure, stream)
+    return stream.getvalue()
+
+
+def _table(weights: Weights, train: PromptSet, rows: np.ndarray) -> list[dict[str, Any]]:
+    return [
+        {
+            "weight": f"{weights.weights[row] * len(train):.2f}",
+            "count": train.rows[row]["count"],
+            "label": train.rows[row].get("label", ""),
+            "text": train.rows[row]["text"],
+        }
+        for row in rows
+    ]
+
+
+def _flat(metrics: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for name, value in metrics.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
