@@ -36,9 +36,13 @@ def test_a_published_artifact_reads_back(made):
 
 
 def test_an_error_leaves_the_old_artifact(made):
-    with pytest.raises(KeyboardInterrupt), publishing(made) as scratch:
-        (scratch / "half").write_text("x")
-        raise KeyboardInterrupt
+    def interrupted():
+        with publishing(made) as scratch:
+            (scratch / "half").write_text("x")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert read_manifest(made, "density")["rows"] == 3
     with publishing(made) as scratch:
         assert not list(scratch.iterdir())

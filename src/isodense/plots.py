@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -52,9 +52,9 @@ def density_plots(
         _figure(relative, density, labels, weights, scratch / "density.png")
 
 
-def save(figure: Any, path: Path) -> None:
+def save(figure: Any, path: Path | BinaryIO) -> None:
     """Save a matplotlib figure as a PNG whose bytes repeat."""
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    figure.savefig(path, format="png", dpi=110, metadata={"Software": None})
 
 
 def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

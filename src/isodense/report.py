@@ -138,6 +138,40 @@ def decile_figure(path: Path) -> bytes:
     return _png(figure)
 
 
+def _cards(metrics: dict[str, Any]) -> list[dict[str, str]]:
+    """Return the headline numbers."""
+    density, reward, found = metrics["density"], metrics["reward"], metrics["eval"]
+    heldout, length, gain = reward["heldout"], reward["length_only"], found["gain"]
+    cards = [
+        (
+            "training prompts",
+            f"{density['prompts']:,}",
+            f"of {metrics['prompts']['pairs']:,} pairs",
+        ),
+        (
+            "effective sample size",
+            f"{density['ess_share']:.0%}",
+            f"largest weight {density['max_over_mean']:.1f} x mean",
+        ),
+        (
+            "reward accuracy, held out",
+            f"{heldout['accuracy']:.0%}",
+            f"{heldout['low']:.0%} to {heldout['high']:.0%}; length alone {length['accuracy']:.0%}",
+        ),
+        (
+            "held-out reward",
+            f"{found['base']['reward']:.2f} → {found['trained']['reward']:.2f}",
+            f"gain {gain['reward']:+.2f}, 95% interval {gain['reward_low']:+.2f} to "
+            f"{gain['reward_high']:+.2f}",
+        ),
+    ]
+    if "labels" in density:
+        labels = density["labels"]
+        note = f"of known labels, in draws; uniform {labels['entropy_uniform']:.3f}"
+        cards.insert(2, ("evenness", f"{labels['entropy']:.3f}", note))
+    return [dict(zip(("name", "value", "note"), card, strict=True)) for card in cards]
+
+
 def _png(figure: Any) -> bytes:
     for spine in ("top", "right"):
         figure.axes[0].spines[spine].set_visible(False)
