@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from isodense import params, stage
-from isodense.artifacts import write_json
+from isodense.artifacts import content_sha256, read_manifest, write_json
 from isodense.base import BaseParams
 from isodense.embeddings import EmbeddingsParams, embed
 from isodense.promptset import load_prompts
@@ -39,7 +39,8 @@ def main(argv: list[str]) -> str:
         batch_tokens=section.batch_tokens,
         device=base.device,
     )
-    report = embed(prompts, encoder, args.encoder, section, stage.cache(), args.out)
+    prompts_sha256 = content_sha256(read_manifest(args.prompts, "prompts"))
+    report = embed(prompts, encoder, args.encoder, section, prompts_sha256, stage.cache(), args.out)
     write_json(args.metrics, {"embeddings": report})
     return f"{report['prompts']} prompts x {report['dim']} in {report['shards']} shards"
 

@@ -31,7 +31,9 @@ def test_inspect_lists_both_ends(flags, capsys):
     assert main(["inspect", "--top", "1", *arguments]) == 0
     out = capsys.readouterr().out
     assert f"{len(train)} training prompts, effective sample size" in out
-    assert out.index(train.texts[-1]) < out.index("least weighted") < out.index(train.texts[0] + "\n")
+    assert (
+        out.index(train.texts[-1]) < out.index("least weighted") < out.index(train.texts[0] + "\n")
+    )
 
 
 def test_verify_names_a_damaged_file(flags, capsys):

@@ -103,6 +103,21 @@ def test_one_two_and_identical_prompts_weigh_alike():
         np.testing.assert_allclose(weights, 1 / len(X))
 
 
+def test_weights_stay_positive_in_float32_at_extreme_settings():
+    rng = np.random.default_rng(5)
+    crowd = unit(np.eye(6)[0] + 1e-5 * rng.normal(size=(200, 6)))
+    X = np.concatenate([crowd, unit(rng.normal(size=(200, 6)))])
+    weights = density_weights(knn_graph(X, 20), method="knn", ess=0.05, alpha_max=20)
+    assert (weights.astype(np.float32) > 0).all()
+
+
+def test_two_different_prompts_are_no_copies():
+    graph = knn_graph(circle(np.array([0.0, 1.0])), 5)
+    assert statistics(estimate(graph, PARAMS), graph)["copy_groups"] == 0
+    graph = knn_graph(circle(np.zeros(9)), 20)
+    assert statistics(estimate(graph, PARAMS), graph)["prompts_in_copy_groups"] == 9
+
+
 def test_k_beyond_the_graph_is_refused_and_beyond_the_rows_is_not():
     graph = knn_graph(circle(np.linspace(0, 2, 30)), 5)
     with pytest.raises(IsodenseError, match=r"raise neighbors\.k_max"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -27,7 +28,8 @@ class Counting:
 
     def __init__(self, folder):
         self._encoder, self.texts = load_encoder(folder, max_tokens=64), 0
-        self.dim, self.tokenize = self._encoder.dim, self._encoder.tokenize
+        self.dim, self.device = self._encoder.dim, self._encoder.device
+        self.tokenize = self._encoder.tokenize
 
     def encode(self, texts, on_batch=None):
         self.texts += len(texts)
@@ -41,7 +43,7 @@ def folder(tmp_path):
 
 def run(tmp_path, folder, count, params=PARAMS, out="out"):
     encoder = Counting(folder)
-    report = embed(prompts(count), encoder, folder, params, tmp_path / "cache", tmp_path / out)
+    report = embed(prompts(count), encoder, folder, params, "0", tmp_path / "cache", tmp_path / out)
     return encoder, report
 
 
@@ -95,6 +97,24 @@ def test_a_crash_loses_only_the_shard_in_flight(tmp_path, folder, monkeypatch):
     assert not (tmp_path / "out").exists()
     monkeypatch.setattr(Counting, "encode", original)
     assert run(tmp_path, folder, 40)[0].texts == 24
+
+
+@pytest.mark.parametrize("stump", [b"", b"\x93NUMPY noise"])
+def test_a_damaged_finished_shard_is_computed_again(tmp_path, folder, stump):
+    run(tmp_path, folder, 40)
+    whole = load_vectors(tmp_path / "out")[0]
+    spoilt = sorted((tmp_path / "cache" / "embeddings").iterdir())[0]
+    spoilt.write_bytes(stump)
+    encoder, _ = run(tmp_path, folder, 40)
+    assert 0 < encoder.texts <= 16
+    assert (load_vectors(tmp_path / "out")[0] == whole).all()
+
+
+def test_two_workspaces_may_compute_the_same_shard(tmp_path, folder):
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [pool.submit(run, tmp_path, folder, 20, PARAMS, f"out{i}") for i in range(4)]
+        assert all(job.result() for job in jobs)
+    assert not list((tmp_path / "cache").rglob("*.tmp"))
 
 
 def test_float16_halves_the_file_and_stays_close(tmp_path, folder):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer
 
 from isodense.encoders import load_encoder
-from isodense.errors import ModelError
+from isodense.errors import IsodenseError, ModelError
 from tests import tiny
 
 TEXTS = [" ".join(tiny.WORDS[: i % 11 + 1]) + "?" * (i % 7) + f" {i}" for i in range(90)]
@@ -68,16 +69,20 @@ def test_pooling_follows_the_folder_and_can_be_overruled(tmp_path, folders):
     assert (auto != load_encoder(cls, pooling="mean", max_tokens=64).encode(TEXTS[:3])).any()
     last = load_encoder(folders["policy"], pooling="last", max_tokens=64)
     assert last.encode(["red", "red green"]).shape == (2, 32)
-    with pytest.raises(ModelError, match="not mean, cls or last"):
+    with pytest.raises(ModelError, match="asks for the pooling pooling_mode_max_tokens"):
         load_encoder(tiny.encoder(tmp_path / "max", pooling="max"), max_tokens=64)
+    modules = (cls / "modules.json").read_text()
+    (cls / "modules.json").write_text(modules.replace("models.Pooling", "models.Dense"))
+    with pytest.raises(ModelError, match="module of type Dense"):
+        load_encoder(cls, max_tokens=64)
 
 
-def test_long_texts_are_cut_at_their_end_and_counted(folders):
+def test_long_texts_are_cut_at_their_start_and_counted(folders):
     encoder = load_encoder(folders["encoder"], max_tokens=16)
     long = "red " * 100
     assert encoder.tokenize([long, "red"])[1] == 1
-    assert (encoder.encode([long]) == encoder.encode([long + "blue"])).all()
-    assert (encoder.encode(["blue " + long]) != encoder.encode([long])).any()
+    assert (encoder.encode(["blue " + long]) == encoder.encode([long])).all()
+    assert (encoder.encode([long + "blue"]) != encoder.encode([long])).any()
 
 
 def test_nothing_to_encode_is_no_rows(folders):
@@ -86,11 +91,33 @@ def test_nothing_to_encode_is_no_rows(folders):
 
 @pytest.mark.parametrize(
     ("kwargs", "words"),
-    [({"layer": 9}, "has 2 layers"), ({"max_tokens": 4096}, "exceeds the model's context, 128")],
+    [({"layer": 9}, "has 2 layers"), ({"max_tokens": 4096}, "exceeds what .* reads, 128")],
 )
 def test_impossible_settings_are_named(folders, kwargs, words):
     with pytest.raises(ModelError, match=words):
         load_encoder(folders["encoder"], **{"max_tokens": 64} | kwargs)
+
+
+def test_a_model_that_is_not_whole_is_refused(tmp_path):
+    folder = tiny.encoder(tmp_path / "encoder")
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    removed = next(name for name in weights if name.endswith("layer.1.output.dense.weight"))
+    save_file({k: v for k, v in weights.items() if k != removed}, path, {"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks 1 weights, first .*layer\.1\.output"):
+        load_encoder(folder, max_tokens=64)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_encoder(folder, max_tokens=64)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_encoder(folder, max_tokens=64)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_a_gpu_that_is_not_there_is_named(folders):
+    with pytest.raises(IsodenseError, match="torch sees no GPU"):
+        load_encoder(folders["encoder"], max_tokens=64, device="cuda")
 
 
 def test_no_model_and_a_broken_one_are_refused(tmp_path, folders):

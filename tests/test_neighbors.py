@@ -25,7 +25,7 @@ def test_neighbours_are_scikit_learns():
     graph = knn_graph(X, 15)
     search = NearestNeighbors(n_neighbors=16, algorithm="brute").fit(X.astype(float))
     distances, indices = search.kneighbors(X.astype(float))
-    assert (graph.indices == indices[:, 1:]).all()
+    assert (np.sort(graph.indices, axis=1) == np.sort(indices[:, 1:], axis=1)).all()
     np.testing.assert_allclose(graph.distances, distances[:, 1:], atol=1e-6)
     assert graph.indices.dtype == np.int32
     assert graph.distances.dtype == np.float32
@@ -53,6 +53,15 @@ def test_bytes_ignore_tiles_and_threads():
             assert other.distances.tobytes() == whole.distances.tobytes()
     finally:
         torch.set_num_threads(threads)
+
+
+def test_rows_are_sorted_by_the_stored_distance_and_then_the_row():
+    X = unit(400, dim=3, seed=5)
+    graph = knn_graph(np.repeat(X, 2, axis=0), 60)
+    rising = np.diff(graph.distances, axis=1)
+    assert (rising >= 0).all()
+    assert (np.diff(graph.indices, axis=1)[rising == 0] > 0).all()
+    assert (rising == 0).sum() > 1000
 
 
 def test_a_row_is_never_its_own_neighbour():
@@ -89,9 +98,10 @@ def test_wrong_shapes_and_k_are_refused():
 
 
 def test_recall_counts_the_true_neighbours_found():
-    exact = Graph(np.array([[1, 2], [0, 2]], np.int32), np.zeros((2, 2), np.float32))
-    graph = Graph(np.array([[2, 9], [0, 2], [5, 5]], np.int32), np.zeros((3, 2), np.float32))
-    assert recall(graph, exact, np.array([0, 1])) == 0.75
+    indices = np.zeros((3, 2), np.int32)
+    exact = Graph(indices[:2], np.array([[0.1, 0.2], [0.3, 0.3]], np.float32))
+    graph = Graph(indices, np.array([[0.1, 0.25], [9, 9], [0.3, 0.3]], np.float32))
+    assert recall(graph, exact, np.array([0, 2])) == 0.75
 
 
 def sample(n=60):
@@ -119,9 +129,10 @@ def test_the_artifact_holds_train_neighbours_and_held_out_distances(tmp_path):
         load_graph(tmp_path / "n")
 
 
-def test_one_training_prompt_and_no_held_out_ones_still_publish(tmp_path):
+@pytest.mark.parametrize("method", ["auto", "pynndescent"])
+def test_one_training_prompt_and_no_held_out_ones_still_publish(tmp_path, method):
     prompts = unique_prompts([pair(user("only"))], 0.0)
-    params = NeighborsParams(5, "auto", 10, 0.9, 1)
+    params = NeighborsParams(5, method, 10, 0.9, 1)
     publish(unit(1), prompts, params, "cpu", np.random.default_rng(0), "0", tmp_path / "n")
     assert load_graph(tmp_path / "n")[0].indices.shape == (1, 0)
     assert len(load_heldout_graph(tmp_path / "n")) == 0
@@ -140,7 +151,7 @@ def test_approximate_neighbours_are_audited_and_a_poor_graph_fails(tmp_path, mon
     rows = np.arange(0, len(graph), 7)
     train = X[prompts.positions("train")]
     assert recall(graph, nearest(train[rows], train, 10, own=rows), rows) > 0.9
-    poor = Graph(np.roll(graph.indices, 1, axis=0), graph.distances)
+    poor = Graph(graph.indices, graph.distances * 1.5)
     monkeypatch.setattr("isodense.neighbors._approximate", lambda *_: poor)
     with pytest.raises(IsodenseError, match=r"below|not 0\.9") as caught:
         publish(X, prompts, params, "cpu", rng, "0", tmp_path / "m")

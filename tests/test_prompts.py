@@ -60,6 +60,9 @@ def test_the_encoder_reads_the_words_not_the_roles():
     assert encoder_text(user(" one\n two ")) == "one two"
     dialogue = [*user("a"), {"role": "assistant", "content": "b"}, *user("c")]
     assert encoder_text(dialogue) == "user: a\nassistant: b\nuser: c"
+    system = {"role": "system", "content": "the same in every prompt"}
+    assert encoder_text([system, *dialogue]) == encoder_text(dialogue)
+    assert encoder_text([system, *user("one")]) == "one"
 
 
 def test_order_counts_sources_and_first_label_are_kept():
@@ -69,11 +72,14 @@ def test_order_counts_sources_and_first_label_are_kept():
             pair(user("two")),
             pair(user("one "), source="t", label="y"),
             pair(user("   ")),
+            pair(user("late")),
+            pair(user("late"), label="z"),
         ],
         heldout=0.0,
     )
-    assert found.texts == ["one", "two"]
-    assert [row["count"] for row in found.rows] == [2, 1]
+    assert found.texts == ["one", "two", "late"]
+    assert [row["count"] for row in found.rows] == [2, 1, 2]
+    assert found.rows[2]["label"] == "z"
     assert found.rows[0]["sources"] == {"s": 1, "t": 1}
     assert found.rows[0]["label"] == "x"
     assert found.labels is None

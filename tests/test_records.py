@@ -28,6 +28,8 @@ def test_gzip_is_told_by_content_and_blank_lines_keep_their_numbers(tmp_path):
         (b'{"a": 1', "not JSON"),
         (b'{"a": "\xff"}', "not UTF-8"),
         (b"[1]", "not a JSON object but list"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
         (b'{"a": "\\ud800"}', "surrogate"),
     ],
 )
@@ -50,6 +52,11 @@ def test_a_cut_gzip_is_never_a_short_file(tmp_path, keep):
     skipped: list[DataError] = []
     with pytest.raises(DataError, match="damaged or cut short after line"):
         list(read_jsonl(path, skipped.append))
+
+
+def test_a_byte_order_mark_is_no_fault(tmp_path):
+    (tmp_path / "x.jsonl").write_bytes(b'\xef\xbb\xbf{"a": 1}\n')
+    assert list(read_jsonl(tmp_path / "x.jsonl")) == [(1, {"a": 1})]
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path):

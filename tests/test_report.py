@@ -49,12 +49,14 @@ class Reader(html.parser.HTMLParser):
 
 @pytest.fixture
 def page(tmp_path):
-    rows = [{"text": text, "count": 1, "label": "x"} for text in (EVIL, "two", "three")]
+    texts = {"a": EVIL, "b": "two", "c": "three"}
+    rows = [{"id": i, "text": text, "count": 1, "label": "x"} for i, text in texts.items()]
+    train = PromptSet(rows)
     weights = Weights(
         np.array([0.5, 0.3, 0.2], np.float32),
         np.zeros(3, np.float32),
         np.array([b"a", b"b", b"c"]),
-        {"inputs": {"neighbors": "1f"}, "ids_sha256": "2e"},
+        {"inputs": {"neighbors": "1f"}, "ids_sha256": train.ids_sha256},
     )
     completion = {
         "text": EVIL,
@@ -64,7 +66,7 @@ def page(tmp_path):
         "trained_reward": 1,
     }
     out = tmp_path / "deep" / "index.html"
-    write_report(out, weights, PromptSet(rows), METRICS, {"a figure": b"PNG"}, [completion])
+    write_report(out, weights, train, METRICS, {"a figure": b"PNG"}, [completion])
     reader = Reader()
     reader.feed(out.read_text())
     return reader

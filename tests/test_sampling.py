@@ -80,6 +80,23 @@ def test_a_sampler_resumes_in_the_middle_of_an_epoch_and_at_another_world_size()
     assert first + rest == expected
 
 
+def test_a_look_ahead_does_not_shorten_the_epoch():
+    sampler = DistributedWeightedSampler(WEIGHTS, 12, seed=2)
+    next(iter(sampler))
+    assert list(sampler) == draw(WEIGHTS, 12, 2).tolist()
+
+
+def test_draws_that_do_not_divide_among_the_ranks_are_refused():
+    with pytest.raises(IsodenseError, match="10 draws were taken, not a multiple of 4"):
+        DistributedWeightedSampler(WEIGHTS, 12, 4).load_state_dict({"epoch": 0, "drawn": 10})
+
+
+@pytest.mark.parametrize("wrong", [{"size": -1}, {"start": -3}, {"seed": -1}])
+def test_negative_numbers_are_refused(wrong):
+    with pytest.raises(IsodenseError, match="must not be negative"):
+        draw(WEIGHTS, **{"size": 1} | wrong)
+
+
 def test_epochs_follow_a_data_loader():
     sampler = DistributedWeightedSampler(WEIGHTS, 6, seed=2)
     loader = DataLoader(list(range(7)), batch_size=2, sampler=sampler)

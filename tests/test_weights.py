@@ -38,7 +38,7 @@ def test_alignment_is_by_id(tmp_path):
     np.testing.assert_allclose(repeated, np.array([0.125, 0.1, 0.125]) / 0.35, rtol=1e-6)
 
 
-@pytest.mark.parametrize("unknown", ["f" * 32, "0" * 32])
+@pytest.mark.parametrize("unknown", ["f" * 32, "0" * 32, IDS[0] + "00", "é"])
 def test_an_unknown_prompt_is_an_error_not_a_zero(tmp_path, unknown):
     loaded = isodense.load_weights(write(tmp_path / "d"))
     with pytest.raises(ArtifactError, match="1 of 2 prompts have no weight") as caught:

@@ -91,12 +91,9 @@ def write_manifest(folder: str | Path, kind: str, **fields: Any) -> dict[str, An
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     manifest = {"format_version": FORMAT_VERSION, "kind": kind, **fields}
     manifest["files"] = {
-        path.relative_to(folder).as_posix(): {
-            "bytes": path.stat().st_size,
-            "sha256": sha256_file(path),
-        }
+        path.relative_to(folder).as_posix(): _describe(path)
         for path in files
-        if path.name != MANIFEST
+        if path != folder / MANIFEST
     }
     write_json(folder / MANIFEST, manifest)
     return manifest
@@ -118,6 +115,8 @@ def read_manifest(folder: str | Path, kind: str) -> dict[str, Any]:
         raise ArtifactError(f"{folder} has no {MANIFEST}: it is not complete", remedy) from None
     except ValueError as error:
         raise ArtifactError(f"{folder / MANIFEST} is not JSON: {error}", remedy) from None
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        raise ArtifactError(f"{folder / MANIFEST} is not a manifest", remedy)
     if manifest.get("kind") != kind:
         raise ArtifactError(f"{folder} holds {manifest.get('kind')!r}, not {kind!r}", remedy)
     if manifest.get("format_version") != FORMAT_VERSION:
@@ -177,6 +176,14 @@ def load_array(path: str | Path, mmap: bool = False) -> np.ndarray:
         raise ArtifactError(f"{path}: no such file", "run the stage that writes it") from None
     except (ValueError, EOFError, OSError) as error:
         raise ArtifactError(f"{path} is not a plain .npy array: {error}") from None
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    entry: dict[str, Any] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    if path.suffix == ".npy":
+        array = load_array(path, mmap=True)
+        entry |= {"dtype": str(array.dtype), "shape": list(array.shape)}
+    return entry
 
 
 def _check_file(folder: Path, name: str, size: int, remedy: str) -> None:

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from isodense.errors import IsodenseError
 from isodense.params import param
 
 
@@ -29,9 +30,17 @@ class BaseParams:
 
 
 def resolve_device(device: str) -> str:
-    """Return ``"cuda"`` or ``"cpu"`` for the param ``base.device``."""
+    """Return ``"cuda"`` or ``"cpu"`` for the param ``base.device``.
+
+    Raises
+    ------
+    IsodenseError
+        If a GPU is asked for and there is none.
+    """
     import torch
 
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise IsodenseError("base.device is cuda, but torch sees no GPU", "set it to auto or cpu")
     return device

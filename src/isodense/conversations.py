@@ -58,10 +58,14 @@ def is_heldout(identifier: str, fraction: float) -> bool:
 def encoder_text(messages: list[Message]) -> str:
     """Return what the encoder reads: the user's words, or the labelled turns of a dialogue.
 
-    A prompt of one user message is that message, so that a chat template's boilerplate, the same
-    in every prompt, does not draw all prompts together.
+    System messages and chat templates are left out: boilerplate that many prompts share would draw
+    them all together.
     """
-    messages = [message for message in canonical(messages) if message["content"]]
+    messages = [
+        message
+        for message in canonical(messages)
+        if message["content"] and message["role"] != "system"
+    ]
     if len(messages) == 1:
         return messages[0]["content"]
     return "\n".join(f"{message['role']}: {message['content']}" for message in messages)

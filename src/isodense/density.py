@@ -29,6 +29,7 @@ from isodense.weights import DENSITY, HELDOUT_DENSITY, IDS, WEIGHTS
 Method = Literal["soft_count", "knn", "balance", "uniform"]
 
 COPY = 1e-6  # distance under which two vectors are the same
+TINY = 1e-20  # least weight, of the largest
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Estimate:
     weights : ndarray of shape (n,), float64
         Sum 1; fall with crowding.
     density : ndarray of shape (n,), float64
-        Log density; rises with crowding.
+        Log soft count of distinct prompts, whatever the method; rises with crowding.
     units : ndarray of shape (n,), int32
         Group of near-copies that each prompt belongs to.
     scale : float
@@ -129,23 +130,23 @@ def estimate(graph: Graph, params: DensityParams) -> Estimate:
     graph = graph.first(params.k)
     distances = graph.distances.astype(np.float64)
     n = len(graph)
-    alike = np.zeros(n, dtype=np.int32)
+    uniform = np.full(n, 1 / n)
     if n < 3 or not (distances > COPY).any():
-        return Estimate(np.full(n, 1 / n), np.zeros(n), alike, 0.0, 0.0)
+        units = _connected(graph, distances <= COPY)
+        return Estimate(uniform, np.zeros(n), units, 0.0, 0.0)
     units, scale = _units(graph, distances, params.dup)
+    sizes = np.bincount(units)[units]
+    kernel = _kernel(graph, distances, units, params.bandwidth * scale)
+    density = np.log1p(kernel @ (1.0 / sizes))
     if params.method == "uniform":
-        return Estimate(np.full(n, 1 / n), np.zeros(n), units, scale, 0.0)
+        return Estimate(uniform, density, units, scale, 0.0)
+    if params.method == "balance":
+        return Estimate(_balanced(kernel, sizes), density, units, scale, 1.0)
+    crowding, low = density, 1.0
     if params.method == "knn":
-        log_density, low, sizes = -np.log(np.maximum(distances.mean(axis=1), COPY)), 0.0, 1
-    else:
-        sizes = np.bincount(units)[units]
-        kernel = _kernel(graph, distances, units, params.bandwidth * scale)
-        if params.method == "balance":
-            weights = _balanced(kernel, sizes)
-            return Estimate(weights, -np.log(weights * n), units, scale, 1.0)
-        log_density, low = np.log1p(kernel @ (1.0 / sizes)), 1.0
-    exponent = _exponent(log_density, units, sizes, params.ess, low, params.alpha_max)
-    return Estimate(_weights(log_density, exponent, sizes), log_density, units, scale, exponent)
+        crowding, low, sizes = -np.log(np.maximum(distances.mean(axis=1), COPY)), 0.0, 1
+    exponent = _exponent(crowding, units, sizes, params.ess, low, params.alpha_max)
+    return Estimate(_weights(crowding, exponent, sizes), density, units, scale, exponent)
 
 
 def heldout_density(found: Estimate, near: Graph, params: DensityParams) -> np.ndarray:
@@ -368,6 +369,7 @@ def _exponent(
 
 def _weights(log_density: np.ndarray, exponent: float, sizes: np.ndarray | int) -> np.ndarray:
     weights = np.exp(-exponent * (log_density - log_density.min())) / sizes
+    weights = np.maximum(weights, TINY * weights.max())  # float32 keeps every weight positive
     return weights / weights.sum()
 
 

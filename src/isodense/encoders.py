@@ -14,12 +14,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from isodense.base import resolve_device
 from isodense.errors import ModelError
@@ -38,21 +41,27 @@ class Encoder:
     dim : int
         Length of a vector.
     max_tokens : int
-        Longer texts are cut at their end.
+        Longer texts are cut at their start: what is asked usually stands at the end.
+    device : str
+        Where it runs.
     """
 
     def __init__(
         self,
         model: Any,
         tokenizer: Any,
+        block: Any,
         pooling: str,
         max_tokens: int,
         batch_tokens: int,
         device: str,
     ) -> None:
         self._model, self._tokenizer, self._pooling = model.eval().to(device), tokenizer, pooling
-        self._batch_tokens, self._device = batch_tokens, device
+        self._batch_tokens, self.device = batch_tokens, device
         self.max_tokens, self.dim = max_tokens, int(model.config.hidden_size)
+        self._states: torch.Tensor | None = None
+        if block is not None:
+            block.register_forward_hook(self._keep)
 
     def tokenize(self, texts: list[str]) -> tuple[list[list[int]], int]:
         """Return the token ids of each text and how many texts were cut."""
@@ -110,9 +119,14 @@ class Encoder:
             tokens[row, : len(values)] = torch.tensor(values)
             mask[row, : len(values)] = 1
         mask[len(ids) :, 0] = 1  # rows that only fill the batch attend to one token, not to none
-        tokens, mask = tokens.to(self._device), mask.to(self._device)
+        tokens, mask = tokens.to(self.device), mask.to(self.device)
         states = self._model(input_ids=tokens, attention_mask=mask).last_hidden_state
+        if self._states is not None:  # of the last block, before the model's final norm
+            states = self._states
         return self._pool(states.float(), mask)[: len(ids)].cpu().numpy()
+
+    def _keep(self, _module: Any, _inputs: Any, output: Any) -> None:
+        self._states = output[0] if isinstance(output, tuple) else output
 
     def _pool(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         if self._pooling == "cls":
@@ -144,9 +158,10 @@ def load_encoder(
     pooling : {"auto", "mean", "cls", "last"}
         ``auto`` follows the folder's own pooling; for a decoder, the mean without the first token.
     layer : int, optional
-        Use the hidden states after this many layers; deeper ones are not loaded.
+        Use the hidden states after this many blocks, before any final norm; deeper blocks are not
+        loaded.
     max_tokens : int
-        Longer texts are cut at their end.
+        Longer texts are cut at their start.
     batch_tokens : int
         Padded tokens per batch; changes speed and memory, not the result.
     device : {"auto", "cpu", "cuda"}
@@ -154,45 +169,84 @@ def load_encoder(
     Raises
     ------
     ModelError
-        If the folder is not a model, has fewer layers, or a shorter context.
+        If the folder is not a whole model, has fewer layers or a shorter context, or asks for a
+        pooling that is not known here.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} holds no model (no config.json)", "run `dvc repro models`")
-    config = AutoConfig.from_pretrained(folder)
-    depth = config.num_hidden_layers
-    if layer is not None and not 1 <= layer <= depth:
-        raise ModelError(f"embeddings.layer = {layer}, but {folder} has {depth} layers")
-    context = getattr(config, "max_position_embeddings", None) or max_tokens
-    if max_tokens > context:
-        message = f"embeddings.max_tokens = {max_tokens} exceeds the model's context, {context}"
-        raise ModelError(message, f"set it to at most {context}")
-    if layer is not None:
-        config.num_hidden_layers = layer
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.truncation_side = "right"
-    model = AutoModel.from_pretrained(folder, config=config, dtype=torch.float32)
-    if layer is not None and layer < depth and hasattr(model, "norm"):
-        model.norm = torch.nn.Identity()  # belongs after the last layer only
     chosen = _folder_pooling(folder) if pooling == "auto" else pooling
-    return Encoder(model, tokenizer, chosen, max_tokens, batch_tokens, resolve_device(device))
+    model, tokenizer, block = _load(folder, layer)
+    limit = min(model.config.max_position_embeddings, tokenizer.model_max_length)
+    limit -= limit % LENGTH_MULTIPLE
+    if max_tokens > limit:
+        message = f"embeddings.max_tokens = {max_tokens} exceeds what {folder} reads, {limit}"
+        raise ModelError(message, f"set it to at most {limit}")
+    return Encoder(
+        model, tokenizer, block, chosen, max_tokens, batch_tokens, resolve_device(device)
+    )
+
+
+def _load(folder: Path, layer: int | None) -> tuple[Any, Any, Any]:
+    """Return model, tokenizer and, if the model is cut at `layer`, its last block."""
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        depth = config.num_hidden_layers
+        if layer is not None and not 1 <= layer <= depth:
+            raise ModelError(f"embeddings.layer = {layer}, but {folder} has {depth} layers")
+        config.num_hidden_layers = layer or depth
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        with _quiet():
+            model, info = AutoModel.from_pretrained(
+                folder, config=config, dtype=torch.float32, output_loading_info=True
+            )
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise ModelError(f"{folder} cannot be loaded: {error}") from None
+    missing = sorted(name for name in info["missing_keys"] if not name.startswith("pooler."))
+    if missing:
+        message = f"{folder} lacks {len(missing)} weights, first {missing[0]}"
+        raise ModelError(message, "fetch the model again: they would be made up at random")
+    tokenizer.truncation_side = "left"
+    blocks = [
+        module
+        for module in model.modules()
+        if isinstance(module, torch.nn.ModuleList) and len(module) == config.num_hidden_layers
+    ]
+    return model, tokenizer, blocks[0][-1] if layer is not None else None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from listing the weights of the layers that are left out."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def _folder_pooling(folder: Path) -> str:
     modules = folder / "modules.json"
     if not modules.is_file():
         return "mean_without_first"
+    kinds = {"Transformer", "Pooling", "Normalize"}
+    chosen = []
     for module in json.loads(modules.read_text(encoding="utf-8")):
-        if module["type"].endswith("Pooling"):
+        kind = module["type"].rpartition(".")[2]
+        if kind not in kinds:
+            remedy = f"isodense knows {', '.join(sorted(kinds))}; choose another encoder"
+            raise ModelError(f"{folder} has a module of type {kind}", remedy)
+        if kind == "Pooling":
             settings = json.loads((folder / module["path"] / "config.json").read_text("utf-8"))
-            names = {"mean_tokens": "mean", "cls_token": "cls", "lasttoken": "last"}
-            for key, name in names.items():
-                if settings.get(f"pooling_mode_{key}"):
-                    return name
-    raise ModelError(
-        f"{folder} asks for a pooling that is not mean, cls or last token",
-        "set embeddings.pooling to one of them",
-    )
+            chosen = [key for key, on in settings.items() if key.startswith("pooling_mode_") and on]
+    names = {"mean_tokens": "mean", "cls_token": "cls", "lasttoken": "last"}
+    names = {f"pooling_mode_{key}": name for key, name in names.items()}
+    if len(chosen) != 1 or chosen[0] not in names:
+        message = f"{folder} asks for the pooling {' and '.join(chosen) or 'none'}"
+        raise ModelError(message, "set embeddings.pooling to mean, cls or last")
+    return names[chosen[0]]
 
 
 def _padded(value: int, multiple: int) -> int:

@@ -67,8 +67,8 @@ def load(path: str | Path, section: str, cls: type[T]) -> T:
     section : str
         Its top-level key.
     cls : type
-        Frozen dataclass of the section. Its optional method ``faults()`` returns cross-field
-        faults as a list of str.
+        Frozen dataclass of the section. Its optional method ``faults()``, and those of the
+        dataclasses in it, return cross-field faults as a list of str.
 
     Returns
     -------
@@ -93,8 +93,6 @@ def load(path: str | Path, section: str, cls: type[T]) -> T:
     found: list[tuple[tuple[str, ...], str]] = []
     built = _build(cls, value, (section,), found)
     faults += [f"{_where(path, lines, key)}{'.'.join(key)}: {text}" for key, text in found]
-    if not faults and hasattr(built, "faults"):
-        faults += [f"{section}: {text}" for text in built.faults()]
     if faults:
         raise ParamsError(path, faults)
     return built
@@ -120,17 +118,22 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
     if not isinstance(data, dict):
         raise ParamsError(path, ["the top level is not a mapping of sections"])
     lines: dict[tuple[str, ...], int] = {}
-    _collect_lines(node, (), lines)
+    twice = _collect_lines(node, (), lines)
+    if twice:
+        raise ParamsError(path, twice)
     return data, lines
 
 
-def _collect_lines(node: Any, key: tuple[str, ...], lines: dict[tuple[str, ...], int]) -> None:
-    if not isinstance(node, yaml.MappingNode):
-        return
-    for name, value in node.value:
-        child = (*key, str(name.value))
-        lines[child] = name.start_mark.line + 1
-        _collect_lines(value, child, lines)
+def _collect_lines(node: Any, key: tuple[str, ...], lines: dict[tuple[str, ...], int]) -> list[str]:
+    """Note the line of every key; return a fault for each that stands twice."""
+    faults = []
+    for name, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        child, line = (*key, str(name.value)), name.start_mark.line + 1
+        if child in lines:
+            faults.append(f"line {line}: {'.'.join(child)} stands on line {lines[child]} already")
+        lines[child] = line
+        faults += _collect_lines(value, child, lines)
+    return faults
 
 
 def _where(path: Path, lines: dict[tuple[str, ...], int], key: tuple[str, ...]) -> str:
@@ -158,7 +161,12 @@ def _build(
             faults.append(((*key, name), f"missing; expected {_describe(hints[name])}"))
         else:
             values[name] = _check(hints[name], data[name], field.metadata, (*key, name), faults)
-    return cls(**values) if len(values) == len(fields) else None  # type: ignore[return-value]
+    if len(values) < len(fields) or any(name[: len(key)] == key for name, _ in faults):
+        return None  # type: ignore[return-value]
+    built = cls(**values)
+    if hasattr(built, "faults"):
+        faults += [(key, text) for text in built.faults()]
+    return built
 
 
 def _check(

@@ -66,9 +66,9 @@ def unique_prompts(pairs: Iterable[dict[str, Any]], heldout: float) -> PromptSet
                 "sources": {},
                 "split": "heldout" if is_heldout(identifier, heldout) else "train",
             }
-            if pair.get("label") is not None:
-                rows[identifier]["label"] = pair["label"]
         row = rows[identifier]
+        if pair.get("label"):
+            row.setdefault("label", pair["label"])
         row["count"] += 1
         row["sources"][pair["source"]] = row["sources"].get(pair["source"], 0) + 1
     return PromptSet(list(rows.values()))

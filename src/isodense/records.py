@@ -79,14 +79,14 @@ def _open(path: Path) -> BinaryIO:
 def _parse(raw: bytes, path: Path, line: int, on_bad_row: OnBadRow) -> dict[str, Any] | None:
     remedy = "correct the line, or set download.on_bad_row: skip"
     try:
-        row = json.loads(raw.decode("utf-8"))
+        row = json.loads(raw.decode("utf-8-sig" if line == 1 else "utf-8"))
         json.dumps(row, ensure_ascii=False).encode("utf-8")  # unpaired surrogates pass json.loads
     except UnicodeDecodeError as error:
         on_bad_row(DataError(f"not UTF-8 (byte {error.start})", path, line, remedy))
     except UnicodeEncodeError:
         on_bad_row(DataError("an escape is half of a surrogate pair", path, line, remedy))
-    except json.JSONDecodeError as error:
-        on_bad_row(DataError(f"not JSON ({error.msg}, column {error.colno})", path, line, remedy))
+    except (ValueError, RecursionError) as error:
+        on_bad_row(DataError(f"not JSON ({error})", path, line, remedy))
     else:
         if isinstance(row, dict):
             return row

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 
+from isodense.artifacts import require_same_ids
 from isodense.plots import BLUE, GREY, ORANGE, save
 from isodense.promptset import PromptSet
 from isodense.weights import Weights
@@ -51,6 +52,7 @@ def write_report(
     completions : list of dict
         Rows of ``completions.jsonl``.
     """
+    require_same_ids(train.ids_sha256, weights.metadata, "the weights")
     source = files("isodense").joinpath("report.html").read_text(encoding="utf-8")
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(source)
     order = np.argsort(-weights.weights, kind="stable")

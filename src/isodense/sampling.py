@@ -36,7 +36,7 @@ def draw(weights: np.ndarray, size: int, seed: int = 0, start: int = 0) -> np.nd
     Raises
     ------
     IsodenseError
-        If the weights are empty, negative, not finite or all zero.
+        If the weights are empty, negative, not finite or all zero, or a number is negative.
 
     Examples
     --------
@@ -46,6 +46,8 @@ def draw(weights: np.ndarray, size: int, seed: int = 0, start: int = 0) -> np.nd
     True
     """
     weights = _checked(weights)
+    if min(size, seed, start) < 0:
+        raise IsodenseError(f"size {size}, seed {seed} and start {start} must not be negative")
     cumulative = np.cumsum(weights)
     index = np.searchsorted(cumulative, _uniform(size, seed, start) * cumulative[-1], side="right")
     return np.minimum(index, np.flatnonzero(weights)[-1]).astype(np.int64)
@@ -89,32 +91,47 @@ class DistributedWeightedSampler(Sampler[int]):
             raise IsodenseError(message, "choose one that is, so that all ranks draw as many")
         self.weights = _checked(weights)
         self.num_samples, self.num_replicas, self.rank = num_samples, num_replicas, rank
-        self.seed, self.epoch, self.position = seed, 0, 0
+        self.seed, self.epoch = seed, 0
+        self._position = self._resume_at = 0
 
     def __len__(self) -> int:
         return self.num_samples // self.num_replicas
 
     def __iter__(self) -> Iterator[int]:
         stream = draw(self.weights, self.num_samples, self.seed, self.epoch * self.num_samples)
-        mine = stream[self.rank :: self.num_replicas]
-        while self.position < len(mine):
-            self.position += 1
-            yield int(mine[self.position - 1])
-        self.position = 0
+        mine = stream[self.rank :: self.num_replicas].tolist()
+        first, self._resume_at = self._resume_at, 0
+        for self._position in range(first + 1, len(mine) + 1):
+            yield mine[self._position - 1]
+        self._position = 0
         self.epoch += 1
 
     def set_epoch(self, epoch: int) -> None:
         """Move to the start of an epoch; the one in hand keeps its position."""
         if epoch != self.epoch:
-            self.epoch, self.position = epoch, 0
+            self.epoch, self._position, self._resume_at = epoch, 0, 0
 
     def state_dict(self) -> dict[str, int]:
-        """Return where the stream stands: epoch, and draws of it over all ranks."""
-        return {"epoch": self.epoch, "drawn": self.position * self.num_replicas}
+        """Return where the stream stands: epoch, and draws of it over all ranks.
+
+        A DataLoader with workers draws ahead of what it has handed out; take the state between
+        epochs there, or use ``num_workers=0``.
+        """
+        return {"epoch": self.epoch, "drawn": self._position * self.num_replicas}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue where `state` was taken, at the same or another number of processes."""
-        self.epoch, self.position = state["epoch"], state["drawn"] // self.num_replicas
+        """Continue where `state` was taken, at the same or another number of processes.
+
+        Raises
+        ------
+        IsodenseError
+            If the draws taken so far do not divide among the processes.
+        """
+        if state["drawn"] % self.num_replicas:
+            message = f"{state['drawn']} draws were taken, not a multiple of {self.num_replicas}"
+            raise IsodenseError(message, "resume with a number of processes that divides them")
+        self.epoch = state["epoch"]
+        self._position = self._resume_at = state["drawn"] // self.num_replicas
 
 
 def select(

@@ -63,7 +63,7 @@ class Weights:
         ArtifactError
             If an id has no weight: a held-out prompt, or one of another data set.
         """
-        wanted = np.asarray(ids, dtype="S32")
+        wanted = np.array([identifier.encode() for identifier in ids])  # never cut to 32
         order = np.argsort(self.prompt_ids)
         place = np.searchsorted(self.prompt_ids, wanted, sorter=order)
         index = order[np.minimum(place, len(order) - 1)]

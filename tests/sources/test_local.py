@@ -204,3 +204,14 @@ def test_reads_a_real_hh_file_without_leaving_out_a_row():
     assert len({prompt_id(pair["prompt"]) for pair in pairs}) == 2310
     roles = {tuple(m["role"] for m in pair["prompt"][-2:]) for pair in pairs}
     assert roles == {("user",), ("assistant", "user")}
+
+
+@pytest.mark.parametrize(
+    "first", [{"prompt": None, "chosen": "a", "rejected": "b"}, {"chosen": None}]
+)
+def test_a_bad_first_row_does_not_decide_the_form(tmp_path: Path, first: dict):
+    good = [{"prompt": f"q{i}", "chosen": "a", "rejected": "b"} for i in range(3)]
+    path = write(tmp_path / "pairs.jsonl", [first, *good])
+    bad: list[DataError] = []
+    assert len(load(path, on_bad_row=bad.append)) == 3
+    assert [error.line for error in bad] == [1]

@@ -61,11 +61,6 @@ class ModelsParams:
     encoder: ModelParams
     policy: ModelParams
 
-    def faults(self) -> list[str]:
-        """Return the faults of both models."""
-        both = {"encoder": self.encoder, "policy": self.policy}
-        return [f"{name}: {fault}" for name, model in both.items() for fault in model.faults()]
-
 
 def publish(role: str, model: ModelParams, out: str | Path, cache: str | Path) -> dict[str, Any]:
     """Fetch a model and publish it as a folder that ``transformers`` loads.
@@ -98,7 +93,15 @@ def publish(role: str, model: ModelParams, out: str | Path, cache: str | Path) -
             dequantise(source, scratch)
         else:
             _copy(source, scratch)
-        return write_manifest(scratch, "models", role=role, params=as_dict(model))
+        return write_manifest(scratch, "models", role=role, params=_portable(model))
+
+
+def _portable(model: ModelParams) -> dict[str, Any]:
+    """Return the params without the folders of this machine, so that bytes repeat on another."""
+    params = as_dict(model)
+    if model.source == "folder":
+        params["name"] = Path(model.name).name
+    return params
 
 
 def _fetched(model: ModelParams, cache: Path) -> Any:

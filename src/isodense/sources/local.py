@@ -42,6 +42,7 @@ KINDS: dict[tuple[str, ...], str] = {  # the types of prompt, chosen and rejecte
     ("NoneType", "list", "list"): "implicit",
     ("str", "list", "list"): "implicit",
 }
+COLUMNS = {"prompt", "chosen", "rejected", "label"}
 FORMS = (
     "HH (chosen, rejected: dialogue strings), strings (prompt, chosen, rejected), "
     "conversational (prompt, chosen, rejected: lists of messages) "
@@ -81,24 +82,27 @@ def load(
 
 def _all(files: list[str], on_bad_row: OnBadRow) -> Iterator[dict[str, Any]]:
     for file in files:
-        yield from _pairs(Path(file), on_bad_row)
+        yield from _pairs(Path(file).expanduser(), on_bad_row)
 
 
 def _pairs(path: Path, on_bad_row: OnBadRow) -> Iterator[dict[str, Any]]:
-    form = None
+    form = unknown = None
     for line, row in _rows(path, on_bad_row):
         form = form or _form(row)
         if form is None:
             columns = ", ".join(f"{name} ({_kind(row[name])})" for name in row) or "none"
             message = f"the columns are of no known form: {columns}"
-            raise DataError(message, path, line, f"the forms are: {FORMS}")
+            unknown = unknown or DataError(message, path, line, f"the forms are: {FORMS}")
+            on_bad_row(unknown)
+            continue
         pair = _pair(row, form)
         if isinstance(pair, str):
             on_bad_row(DataError(pair, path, line, REMEDY))
         else:
             yield pair
     if form is None:
-        raise DataError("has no rows", path, remedy="remove it from download.local.files")
+        empty = DataError("has no rows", path, remedy="remove it from download.local.files")
+        raise unknown or empty
 
 
 def _rows(path: Path, on_bad_row: OnBadRow) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -119,7 +123,9 @@ def read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     number = 0
     try:
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
+            known = [name for name in file.schema_arrow.names if name in COLUMNS]
+            columns = known if {"chosen", "rejected"} <= set(known) else None
+            for batch in file.iter_batches(batch_size=1024, columns=columns):
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row
@@ -132,6 +138,8 @@ def read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _form(row: dict[str, Any]) -> str | None:
+    if row.get("prompt", "") is None:
+        return None
     return KINDS.get(tuple(_kind(row.get(name)) for name in ("prompt", "chosen", "rejected")))
 
 
