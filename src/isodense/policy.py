@@ -1,0 +1,133 @@
+"""Reading a policy: a causal language model in a safetensors folder, with its own chat format.
+
+What a policy reads is its chat template applied to the prompt, up to where the assistant's answer
+begins; an answer is its text's tokens and the end-of-turn token. The reward, the training and the
+evaluation all build their tokens here, so that they mean the same conversation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from isodense.conversations import Message
+from isodense.errors import ModelError
+
+
+def load_tokenizer(folder: str | Path) -> Any:
+    """Load the tokenizer of a policy and check that it can hold a conversation.
+
+    Raises
+    ------
+    ModelError
+        If the folder holds no tokenizer, chat template or end-of-turn token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder} has no tokenizer: {error}", "run `dvc repro models`") from None
+    if tokenizer.chat_template is None:
+        message = f"the tokenizer in {folder} has no chat template"
+        raise ModelError(message, "choose an instruction-tuned policy in section models")
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"the tokenizer in {folder} has no end-of-turn token (eos_token)")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_policy(folder: str | Path, device: str = "cpu") -> Any:
+    """Load the whole model of a policy in float32, ready to generate.
+
+    Returns
+    -------
+    transformers.PreTrainedModel
+        In evaluation mode, on `device`.
+    """
+    _quiet()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model.eval().to(device)
+
+
+def load_trunk(folder: str | Path, layer: int, device: str = "cpu") -> tuple[Any, Any]:
+    """Load the embedding and the first `layer` blocks of a policy; deeper ones are not read.
+
+    Returns
+    -------
+    model : transformers.PreTrainedModel
+        Without language head, float32, in evaluation mode.
+    block : torch.nn.Module
+        The last block, whose output is the hidden state at depth `layer`.
+
+    Raises
+    ------
+    ModelError
+        If the policy has fewer layers.
+    """
+    _quiet()
+    config = AutoConfig.from_pretrained(folder)
+    depth = config.num_hidden_layers
+    if not 1 <= layer <= depth:
+        message = f"reward.layer = {layer}, but the policy in {folder} has {depth} layers"
+        raise ModelError(message, f"set reward.layer to 1 … {depth}")
+    config.num_hidden_layers = layer
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # it lists the weights of the blocks left out
+    model = AutoModel.from_pretrained(folder, config=config, dtype=torch.float32)
+    transformers_logging.set_verbosity(verbosity)
+    blocks = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == layer]
+    return model.eval().to(device), blocks[0][-1]
+
+
+def prompt_tokens(tokenizer: Any, prompts: Sequence[list[Message]]) -> list[list[int]]:
+    """Return the tokens of each prompt in the policy's chat format, up to the answer's start.
+
+    Raises
+    ------
+    ModelError
+        If the chat template refuses a prompt (an unknown role, say).
+    """
+    try:
+        rendered = tokenizer.apply_chat_template(
+            list(prompts), add_generation_prompt=True, tokenize=True, return_dict=True
+        )
+    except TemplateError as error:
+        raise ModelError(f"the policy's chat template refuses a prompt: {error}") from None
+    ids: list[list[int]] = rendered["input_ids"]
+    return ids
+
+
+def answer_tokens(tokenizer: Any, answers: Sequence[str]) -> list[list[int]]:
+    """Return the tokens of each answer and the end-of-turn token."""
+    ids = tokenizer(list(answers), add_special_tokens=False, verbose=False)["input_ids"]
+    return [[*row, tokenizer.eos_token_id] for row in ids]
+
+
+def token_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Yield row numbers of batches that hold at most `budget` tokens when padded, long ones first.
+
+    A row longer than the budget is a batch of its own.
+
+    Examples
+    --------
+    >>> list(token_batches([1, 4, 2, 3], budget=6))
+    [[1], [3, 2], [0]]
+    """
+    batch: list[int] = []
+    for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def _quiet() -> None:
+    transformers_logging.disable_progress_bar()

@@ -1,0 +1,79 @@
+r"""Compare the untrained with the trained policy on the held-out prompts, and write the report.
+
+Example
+-------
+python stages/evaluate.py --prompts data/prompts --density data/density --policy models/policy \
+    --trained models/grpo --reward models/reward --figures reports/plots/density \
+    --training reports/train/plots/metrics --inputs reports/metrics/density.json … \
+    --metrics reports/metrics/evaluate.json --deciles reports/plots/reward_by_decile.csv \
+    --completions reports/completions.jsonl --report reports/index.html
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from isodense import params, stage
+from isodense.artifacts import write_json
+from isodense.base import BaseParams, resolve_device
+from isodense.evaluate import EvaluateParams, evaluate, load_heldout, write_tables
+from isodense.promptset import load_prompts
+from isodense.report import decile_figure, read_metrics, training_figure, write_report
+from isodense.weights import load_weights
+
+
+def main(argv: list[str]) -> str:
+    """Run the stage and return its summary line."""
+    parser = stage.parser("evaluate", __doc__)
+    parser.add_argument("--prompts", type=Path, required=True, help="prompts artifact to read")
+    parser.add_argument("--density", type=Path, required=True, help="density artifact to read")
+    parser.add_argument("--policy", type=Path, required=True, help="untrained policy to read")
+    parser.add_argument("--trained", type=Path, required=True, help="trained policy to read")
+    parser.add_argument("--reward", type=Path, required=True, help="reward artifact to read")
+    parser.add_argument("--figures", type=Path, required=True, help="density's plots to show")
+    parser.add_argument("--training", type=Path, required=True, help="training's series to show")
+    parser.add_argument("--inputs", type=Path, nargs="+", required=True, help="metrics to show")
+    parser.add_argument("--metrics", type=Path, required=True, help="metrics file to write")
+    parser.add_argument("--deciles", type=Path, required=True, help="CSV plot to write")
+    parser.add_argument("--completions", type=Path, required=True, help="JSONL to write")
+    parser.add_argument("--report", type=Path, required=True, help="page to write")
+    args = parser.parse_args(argv)
+    base = params.load(args.params, "base", BaseParams)
+    section = params.load(args.params, "evaluate", EvaluateParams)
+    prompts = load_prompts(args.prompts)
+    heldout = load_heldout(prompts, args.density)
+    result = evaluate(
+        heldout,
+        args.policy,
+        args.trained,
+        args.reward,
+        section,
+        base.seed_of("evaluate"),
+        resolve_device(base.device),
+    )
+    metrics = {"eval": result.metrics()}
+    write_json(args.metrics, metrics)
+    write_tables(result, args.deciles, args.completions)
+    figures = {
+        "Weights and density": (args.figures / "density.png").read_bytes(),
+        "Training": training_figure(args.training),
+        "Held-out prompts": decile_figure(args.deciles),
+    }
+    write_report(
+        args.report,
+        load_weights(args.density),
+        prompts.split("train"),
+        read_metrics(args.inputs) | metrics,
+        figures,
+        result.completions(),
+    )
+    gain = metrics["eval"]["gain"]
+    return (
+        f"reward {gain['reward']:+.2f} ({gain['reward_low']:+.2f} to {gain['reward_high']:+.2f}) "
+        f"on {len(result.heldout.prompts)} held-out prompts"
+    )
+
+
+if __name__ == "__main__":
+    stage.run("evaluate", main)

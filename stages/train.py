@@ -1,0 +1,62 @@
+r"""Train the policy by GRPO on prompts drawn by weight.
+
+Example
+-------
+python stages/train.py --prompts data/prompts --density data/density --policy models/policy \
+    --reward models/reward --out models/grpo --metrics reports/train/metrics.json \
+    --plots reports/train/plots/metrics
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from isodense import params, stage
+from isodense.base import BaseParams, resolve_device
+from isodense.promptset import load_prompts
+from isodense.train import TrainParams, input_hashes, live_folder, prompt_weights, train
+from isodense.weights import load_weights
+
+
+def main(argv: list[str]) -> str:
+    """Run the stage and return its summary line."""
+    parser = stage.parser("train", __doc__)
+    parser.add_argument("--prompts", type=Path, required=True, help="prompts artifact to read")
+    parser.add_argument("--density", type=Path, required=True, help="density artifact to read")
+    parser.add_argument("--policy", type=Path, required=True, help="policy folder to read")
+    parser.add_argument("--reward", type=Path, required=True, help="reward artifact to read")
+    parser.add_argument("--out", type=Path, required=True, help="trained policy to write")
+    parser.add_argument("--metrics", type=Path, required=True, help="dvclive's metrics.json")
+    parser.add_argument("--plots", type=Path, required=True, help="dvclive's plots/metrics")
+    args = parser.parse_args(argv)
+    base = params.load(args.params, "base", BaseParams)
+    section = params.load(args.params, "train", TrainParams)
+    live = live_folder(args.metrics, args.plots)
+    prompts = load_prompts(args.prompts).split("train")
+    weights = prompt_weights(prompts, load_weights(args.density), section.sampling)
+    inputs = input_hashes(args.prompts, args.density, args.policy, args.reward)
+    from isodense.reward_model import load_reward  # here, so that a wrong param shows at once
+
+    report = train(
+        prompts,
+        weights,
+        lambda device: load_reward(args.reward, args.policy, device).score,
+        args.policy,
+        section,
+        seed=base.seed_of("train"),
+        device=resolve_device(base.device),
+        cache=stage.cache(),
+        inputs=inputs,
+        out=args.out,
+        live=live,
+    )
+    first, last = report["reward_first_quarter"], report["reward_last_quarter"]
+    return (
+        f"{report['draws']} draws of {report['distinct_prompts']} prompts, reward {first:.2f} in "
+        f"the first quarter of the steps, {last:.2f} in the last"
+    )
+
+
+if __name__ == "__main__":
+    stage.run("train", main)
