@@ -2,17 +2,74 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from isodense.artifacts import ids_sha256, publishing, write_manifest
 from isodense.prompts import unique_prompts
 from isodense.promptset import FILE, PromptSet
 from isodense.records import write_jsonl
+from isodense.reward import RewardParams, fit
 from isodense.weights import DENSITY, HELDOUT_DENSITY, IDS, WEIGHTS
 from tests.tiny import WORDS, policy, user
+
+ROOT = Path(__file__).parents[1]
+SECTIONS: dict[str, dict[str, Any]] = {
+    "base": {"seed": 0, "device": "cpu"},
+    "reward": {"layer": 2, "pooling": "both", "max_tokens": 128, "l2": 0.01, "batch_tokens": 2048},
+    "train": {
+        "sampling": "density",
+        "max_steps": 2,
+        "prompts_per_step": 2,
+        "num_generations": 4,
+        "completions_per_pass": 8,
+        "max_prompt_tokens": 64,
+        "max_completion_tokens": 6,
+        "learning_rate": 0.01,
+        "beta": 0.0,
+        "temperature": 1.0,
+        "grpo": {},
+    },
+    "evaluate": {
+        "max_prompts": 8,
+        "max_completion_tokens": 6,
+        "temperature": 0.0,
+        "batch_tokens": 512,
+    },
+}
+FLAGS = {
+    "reward": "--pairs data/pairs --prompts data/prompts --policy models/policy "
+    "--out models/reward --metrics reports/metrics/reward.json",
+    "train": "--prompts data/prompts --density data/density --policy models/policy "
+    "--reward models/reward --out models/grpo --metrics reports/train/metrics.json "
+    "--plots reports/train/plots/metrics",
+    "evaluate": "--prompts data/prompts --density data/density --policy models/policy "
+    "--trained models/grpo --reward models/reward --figures reports/plots/density "
+    "--training reports/train/plots/metrics --inputs reports/metrics/all.json "
+    "--metrics reports/metrics/evaluate.json --deciles reports/plots/reward_by_decile.csv "
+    "--completions reports/completions.jsonl --report reports/index.html",
+}
+
+
+def run_stage(
+    stage: str, folder: Path, **changes: dict[str, Any]
+) -> subprocess.CompletedProcess[str]:
+    """Run a stage as DVC does, in `folder`; `changes` go into the sections of params.yaml."""
+    sections = {name: section | changes.get(name, {}) for name, section in SECTIONS.items()}
+    (folder / "params.yaml").write_text(yaml.safe_dump(sections))
+    return subprocess.run(
+        [sys.executable, ROOT / f"stages/{stage}.py", *FLAGS[stage].split()],
+        cwd=folder,
+        env={**os.environ, "CI": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
 
 
 def make_pairs(count: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -51,6 +108,13 @@ def write_inputs(folder: Path, count: int = 60, heldout: float = 0.3) -> PromptS
     return prompts
 
 
+def write_reward(folder: Path, prompts: PromptSet, count: int = 60) -> None:
+    """Fit ``models/reward`` on the inputs of `write_inputs`."""
+    params = RewardParams(**SECTIONS["reward"])
+    policy, reward = folder / "models/policy", folder / "models/reward"
+    fit(make_pairs(count), prompts, policy, params, "cpu", reward)
+
+
 def write_density(folder: Path, prompts: PromptSet) -> None:
     """Write weights that fall with the row number."""
     train, heldout = prompts.split("train"), prompts.split("heldout")
@@ -61,7 +125,7 @@ def write_density(folder: Path, prompts: PromptSet) -> None:
         np.save(made / DENSITY, density)
         np.save(made / IDS, np.array(train.ids, dtype="S32"))
         np.save(made / HELDOUT_DENSITY, np.linspace(0, 2, len(heldout), dtype=np.float32))
-        write_manifest(made, "density", rows=len(train), ids_sha256=train.ids_sha256)
+        write_manifest(made, "density", rows=len(train), ids_sha256=train.ids_sha256, inputs={})
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

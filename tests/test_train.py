@@ -32,7 +32,7 @@ SECTION = {
     "completions_per_pass": 8,
     "max_prompt_tokens": 64,
     "max_completion_tokens": 6,
-    "learning_rate": 1e-2,
+    "learning_rate": 3e-2,
     "beta": 0.0,
     "temperature": 1.0,
     "grpo": {"lr_scheduler_type": "constant"},
@@ -144,8 +144,8 @@ def test_a_plan_is_as_long_as_the_run(tmp_path: Path, grpo: dict[str, int], expe
     assert draws_needed(make_config(section(grpo=grpo), 0, "cpu", tmp_path)) == expected
 
 
-class Brevity:
-    """A reward that anything can learn: minus the number of characters."""
+class Length:
+    """A reward that anything can learn: the number of characters."""
 
     def __init__(self) -> None:
         self.prompts: list[list[str]] = []
@@ -155,7 +155,7 @@ class Brevity:
 
     def score(self, prompts, completions) -> np.ndarray:
         self.prompts.append([prompt[-1]["content"] for prompt in prompts])
-        return np.array([-len(text) for text in completions], dtype=np.float32)
+        return np.array([len(text) for text in completions], dtype=np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -184,13 +184,13 @@ def run(world, name: str, reward, seed: int = 1, **changes: object):
 
 @pytest.fixture(scope="module")
 def trained(world):
-    reward = Brevity()
-    return reward, run(world, "one", reward), run(world, "two", Brevity())
+    reward = Length()
+    return reward, run(world, "one", reward), run(world, "two", Length())
 
 
 def test_the_reward_rises(world, trained):
     _, report, _ = trained
-    assert report["reward_last_quarter"] > report["reward_first_quarter"] + 2
+    assert report["reward_last_quarter"] > report["reward_first_quarter"] + 3
 
 
 def test_each_group_holds_one_prompt_and_the_plan_is_followed(world, trained):
@@ -260,7 +260,7 @@ def test_the_policy_moved_and_loads(world, trained):
 
 
 def test_beta_reports_the_divergence(world):
-    run(world, "beta", Brevity(), max_steps=2, beta=0.1)
+    run(world, "beta", Length(), max_steps=2, beta=0.1)
     folder, _ = world
     assert (folder / "beta/reports/train/plots/metrics/train/kl.tsv").is_file()
 
@@ -291,8 +291,8 @@ def test_an_interrupt_leaves_no_policy(world):
 
 def test_long_prompts_are_passed_over_and_counted(world):
     _, prompts = world
-    reward = Brevity()
-    report = run(world, "short", reward, max_steps=2, max_prompt_tokens=40)
+    reward = Length()
+    report = run(world, "short", reward, max_steps=2, max_prompt_tokens=30)
     lengths = {len(text) for step in reward.prompts for text in step}
     assert report["passed_over_draws"] > 0
     assert max(lengths) < max(len(row["text"]) for row in prompts.rows)

@@ -28,6 +28,8 @@ TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+torch.set_num_threads(1)  # more only wait for each other at this size
+
 WORDS = "red green blue paris france egg water minutes cat mouse joke capital".split()
 
 

@@ -105,7 +105,7 @@ def knn_graph(
     return _approximate(X, k, n_jobs, seed)
 
 
-def resolve_method(method: str, rows: int, device: str) -> str:
+def resolve_method(method: Method, rows: int, device: str) -> Method:
     """Return ``"exact"`` or ``"pynndescent"`` for the param ``method``."""
     if method != "auto":
         return method

@@ -277,7 +277,7 @@ def make_config(params: TrainParams, seed: int, device: str, scratch: Path) -> G
         )
         raise TrainingError(message, "change one of them in section train")
     settings = {
-        "gradient_checkpointing": False,
+        "activation_checkpointing": params.grpo.get("gradient_checkpointing", False),
         "bf16": device == "cuda",
         **params.grpo,
         "output_dir": str(scratch),

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from isodense.artifacts import content_sha256, read_manifest, write_manifest
+from tests import tiny
+from tests.rl import ROOT, run_stage, write_inputs, write_reward
+from tests.test_report import METRICS
+
+
+def write_what_the_report_shows(reports: Path) -> None:
+    """Write what other stages leave for the report."""
+    series = reports / "train/plots/metrics/train/reward.tsv"
+    files = {series: "step\treward\n1\t0.5\n2\t0.7\n", reports / "plots/density/density.png": ""}
+    files[reports / "metrics/all.json"] = json.dumps(METRICS)
+    for path, text in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def test_the_stage_compares_two_policies(tmp_path: Path):
+    prompts = write_inputs(tmp_path)
+    write_reward(tmp_path, prompts)
+    source = content_sha256(read_manifest(tmp_path / "models/policy", "models"))
+    write_manifest(tiny.policy(tmp_path / "models/grpo"), "train", inputs={"policy": source})
+    write_what_the_report_shows(tmp_path / "reports")
+    done = run_stage("evaluate", tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "reports/metrics/evaluate.json").read_text())["eval"]
+    assert report["prompts"] == 8
+    assert report["gain"]["reward"] == 0
+    assert report["base"] == report["trained"]
+    with (tmp_path / "reports/plots/reward_by_decile.csv").open() as stream:
+        assert {row["policy"] for row in csv.DictReader(stream)} == {"base", "trained"}
+    lines = (tmp_path / "reports/completions.jsonl").read_text().splitlines()
+    assert len(lines) == 8
+    assert "on 8 held-out prompts" in done.stderr
+    assert (tmp_path / "reports/index.html").is_file()
+
+
+def test_an_empty_heldout_split_is_one_message_without_a_traceback(tmp_path: Path):
+    write_inputs(tmp_path, count=10, heldout=0.0)
+    done = run_stage("evaluate", tmp_path)
+    assert done.returncode == 1
+    assert "raise prompts.heldout" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("module", ["reward", "train", "evaluate"])
+def test_params_are_checked_before_anything_heavy_is_imported(module: str):
+    code = (
+        f"import sys, isodense.{module}, isodense.stage;"
+        "print({'torch', 'transformers', 'trl', 'scipy', 'datasets'} & set(sys.modules))"
+    )
+    environ = {"PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environ)
+    assert done.stdout.strip() == "set()", done.stderr
