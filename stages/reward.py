@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from isodense import params, stage
-from isodense.artifacts import write_json
+from isodense.artifacts import content_sha256, read_manifest, write_json
 from isodense.base import BaseParams, resolve_device
 from isodense.pairs import load_pairs
 from isodense.promptset import load_prompts
@@ -32,7 +32,11 @@ def main(argv: list[str]) -> str:
     section = params.load(args.params, "reward", RewardParams)
     pairs, prompts = load_pairs(args.pairs), load_prompts(args.prompts)
     device = resolve_device(base.device)
-    report = fit(pairs, prompts, args.policy, section, device, args.out)
+    inputs = {
+        "pairs": content_sha256(read_manifest(args.pairs, "download")),
+        "prompts": content_sha256(read_manifest(args.prompts, "prompts")),
+    }
+    report = fit(pairs, prompts, args.policy, section, device, inputs, args.out)
     write_json(args.metrics, {"reward": report})
     heldout, length = report["heldout"], report["length_only"]
     return (

@@ -112,7 +112,7 @@ def write_reward(folder: Path, prompts: PromptSet, count: int = 60) -> None:
     """Fit ``models/reward`` on the inputs of `write_inputs`."""
     params = RewardParams(**SECTIONS["reward"])
     policy, reward = folder / "models/policy", folder / "models/reward"
-    fit(make_pairs(count), prompts, policy, params, "cpu", reward)
+    fit(make_pairs(count), prompts, policy, params, "cpu", {}, reward)
 
 
 def write_density(folder: Path, prompts: PromptSet) -> None:

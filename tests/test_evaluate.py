@@ -125,7 +125,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prompts = write_inputs(folder)
     settings = RewardParams(layer=1, pooling="last", max_tokens=128, l2=0.1, batch_tokens=2048)
     policy = folder / "models/policy"
-    fit(make_pairs(60), prompts, policy, settings, "cpu", folder / "models/reward")
+    fit(make_pairs(60), prompts, policy, settings, "cpu", {}, folder / "models/reward")
     source = content_sha256(read_manifest(policy, "models"))
     for name in ("same", "other"):
         made = tiny.policy(folder / name)

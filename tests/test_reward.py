@@ -105,7 +105,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory):
     prompts = write_inputs(folder, count=150)
     pairs = make_pairs(150)
     reports = [
-        fit(pairs, prompts, folder / "models/policy", PARAMS, "cpu", folder / name)
+        fit(pairs, prompts, folder / "models/policy", PARAMS, "cpu", {"pairs": "p"}, folder / name)
         for name in ("one", "two")
     ]
     return folder, pairs, prompts, reports

@@ -304,7 +304,7 @@ def test_hashes_of_the_inputs_follow_their_content(tmp_path: Path):
     prompts = write_inputs(tmp_path, count=40)
     settings = RewardParams(layer=1, pooling="last", max_tokens=128, l2=0.1, batch_tokens=2048)
     policy, reward = tmp_path / "models/policy", tmp_path / "models/reward"
-    fit(make_pairs(40), prompts, policy, settings, "cpu", reward)
+    fit(make_pairs(40), prompts, policy, settings, "cpu", {}, reward)
     paths = (tmp_path / "data/prompts", tmp_path / "data/density", policy, reward)
     before = input_hashes(*paths)
     assert set(before) == {"prompts", "density", "policy", "reward"}

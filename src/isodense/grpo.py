@@ -5,6 +5,7 @@ Only TRL's public interface is used. What dvclive records repeats with the run: 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,8 @@ def make_trainer(
         Prompts (``id``, ``prompt``) in the order of the plan.
     """
     transformers_logging.disable_progress_bar()
+    # TRL's own use of a name that transformers is about to drop.
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
     plan = Dataset.from_list([{"prompt": row["prompt"], "prompt_id": row["id"]} for row in rows])
     tokenizer = load_tokenizer(policy)
     tokenizer.padding_side = "left"

@@ -186,6 +186,7 @@ def fit(
     policy: Path,
     params: RewardParams,
     device: str,
+    inputs: dict[str, str],
     out: Path,
 ) -> dict[str, Any]:
     """Fit the reward, write ``models/reward`` and return what the metrics report.
@@ -202,6 +203,8 @@ def fit(
         The stage's section.
     device : str
         A torch device.
+    inputs : dict
+        Content hashes of what `pairs` and `prompts` were read from, for the manifest.
     out : Path
         The reward's artifact.
 
@@ -223,7 +226,8 @@ def fit(
     train, heldout = np.arange(len(parts["train"])), np.arange(len(parts["train"]), len(used))
     head = fit_head(chosen[train], rejected[train], params.l2)
     margin = (chosen.astype(np.float64) - rejected) @ head.weight
-    _publish(head, policy, params, out)
+    inputs = inputs | {"policy": content_sha256(read_manifest(policy, "models"))}
+    _publish(head, params, inputs, out)
     return {
         "train_pairs": len(train),
         "heldout_pairs": len(heldout),
@@ -276,7 +280,7 @@ def _length_only(margin: np.ndarray, train: np.ndarray, heldout: np.ndarray) -> 
     return {**accuracy(direction * margin[heldout]), "prefers": prefers}
 
 
-def _publish(head: Head, policy: Path, params: RewardParams, out: Path) -> None:
+def _publish(head: Head, params: RewardParams, inputs: dict[str, str], out: Path) -> None:
     from safetensors.numpy import save_file
 
     from isodense.reward_model import HEAD
@@ -287,5 +291,4 @@ def _publish(head: Head, policy: Path, params: RewardParams, out: Path) -> None:
             "bias": np.array([head.bias], dtype=np.float32),
         }
         save_file(tensors, scratch / HEAD)
-        inputs = {"policy": content_sha256(read_manifest(policy, "models"))}
         write_manifest(scratch, "reward", params=as_dict(params), inputs=inputs)

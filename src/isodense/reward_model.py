@@ -30,7 +30,7 @@ from isodense.policy import answer_tokens, load_tokenizer, load_trunk, prompt_to
 HEAD = "head.safetensors"
 Pooling = Literal["last", "mean", "both"]
 
-LENGTH_MULTIPLE = 16
+LENGTH_MULTIPLE = 8
 ROWS_MULTIPLE = 4
 
 
@@ -161,12 +161,8 @@ class Features:
             branch = copy.deepcopy(past)
             branch.batch_select_indices(owner)
             _, mask = self._extend(branch, seen[owner], [answered[row] for row in rows])
-            yield (
-                rows,
-                self._pool(self._states.float(), mask[:, seen.shape[1] :])[: len(rows)]
-                .cpu()
-                .numpy(),
-            )
+            pooled = self._pool(self._states.float(), mask[:, seen.shape[1] :])
+            yield rows, pooled[: len(rows)].cpu().numpy()
 
     def _extend(
         self, past: Any, seen: torch.Tensor | None, ids: Sequence[Sequence[int]]
