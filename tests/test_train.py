@@ -298,6 +298,11 @@ def test_long_prompts_are_passed_over_and_counted(world):
     assert max(lengths) < max(len(row["text"]) for row in prompts.rows)
 
 
+def test_prompts_longer_than_the_context_are_refused(world):
+    with pytest.raises(TrainingError, match="sum to 256 at most"):
+        run(world, "long", Length(), max_prompt_tokens=251)
+
+
 def test_hashes_of_the_inputs_follow_their_content(tmp_path: Path):
     from isodense.reward import RewardParams, fit
 

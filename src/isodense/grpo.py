@@ -114,7 +114,6 @@ class Record(TrainerCallback):
     def __init__(self, folder: str | Path, facts: Mapping[str, float]) -> None:
         self._live = Live(str(folder), save_dvc_exp=False, dvcyaml=None, report=None)
         self._facts = facts
-        self.rewards: list[float] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Open the progress bar."""
@@ -130,20 +129,20 @@ class Record(TrainerCallback):
             if logs.get(name) is not None:
                 self._live.log_metric(f"train/{series}", float(logs[name]))
         self._live.make_summary()
-        self.rewards.append(float(logs["reward"]))
         self._bar.update(state.global_step - self._bar.n)
-        self._bar.set_postfix(reward=f"{self.rewards[-1]:.3f}")
+        self._bar.set_postfix(reward=f"{logs['reward']:.3f}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Close the bar and write the run's facts."""
         self._bar.close()
-        for name, value in {**self._facts, **quarters(self.rewards)}.items():
+        for name, value in {**self._facts, **quarters(state.log_history)}.items():
             self._live.log_metric(f"train/{name}", value, plot=False)
         self._live.end()
 
 
-def quarters(rewards: Sequence[float]) -> dict[str, float]:
-    """Return the mean reward over the first and the last quarter of the steps."""
+def quarters(history: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Return the mean reward over the first and the last quarter of the trainer's log."""
+    rewards = [entry["reward"] for entry in history if "reward" in entry]
     size = max(1, len(rewards) // 4)
     return {
         "reward_first_quarter": float(np.mean(rewards[:size])),

@@ -42,6 +42,12 @@ def load_tokenizer(folder: str | Path) -> Any:
     return tokenizer
 
 
+def context_length(folder: str | Path) -> int | None:
+    """Return how many tokens the policy can read, or None if its config does not say."""
+    config = AutoConfig.from_pretrained(folder)
+    return getattr(config, "max_position_embeddings", None)
+
+
 def load_policy(folder: str | Path, device: str = "cpu") -> Any:
     """Load the whole model of a policy in float32, ready to generate.
 

@@ -25,7 +25,13 @@ from safetensors.numpy import load_file
 from isodense.artifacts import content_sha256, read_manifest
 from isodense.conversations import Message
 from isodense.errors import ArtifactError, ModelError
-from isodense.policy import answer_tokens, load_tokenizer, load_trunk, prompt_tokens
+from isodense.policy import (
+    answer_tokens,
+    context_length,
+    load_tokenizer,
+    load_trunk,
+    prompt_tokens,
+)
 
 HEAD = "head.safetensors"
 Pooling = Literal["last", "mean", "both"]
@@ -70,8 +76,8 @@ class Features:
         self._tokenizer = load_tokenizer(policy)
         self._model, block = load_trunk(policy, layer, device)
         self._pooling, self._batch_tokens, self._device = pooling, batch_tokens, device
-        context = getattr(self._model.config, "max_position_embeddings", None) or max_tokens
-        if max_tokens > context:
+        context = context_length(policy)
+        if context is not None and max_tokens > context:
             message = f"reward.max_tokens = {max_tokens} exceeds the policy's context, {context}"
             raise ModelError(message, f"set it to at most {context}")
         self.max_tokens = max_tokens

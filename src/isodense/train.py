@@ -71,7 +71,7 @@ OWN_FIELDS = {
     "eval_strategy": "the stage",
     "do_eval": "the stage",
 }
-BLOCKS = 20
+TRIES = 20  # draws per prompt wanted before the search for prompts that fit is given up
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ def make_plan(
     rows: list[int] = []
     drawn = 0
     while len(rows) < size:
-        if drawn >= BLOCKS * size:
+        if drawn >= TRIES * max(size, 100):
             message = f"{drawn - len(rows)} of {drawn} drawn prompts exceed train.max_prompt_tokens"
             raise TrainingError(message, "raise train.max_prompt_tokens")
         for row in draw(weights, size, seed, drawn).tolist():
@@ -374,16 +374,15 @@ def train(
     }
     rows = [prompts.rows[row] for row in plan.rows]
     trainer = make_trainer(policy, reward(str(config.device)), config, rows)
-    record = Record(live, facts)
     if trainer.is_world_process_zero():
-        trainer.add_callback(record)
+        trainer.add_callback(Record(live, facts))
     trainer.train()
     trainer.save_model(str(scratch / "policy"))
     if trainer.is_world_process_zero():
         fields = {"params": as_dict(params), "plan": facts, "inputs": inputs}
         _publish(scratch / "policy", out, ids_sha256=prompts.ids_sha256, **fields)
         shutil.rmtree(scratch)
-    return {**facts, **quarters(record.rewards)}
+    return {**facts, **quarters(trainer.state.log_history)}
 
 
 def _plan(
@@ -394,8 +393,15 @@ def _plan(
     config: GRPOConfig,
     seed: int,
 ) -> Plan:
-    from isodense.policy import load_tokenizer, prompt_tokens
+    from isodense.policy import context_length, load_tokenizer, prompt_tokens
 
+    tokens, context = (
+        params.max_prompt_tokens + params.max_completion_tokens,
+        context_length(policy),
+    )
+    if context is not None and tokens > context:
+        message = f"train.max_prompt_tokens + max_completion_tokens = {tokens} exceed the policy's"
+        raise TrainingError(f"{message} context, {context}", f"let them sum to {context} at most")
     tokenizer = load_tokenizer(policy)
 
     def fits(row: int) -> bool:

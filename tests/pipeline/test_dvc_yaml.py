@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import modulefinder
+import re
 from pathlib import Path
 
 import pytest
@@ -112,3 +113,8 @@ def test_outputs_are_cached_and_metrics_are_in_git():
             assert not isinstance(item, dict) or "cache" not in next(iter(item.values()))
         for item in entry.get("metrics", []):
             assert next(iter(item.values())) == {"cache": False}
+
+
+def test_the_readme_lists_the_stages_in_order():
+    table = re.findall(r"^\| `(\w+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert table == list(STAGES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -163,6 +164,15 @@ def test_a_teammate_pulls_what_was_pushed(project, tmp_path):
         assert project.ran(project.run("dvc", "repro")) == []
     finally:
         project.root = original
+
+
+def test_the_readme_snippet_runs(project):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    output = project.run("python", "-c", code + "print(len(set(ids)), len(list(sampler)))")
+    assert output.split()[-1] == "8"
+    assert "effective sample size" in project.run("isodense", "inspect", "--top", "2")
+    artifacts = ["data/prompts", "data/density", "models/grpo", "models/reward"]
+    assert project.run("isodense", "verify", *artifacts).count("as its manifest says") == 4
 
 
 def test_appended_prompts_reuse_finished_shards(project):
