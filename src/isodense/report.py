@@ -136,7 +136,7 @@ def decile_figure(path: Path) -> bytes:
         xlabel="density decile (1 = most isolated)",
         ylabel="reward, 95% interval",
     )
-    axis.legend(frameon=False)
+    figure.legend(frameon=False, loc="outside lower center", ncols=2)
     return _png(figure)
 
 
