@@ -23,6 +23,7 @@ SMALL = {
     "reward.layer": 2,
     "reward.max_tokens": 256,
     "train.max_steps": 2,
+    "train.max_prompt_tokens": 200,
     "train.prompts_per_step": 2,
     "train.num_generations": 2,
     "train.max_completion_tokens": 8,
