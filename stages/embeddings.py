@@ -1,5 +1,10 @@
 r"""Embed every prompt once, in shards.
 
+Several processes, one for each GPU or core, on one machine or many that share a file system, take
+turns at the shards. `dvc repro` starts them by itself when told how:
+
+ISODENSE_LAUNCH="torchrun --nproc-per-node 8" dvc repro embeddings
+
 Example
 -------
 python stages/embeddings.py --prompts data/prompts --encoder models/encoder \
@@ -12,10 +17,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from isodense import params, stage
-from isodense.artifacts import content_sha256, read_manifest, write_json
+from isodense.artifacts import write_json
 from isodense.base import BaseParams
 from isodense.embeddings import EmbeddingsParams, embed
-from isodense.promptset import load_prompts
 
 
 def main(argv: list[str]) -> str:
@@ -26,21 +30,12 @@ def main(argv: list[str]) -> str:
     parser.add_argument("--out", type=Path, required=True, help="embeddings artifact to write")
     parser.add_argument("--metrics", type=Path, required=True, help="metrics file to write")
     args = parser.parse_args(argv)
+    stage.relaunch(argv)
     base = params.load(args.params, "base", BaseParams)
     section = params.load(args.params, "embeddings", EmbeddingsParams)
-    prompts = load_prompts(args.prompts)
-    from isodense.encoders import load_encoder  # here, so that a wrong param shows at once
-
-    encoder = load_encoder(
-        args.encoder,
-        pooling=section.pooling,
-        layer=section.layer,
-        max_tokens=section.max_tokens,
-        batch_tokens=section.batch_tokens,
-        device=base.device,
-    )
-    prompts_sha256 = content_sha256(read_manifest(args.prompts, "prompts"))
-    report = embed(prompts, encoder, args.encoder, section, prompts_sha256, stage.cache(), args.out)
+    report = embed(args.prompts, args.encoder, section, base.device, stage.cache(), args.out)
+    if report is None:
+        return "done; the first rank publishes"
     write_json(args.metrics, {"embeddings": report})
     return f"{report['prompts']} prompts x {report['dim']} in {report['shards']} shards"
 

@@ -11,10 +11,10 @@ from isodense.policy import (
     answer_tokens,
     load_policy,
     load_tokenizer,
-    load_trunk,
     prompt_tokens,
     token_batches,
 )
+from isodense.trunk import load_trunk
 from tests import tiny
 
 
@@ -44,11 +44,11 @@ def test_a_policy_is_loaded_whole_in_float32_ready_to_generate(folder: Path):
 
 
 def test_a_trunk_has_only_the_blocks_asked_for(folder: Path):
-    model, block = load_trunk(folder, 2)
+    model, block = load_trunk(folder, 2, "reward.layer")
     assert len(model.layers) == 2
     assert model.layers[1] is block
     with pytest.raises(ModelError, match=r"set reward\.layer to 1 … 3"):
-        load_trunk(folder, 4)
+        load_trunk(folder, 4, "reward.layer")
 
 
 def test_a_tokenizer_without_chat_template_is_refused(tmp_path: Path):

@@ -113,3 +113,18 @@ def encoder(folder: Path, pooling: str = "mean", seed: int = 0) -> Path:
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(settings))
     write_manifest(folder, "models", role="encoder")
     return folder
+
+
+def texts(count: int) -> list[str]:
+    """Return different texts of mixed lengths."""
+    return [" ".join(WORDS[: i % 11 + 1]) + "?" * (i % 7) + f" {i}" for i in range(count)]
+
+
+def prompts(folder: Path, count: int, heldout: float = 0.2) -> Path:
+    """Publish that many prompts of mixed lengths as the prompts stage does."""
+    from isodense import prompts as stage
+
+    answers = {side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
+    pairs = ({"prompt": user(text), **answers, "source": "test"} for text in texts(count))
+    stage.publish(pairs, stage.PromptsParams(heldout), "0" * 64, folder)
+    return folder

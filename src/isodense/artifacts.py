@@ -14,7 +14,7 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -188,7 +188,8 @@ def _describe(path: Path) -> dict[str, Any]:
 
 def _check_file(folder: Path, name: str, size: int, remedy: str) -> None:
     path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
+    inside = PurePosixPath(name)
+    if inside.is_absolute() or ".." in inside.parts:
         raise ArtifactError(f"the manifest of {folder} names a file outside it: {name!r}")
     if not path.is_file():
         raise ArtifactError(f"{path} is missing", remedy)

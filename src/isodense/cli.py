@@ -1,4 +1,4 @@
-"""The ``isodense`` command: look at weights, and check artifacts."""
+"""The ``isodense`` command: look at weights; check, merge and export artifacts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,13 @@ EXAMPLES = """examples:
   isodense inspect                        the most and least weighted prompts of this checkout
   isodense inspect --top 50 --width 160
   isodense verify data/density data/embeddings
+  isodense verify data/embeddings --recompute 64
+  isodense merge part1/data part2/data --output merged
+  isodense export --format prototype --output exported
 """
+
+
+REPULL = "run `dvc repro embeddings`, or `dvc pull models` for the model it was made with"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,6 +74,32 @@ def verify(args: argparse.Namespace) -> None:
         manifest = read_manifest(folder, kind)
         verify_files(folder, manifest)
         sys.stdout.write(f"{folder}: {kind}, {len(manifest['files'])} files as its manifest says\n")
+        if args.recompute and kind == "embeddings":
+            from isodense.recompute import recompute
+
+            verdict = recompute(folder, args.prompts, args.encoder, args.recompute)
+            sys.stdout.write(f"{folder}: {args.recompute} prompts embedded again: {verdict}\n")
+            if verdict.startswith("different"):
+                raise ArtifactError(f"{folder} was not made by the model in {args.encoder}", REPULL)
+
+
+def merge(args: argparse.Namespace) -> None:
+    """Join embeddings that were computed apart, without computing a row again."""
+    from isodense.merge import merge as merged
+
+    report = merged(args.parts, args.output)
+    sys.stdout.write(
+        f"{args.output}: {report['rows']} rows in {report['shards']} shards, "
+        f"{report['collapsed']} repeated prompts collapsed\n"
+    )
+
+
+def export(args: argparse.Namespace) -> None:
+    """Write the training prompts with their weights for other code."""
+    from isodense.export import export as exported
+
+    report = exported(args.data, args.format, args.output, args.vectors, args.encoder)
+    sys.stdout.write(f"{args.output}: {report['rows']} prompts as {report['format']}\n")
 
 
 def _kind(folder: Path) -> str:
@@ -112,5 +145,42 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: isodense verify data/density data/embeddings",
     )
     check.add_argument("artifacts", type=Path, nargs="+", help="artifact folders")
+    again = "embed this many prompts of an embeddings artifact again and compare"
+    check.add_argument("--recompute", type=_positive, metavar="N", help=again)
+    check.add_argument("--prompts", type=Path, default=Path("data/prompts"), help="their prompts")
+    check.add_argument("--encoder", type=Path, default=Path("models/encoder"), help="their encoder")
     check.set_defaults(run=verify)
+    _add_merge(commands)
+    _add_export(commands)
     return parser
+
+
+def _add_merge(commands: Any) -> None:
+    join = commands.add_parser(
+        "merge",
+        help=merge.__doc__,
+        description=f"{merge.__doc__} Parts are data folders, which hold prompts/ and embeddings/, "
+        "or embeddings folders. Of a prompt in several parts the first is kept.",
+        epilog="example: isodense merge part1/data part2/data --output merged",
+    )
+    join.add_argument("parts", type=Path, nargs="+", help="two or more folders")
+    join.add_argument("--output", type=Path, required=True, help="new folder")
+    join.set_defaults(run=merge)
+
+
+def _add_export(commands: Any) -> None:
+    give = commands.add_parser(
+        "export",
+        help=export.__doc__,
+        description=f"{export.__doc__} prototype: a folder with embeddings.npy, "
+        "density_weights.npy, prompts_list.json and embeddings_metadata.json; parquet and jsonl: "
+        "one file with id, prompt, text, count, weight and density.",
+        epilog="example: isodense export --format parquet --output prompts.parquet --vectors",
+    )
+    formats = ("prototype", "parquet", "jsonl")
+    give.add_argument("--format", choices=formats, required=True, help="what to write")
+    give.add_argument("--output", type=Path, required=True, help="new folder or file")
+    give.add_argument("--data", type=Path, default=Path("data"), help="folder of the artifacts")
+    give.add_argument("--vectors", action="store_true", help="add the vectors to the file")
+    give.add_argument("--encoder", type=Path, help="model folder, for the prototype's metadata")
+    give.set_defaults(run=export)

@@ -3,24 +3,29 @@
 A shard is computed from its own prompts alone, so its bytes depend on those, the encoder and the
 params, and on nothing else. A finished shard is kept in a scratch folder outside the DVC outputs,
 named by the hash of all it depends on: a run that was cut off, or whose prompts have grown,
-computes only what is not there.
+computes only what is not there. Ranks started by torchrun take turns at the missing shards and
+share nothing but that folder. Prompts are read a shard at a time, so memory does not grow with
+their number.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import importlib.util
 import json
 import logging
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from tqdm import tqdm
 
+from isodense import transform
 from isodense.artifacts import (
     FORMAT_VERSION,
     content_sha256,
@@ -30,19 +35,24 @@ from isodense.artifacts import (
     sha256_file,
     write_manifest,
 )
-from isodense.errors import ArtifactError
+from isodense.base import one_thread, resolve_device
+from isodense.errors import ArtifactError, ModelError, TextError
 from isodense.params import as_dict, param
-from isodense.promptset import PromptSet
-from isodense.stage import progress
-from isodense.vectors import shard_name
+from isodense.preflight import preflight
+from isodense.promptset import FILE as PROMPTS
+from isodense.ranks import Progress, Rank
+from isodense.records import read_jsonl
+from isodense.vectors import ids_name, shard_name
 
 if TYPE_CHECKING:
     from isodense.encoders import Encoder
 
-
 log = logging.getLogger("isodense")
 
+SAMPLE = 200  # prompts whose cosines show the error of a projection
 TRUNCATED = 0.05  # share of cut prompts above which a person is told
+CODE = ("encoders", "packing", "logits", "trunk")  # modules that decide a row's bytes
+NOT_IN_ROWS = ("batch_tokens", "rows_per_shard", "postprocess", "components", "fit_rows")
 
 
 @dataclass(frozen=True)
@@ -55,115 +65,282 @@ class EmbeddingsParams:
         Prompts per shard file.
     dtype : {"float32", "float16"}
         Of the stored vectors.
+    postprocess : {"auto", "none", "all_but_the_top"}
+        What is fitted on the training prompts and applied when vectors are read; ``auto`` is
+        ``all_but_the_top`` for the hidden states of decoders.
+    components : int
+        Directions that all-but-the-top removes; 0 only centres.
+    fit_rows : int
+        It is fitted on the first so many training prompts, so that it stays what it is when more
+        are appended.
     """
 
-    pooling: Literal["auto", "mean", "cls", "last"] = param()
+    space: Literal["hidden", "logits", "logits_projected", "logits_full"] = param()
+    pooling: Literal["auto", "mean", "mean_without_first", "cls", "last"] = param()
     layer: int | None = param(minimum=1)
+    projection: int = param(minimum=1)
     max_tokens: int = param(minimum=8)
-    batch_tokens: int = param(minimum=64)
+    precision: Literal["float32", "bfloat16"] = param()
+    batch_tokens: int | None = param(minimum=64)
     rows_per_shard: int = param(minimum=1)
     dtype: Literal["float32", "float16"] = param()
+    postprocess: Literal["auto", "none", "all_but_the_top"] = param()
+    components: int = param(minimum=0)
+    fit_rows: int = param(minimum=10)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard of the set.
+
+    Attributes
+    ----------
+    number : int
+    rows : int
+    path : Path
+        Where it is kept once finished; beside it ``.json`` with its hash and token counts.
+    """
+
+    number: int
+    rows: int
+    path: Path
 
 
 def embed(
-    prompts: PromptSet,
-    encoder: Encoder,
-    encoder_folder: Path,
+    prompts: Path,
+    encoder: Path,
     params: EmbeddingsParams,
-    prompts_sha256: str,
+    device: str,
     cache: Path,
     out: Path,
-) -> dict[str, Any]:
+    load: Callable[[], Encoder] | None = None,
+    rank: Rank | None = None,
+) -> dict[str, Any] | None:
     """Write ``data/embeddings`` and return what the metrics report.
 
     Parameters
     ----------
-    prompts : PromptSet
-        All prompts, held-out ones too.
-    encoder : Encoder
-        Loaded from `encoder_folder`.
-    encoder_folder : Path
-        The encoder's artifact; its manifest identifies it.
+    prompts : Path
+        The prompts artifact; held-out prompts are embedded too.
+    encoder : Path
+        The encoder's artifact.
     params : EmbeddingsParams
         The stage's section.
-    prompts_sha256 : str
-        Hash of the prompts' content.
+    device : str
+        Param ``base.device``.
     cache : Path
         Where finished shards are kept.
     out : Path
         The artifact's folder.
+    load : callable, optional
+        Loads the encoder; by default from its folder. Called only if a shard is missing.
+    rank : Rank, optional
+        This process among those that torchrun started; ranks but the first publish nothing.
+
+    Returns
+    -------
+    dict or None
+        None on ranks but the first.
+
+    Raises
+    ------
+    ArtifactError
+        If the prompts are not those of their manifest.
+    ModelError
+        If the encoder fails its preflight or gives a prompt no vector.
     """
-    texts = prompts.texts
-    recipe = _recipe(encoder_folder, encoder.device, params)
-    starts = range(0, len(texts), params.rows_per_shard)
-    computed = 0
-    with publishing(out) as scratch, tqdm(total=len(texts), unit="prompt", **progress()) as bar:
-        for number, start in enumerate(starts):
-            part = texts[start : start + params.rows_per_shard]
-            finished = cache / "embeddings" / _key(recipe, part)
-            if not _sound(finished, (len(part), encoder.dim), params.dtype):
-                _compute(part, encoder, params.dtype, finished, bar)
-                computed += 1
-            else:
-                bar.update(len(part))
-            shutil.copyfile(finished, scratch / shard_name(number))
-        write_manifest(
-            scratch,
-            "embeddings",
-            rows=len(texts),
-            dim=encoder.dim,
-            dtype=params.dtype,
-            rows_per_shard=params.rows_per_shard,
-            ids_sha256=prompts.ids_sha256,
-            device=encoder.device,
-            params=recipe["params"],
-            inputs={"encoder": recipe["encoder"], "prompts": prompts_sha256},
-        )
-    log.info("%d of %d shards computed, the rest were in %s", computed, len(starts), cache)
-    truncated = encoder.tokenize(texts)[1] / len(texts)
-    if truncated > TRUNCATED:
-        log.warning("%.0f%% of the prompts exceed embeddings.max_tokens", 100 * truncated)
-    return {
-        "prompts": len(texts),
-        "dim": encoder.dim,
-        "shards": len(starts),
-        "truncated_share": round(truncated, 6),
-    }
+    rank = rank or Rank.current()
+    load = load or (lambda: load_with(encoder, as_dict(params), device))
+    recipe = _recipe(encoder, resolve_device(device), params)
+    manifest = read_manifest(prompts, "prompts")
+    shards = _plan(prompts, manifest, params.rows_per_shard, recipe, cache / "embeddings")
+    missing = [shard for shard in shards if not _sound(shard, params.dtype)]
+    mine = missing[rank.index :: rank.world]
+    run = cache / "embeddings" / "runs" / _digest(recipe, manifest["ids_sha256"])
+    with Progress(run, rank, sum(shard.rows for shard in missing)) as bar:
+        if mine:
+            _compute(prompts, mine, params, load(), bar)
+        if rank.index:
+            return None
+        bar.wait(lambda: [shard.number for shard in missing if not shard.path.exists()])
+    log.info("%d of %d shards computed, the rest were in %s", len(missing), len(shards), cache)
+    return _publish(prompts, encoder, manifest, shards, params, recipe, out)
 
 
-def _recipe(encoder_folder: Path, device: str, params: EmbeddingsParams) -> dict[str, Any]:
+def load_with(folder: Path, params: dict[str, Any], device: str) -> Encoder:
+    """Load an encoder with the params of an embeddings artifact, those for speed as by default."""
+    from isodense.encoders import load_encoder
+
+    names = ("pooling", "layer", "max_tokens", "batch_tokens", "space", "projection", "precision")
+    return load_encoder(folder, device=device, **{n: params[n] for n in names if n in params})
+
+
+def _recipe(encoder: Path, device: str, params: EmbeddingsParams) -> dict[str, Any]:
     """Return what a shard's bytes depend on besides its prompts."""
-    from isodense import encoders
-
-    settings = as_dict(params)
-    del settings["batch_tokens"], settings["rows_per_shard"]  # they change no byte of a row
+    specs = [importlib.util.find_spec(f"isodense.{name}") for name in CODE]  # none is imported
+    settings = {key: value for key, value in as_dict(params).items() if key not in NOT_IN_ROWS}
+    if params.space != "logits_projected":
+        del settings["projection"]
     return {
         "format_version": FORMAT_VERSION,
-        "code": sha256_file(encoders.__file__),
+        "code": [sha256_file(str(spec and spec.origin)) for spec in specs],
         "versions": [importlib.metadata.version(name) for name in ("torch", "transformers")],
         "device": device,
-        "encoder": content_sha256(read_manifest(encoder_folder, "models")),
+        "encoder": content_sha256(read_manifest(encoder, "models")),
         "params": settings,
     }
 
 
-def _key(recipe: dict[str, Any], texts: list[str]) -> str:
-    digest = hashlib.sha256(json.dumps([recipe, texts], sort_keys=True).encode())
-    return f"{digest.hexdigest()[:40]}.npy"
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:40]
 
 
-def _compute(texts: list[str], encoder: Encoder, dtype: str, path: Path, bar: Any) -> None:
-    rows = encoder.encode(texts, lambda count, tokens: bar.update(count)).astype(dtype)
+def _chunks(prompts: Path, size: int) -> Iterator[list[dict[str, Any]]]:
+    """Yield the rows of the prompts artifact, a shard's worth at a time."""
+    rows = (row for _, row in read_jsonl(prompts / PROMPTS))
+    while chunk := list(islice(rows, size)):
+        yield chunk
+
+
+def _plan(
+    prompts: Path, manifest: dict[str, Any], size: int, recipe: dict[str, Any], store: Path
+) -> list[Shard]:
+    """Return all shards, having checked that the prompts are those of their manifest."""
+    ids = hashlib.sha256()
+    shards: list[Shard] = []
+    for number, chunk in enumerate(_chunks(prompts, size)):
+        ids.update(("\n" * (number > 0) + "\n".join(row["id"] for row in chunk)).encode())
+        key = _digest(recipe, [row["text"] for row in chunk])
+        shards.append(Shard(number, len(chunk), store / f"{key}.npy"))
+    if not shards or ids.hexdigest() != manifest["ids_sha256"]:
+        message = f"{prompts / PROMPTS} does not hold the prompts of its manifest"
+        raise ArtifactError(message, "run `dvc repro prompts`")
+    return shards
+
+
+def _compute(
+    prompts: Path, shards: list[Shard], params: EmbeddingsParams, encoder: Encoder, bar: Progress
+) -> None:
+    wanted = {shard.number: shard for shard in shards}
+    for number, chunk in enumerate(_chunks(prompts, params.rows_per_shard)):
+        if number not in wanted:
+            continue
+        texts = [row["text"] for row in chunk]
+        if number == shards[0].number:
+            preflight(encoder, texts)
+        try:
+            ids, cut = encoder.tokenize(texts)
+            rows = encoder.encode_tokens(ids, bar.add).astype(params.dtype)
+        except TextError as error:
+            line = number * params.rows_per_shard + error.row + 1
+            message = f"{prompts / PROMPTS}, line {line}: {error.message}"
+            raise ModelError(message, error.remedy) from None
+        counts: dict[str, Any] = {"cut": cut, "tokens": sum(map(len, ids))}
+        if number == 0 and params.space == "logits_projected":
+            counts["projection_error"] = encoder.projection_error(ids[:SAMPLE])
+        _keep(wanted[number].path, rows, counts)
+
+
+def _keep(path: Path, rows: np.ndarray, counts: dict[str, Any]) -> None:
+    """Write a finished shard, whole or not at all, also where experiments run side by side."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as stream:
-        np.save(stream, rows, allow_pickle=False)
-    Path(stream.name).replace(path)  # whole or absent, also where experiments run side by side
+    with tempfile.TemporaryDirectory(dir=path.parent, suffix=".tmp") as folder:
+        array, note = Path(folder, "rows.npy"), Path(folder, "counts.json")
+        np.save(array, rows, allow_pickle=False)
+        note.write_text(json.dumps({"sha256": sha256_file(array), **counts}), encoding="utf-8")
+        note.replace(path.with_suffix(".json"))
+        array.replace(path)
 
 
-def _sound(path: Path, shape: tuple[int, int], dtype: str) -> bool:
-    """Return whether a finished shard is there and readable; a power cut can leave a stump."""
+def _counts(shard: Shard) -> dict[str, Any]:
+    counts: dict[str, Any] = json.loads(shard.path.with_suffix(".json").read_text("utf-8"))
+    return counts
+
+
+def _sound(shard: Shard, dtype: str) -> bool:
+    """Return whether a finished shard is there and whole; a power cut can leave a stump."""
     try:
-        rows = load_array(path, mmap=True)
-    except ArtifactError:
+        rows = load_array(shard.path, mmap=True)
+        whole = _counts(shard)["sha256"] == sha256_file(shard.path)
+    except (ArtifactError, OSError, ValueError, KeyError):
         return False
-    return rows.shape == shape and rows.dtype == dtype
+    return whole and rows.ndim == 2 and len(rows) == shard.rows and rows.dtype == dtype
+
+
+def _publish(
+    prompts: Path,
+    encoder: Path,
+    manifest: dict[str, Any],
+    shards: list[Shard],
+    params: EmbeddingsParams,
+    recipe: dict[str, Any],
+    out: Path,
+) -> dict[str, Any]:
+    dim = load_array(shards[0].path, mmap=True).shape[1]
+    with publishing(out) as scratch:
+        for shard, chunk in zip(shards, _chunks(prompts, params.rows_per_shard), strict=True):
+            shutil.copyfile(shard.path, scratch / shard_name(shard.number))
+            ids = "\n".join(row["id"] for row in chunk)
+            (scratch / ids_name(shard.number)).write_text(ids, encoding="ascii")
+        write_manifest(
+            scratch,
+            "embeddings",
+            rows=sum(shard.rows for shard in shards),
+            dim=dim,
+            dtype=params.dtype,
+            rows_per_shard=params.rows_per_shard,
+            ids_sha256=manifest["ids_sha256"],
+            device=recipe["device"],
+            params=recipe["params"],
+            transform=_fit(prompts, encoder, shards, params, scratch),
+            inputs={"encoder": recipe["encoder"], "prompts": content_sha256(manifest)},
+        )
+    return _report(shards, dim)
+
+
+def _fit(
+    prompts: Path, encoder: Path, shards: list[Shard], params: EmbeddingsParams, out: Path
+) -> dict[str, Any] | None:
+    """Fit and write the post-processing, if there is to be any, and describe it."""
+    decoder = not (encoder / "modules.json").is_file() and params.space == "hidden"
+    if params.postprocess == "none" or (params.postprocess == "auto" and not decoder):
+        return None
+    with one_thread():
+        blocks = _training_rows(prompts, shards, params)
+        fitted = transform.fit(blocks, params.components)
+    fitted.save(out)
+    return {
+        "method": "all_but_the_top",
+        "components": params.components,
+        "fit_rows": params.fit_rows,
+    }
+
+
+def _training_rows(
+    prompts: Path, shards: list[Shard], params: EmbeddingsParams
+) -> Iterator[np.ndarray]:
+    """Yield the vectors of the first training prompts, as many as the fit is made on."""
+    left = params.fit_rows
+    for shard, chunk in zip(shards, _chunks(prompts, params.rows_per_shard), strict=False):
+        train = [row for row, prompt in enumerate(chunk) if prompt["split"] == "train"][:left]
+        yield load_array(shard.path, mmap=True)[train]
+        left -= len(train)
+        if not left:
+            return
+
+
+def _report(shards: list[Shard], dim: int) -> dict[str, Any]:
+    counts = [_counts(shard) for shard in shards]
+    rows = sum(shard.rows for shard in shards)
+    truncated = sum(count["cut"] for count in counts) / rows
+    if truncated > TRUNCATED:
+        log.warning("%.0f%% of the prompts exceed embeddings.max_tokens", 100 * truncated)
+    report = {
+        "prompts": rows,
+        "dim": dim,
+        "shards": len(shards),
+        "tokens_mean": round(sum(count["tokens"] for count in counts) / rows, 2),
+        "truncated_share": round(truncated, 6),
+    }
+    error = counts[0].get("projection_error")
+    return report | ({"projection_error": error} if error else {})

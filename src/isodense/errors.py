@@ -73,5 +73,21 @@ class ModelError(IsodenseError):
     """Model weights that cannot be fetched, verified or used."""
 
 
+class TextError(ModelError):
+    """A text that an encoder gives no vector.
+
+    Parameters
+    ----------
+    message : str
+        What is wrong.
+    row : int
+        The text's number among those given.
+    """
+
+    def __init__(self, message: str, row: int) -> None:
+        super().__init__(f"{message}, first {row}", "look at it; leave it out or use another model")
+        self.row = row
+
+
 class TrainingError(IsodenseError):
     """A training or reward setting that cannot work."""

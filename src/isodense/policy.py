@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from jinja2 import TemplateError
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging as transformers_logging
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from isodense.conversations import Message
 from isodense.errors import ModelError
+from isodense.trunk import quiet
 
 
 def load_tokenizer(folder: str | Path) -> Any:
@@ -56,39 +56,9 @@ def load_policy(folder: str | Path, device: str = "cpu") -> Any:
     transformers.PreTrainedModel
         In evaluation mode, on `device`.
     """
-    _quiet()
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with quiet():
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return model.eval().to(device)
-
-
-def load_trunk(folder: str | Path, layer: int, device: str = "cpu") -> tuple[Any, Any]:
-    """Load the embedding and the first `layer` blocks of a policy; deeper ones are not read.
-
-    Returns
-    -------
-    model : transformers.PreTrainedModel
-        Without language head, float32, in evaluation mode.
-    block : torch.nn.Module
-        The last block, whose output is the hidden state at depth `layer`.
-
-    Raises
-    ------
-    ModelError
-        If the policy has fewer layers.
-    """
-    _quiet()
-    config = AutoConfig.from_pretrained(folder)
-    depth = config.num_hidden_layers
-    if not 1 <= layer <= depth:
-        message = f"reward.layer = {layer}, but the policy in {folder} has {depth} layers"
-        raise ModelError(message, f"set reward.layer to 1 … {depth}")
-    config.num_hidden_layers = layer
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # it lists the weights of the blocks left out
-    model = AutoModel.from_pretrained(folder, config=config, dtype=torch.float32)
-    transformers_logging.set_verbosity(verbosity)
-    blocks = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == layer]
-    return model.eval().to(device), blocks[0][-1]
 
 
 def prompt_tokens(tokenizer: Any, prompts: Sequence[list[Message]]) -> list[list[int]]:
@@ -133,7 +103,3 @@ def token_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
         batch.append(row)
     if batch:
         yield batch
-
-
-def _quiet() -> None:
-    transformers_logging.disable_progress_bar()

@@ -29,9 +29,9 @@ from isodense.policy import (
     answer_tokens,
     context_length,
     load_tokenizer,
-    load_trunk,
     prompt_tokens,
 )
+from isodense.trunk import load_trunk
 
 HEAD = "head.safetensors"
 Pooling = Literal["last", "mean", "both"]
@@ -74,7 +74,7 @@ class Features:
         device: str = "cpu",
     ) -> None:
         self._tokenizer = load_tokenizer(policy)
-        self._model, block = load_trunk(policy, layer, device)
+        self._model, block = load_trunk(policy, layer, "reward.layer", device)
         self._pooling, self._batch_tokens, self._device = pooling, batch_tokens, device
         context = context_length(policy)
         if context is not None and max_tokens > context:

@@ -12,6 +12,7 @@ import logging
 import os
 import platform
 import resource
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -47,6 +48,32 @@ def cache() -> Path:
     return Path(os.environ.get("ISODENSE_CACHE", default))
 
 
+def relaunch(argv: list[str]) -> None:
+    """Replace this process by the launcher that ``ISODENSE_LAUNCH`` names, running this script.
+
+    A command such as ``torchrun --nproc-per-node 8`` is not a param: the same stage runs on a
+    laptop and on a node, and gives the same bytes.
+
+    Parameters
+    ----------
+    argv : list of str
+        The script's arguments.
+
+    Raises
+    ------
+    IsodenseError
+        If there is no such command.
+    """
+    launcher = shlex.split(os.environ.get("ISODENSE_LAUNCH", ""))
+    if not launcher or "RANK" in os.environ:
+        return
+    try:
+        os.execvp(launcher[0], [*launcher, sys.argv[0], *argv])  # noqa: S606 - the user's own
+    except OSError as error:
+        message = f"ISODENSE_LAUNCH names {launcher[0]!r}, which cannot be run: {error.strerror}"
+        raise IsodenseError(message, "correct it, or activate the environment it is in") from None
+
+
 def run(name: str, main: Callable[[list[str]], str]) -> None:
     """Run a stage's `main` and exit.
 
@@ -57,7 +84,12 @@ def run(name: str, main: Callable[[list[str]], str]) -> None:
     main : callable
         Takes the command-line arguments and returns the summary line.
     """
-    logging.basicConfig(level=logging.INFO, format=f"[{name}] %(message)s", stream=sys.stderr)
+    first = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(
+        level=logging.INFO if first else logging.WARNING,
+        format=f"[{name}] %(message)s",
+        stream=sys.stderr,
+    )
     for noisy in ("httpx", "httpcore", "urllib3", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     start = time.perf_counter()
@@ -71,7 +103,8 @@ def run(name: str, main: Callable[[list[str]], str]) -> None:
         sys.exit(130)
     seconds = time.perf_counter() - start
     log.info("%s (%.1f s)", summary, seconds)
-    _write_timings(name, seconds)
+    if first:
+        _write_timings(name, seconds)
 
 
 def _write_timings(name: str, seconds: float) -> None:

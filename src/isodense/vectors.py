@@ -1,7 +1,8 @@
-"""Reading the embeddings artifact: shards as one array."""
+"""Reading the embeddings artifact: shards, the ids of their rows, and all rows as one array."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,10 @@ import numpy as np
 
 from isodense.artifacts import load_array, read_manifest
 from isodense.errors import ArtifactError
+from isodense.transform import FILE as TRANSFORM
+from isodense.transform import load_transform
+
+REMEDY = "run `dvc repro embeddings`"
 
 
 def shard_name(number: int) -> str:
@@ -16,8 +21,45 @@ def shard_name(number: int) -> str:
     return f"shard-{number:05d}.npy"
 
 
+def ids_name(number: int) -> str:
+    """Return the name of the file that lists the prompt ids of shard `number`, one a line."""
+    return f"ids-{number:05d}.txt"
+
+
+def shard_count(manifest: dict[str, Any]) -> int:
+    """Return how many shards an artifact has."""
+    return sum(name.startswith("shard-") for name in manifest["files"])
+
+
+def iter_shards(folder: str | Path, manifest: dict[str, Any]) -> Iterator[np.ndarray]:
+    """Yield the shards in order, memory-mapped, as the encoder made them.
+
+    Raises
+    ------
+    ArtifactError
+        If a shard is not of the shape in the manifest, or rows are missing.
+    """
+    entries = [manifest["files"].get(shard_name(i)) for i in range(shard_count(manifest))]
+    shapes = [entry["shape"] if entry else [0, 0] for entry in entries]
+    if sum(rows for rows, _ in shapes) != manifest["rows"]:
+        message = f"the shards of {folder} do not hold the {manifest['rows']} rows of its manifest"
+        raise ArtifactError(message, REMEDY)
+    for number, (rows, dim) in enumerate(shapes):
+        shard = load_array(Path(folder) / shard_name(number), mmap=True)
+        if shard.shape != (rows, dim) or dim != manifest["dim"]:
+            message = f"{Path(folder) / shard_name(number)} has shape {shard.shape}"
+            raise ArtifactError(f"{message}, not as its manifest says", REMEDY)
+        yield shard
+
+
+def read_ids(folder: str | Path, manifest: dict[str, Any]) -> list[str]:
+    """Return the prompt ids of all rows, in order."""
+    names = [Path(folder) / ids_name(number) for number in range(shard_count(manifest))]
+    return [line for name in names for line in name.read_text(encoding="ascii").split()]
+
+
 def load_vectors(folder: str | Path) -> tuple[np.ndarray, dict[str, Any]]:
-    """Load ``data/embeddings``.
+    """Load ``data/embeddings``, with its post-processing applied where it has one.
 
     Returns
     -------
@@ -30,14 +72,12 @@ def load_vectors(folder: str | Path) -> tuple[np.ndarray, dict[str, Any]]:
     ArtifactError
         If the artifact is incomplete, or a shard is not of its shape.
     """
-    folder = Path(folder)
     manifest = read_manifest(folder, "embeddings")
-    rows, dim, step = manifest["rows"], manifest["dim"], manifest["rows_per_shard"]
-    vectors = np.empty((rows, dim), dtype=np.float32)
-    for number, start in enumerate(range(0, rows, step)):
-        shard = load_array(folder / shard_name(number), mmap=True)
-        if shard.shape != (min(step, rows - start), dim):
-            message = f"{folder / shard_name(number)} has shape {shard.shape}"
-            raise ArtifactError(message, "run `dvc repro embeddings`")
-        vectors[start : start + step] = shard
+    transform = load_transform(folder) if TRANSFORM in manifest["files"] else None
+    vectors = np.empty((manifest["rows"], manifest["dim"]), dtype=np.float32)
+    start = 0
+    for shard in iter_shards(folder, manifest):
+        part = vectors[start : start + len(shard)]
+        part[:] = shard if transform is None else transform.apply(shard)
+        start += len(shard)
     return vectors, manifest

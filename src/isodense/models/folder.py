@@ -1,4 +1,4 @@
-"""Weights in a local folder or ``.gguf`` file."""
+"""Weights in a local folder, a ``.gguf`` file, or nanochat's base directory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def fetched(model: ModelParams, cache: Path) -> Iterator[Path]:
     ModelError
         If it does not exist.
     """
-    path = Path(model.name, model.path or "").expanduser()
+    inside = "" if model.source == "nanochat" else model.path or ""
+    path = Path(model.name, inside).expanduser()
     if not path.exists():
         raise ModelError(f"{path}: no such folder or file", "correct models.*.name and .path")
     yield path

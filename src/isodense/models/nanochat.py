@@ -28,7 +28,7 @@ import pickle
 import re
 import struct
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -106,6 +106,20 @@ def load(
     )
     model.name_or_path = model.config.name_or_path = ""
     return model.eval(), tokenizer
+
+
+def parse(checkpoint: str) -> tuple[Source, str | None, int | None]:
+    """Return source, tag and step of a checkpoint that is named in one word.
+
+    Examples
+    --------
+    >>> parse("mid/d20/765")
+    ('mid', 'd20', 765)
+    >>> parse("sft")
+    ('sft', None, None)
+    """
+    source, tag, step = [*checkpoint.split("/"), None, None][:3]
+    return cast(Source, source), tag, int(step) if step else None
 
 
 def convert(

@@ -6,6 +6,7 @@ A published model is a folder of safetensors, configuration and tokenizer files 
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from isodense.artifacts import publishing, write_manifest
 from isodense.errors import ModelError
 from isodense.params import as_dict, param
 
+CHECKPOINT = re.compile(r"(base|mid|sft|rl)(/[^/]+(/[0-9]+)?)?")
 SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".jinja"}
 
 
@@ -24,19 +26,22 @@ class ModelParams:
 
     Attributes
     ----------
-    source : {"wheel", "hub", "folder"}
-        A PyPI wheel that carries weights, a Hugging Face Hub repository, or a local folder.
+    source : {"wheel", "hub", "folder", "nanochat"}
+        A PyPI wheel that carries weights, a Hugging Face Hub repository, a local folder, or
+        nanochat's base directory.
     name : str
-        The package, the repository id, or the folder's path.
+        The package, the repository id, or the path of the folder or directory.
     version : str or None
-        The wheel's version or the repository's revision; null for a folder.
+        The wheel's version or the repository's revision; null otherwise.
     sha256 : str or None
         The wheel's SHA-256; null otherwise.
     path : str or None
-        The model's folder or ``.gguf`` file inside the source; null for all of it.
+        The model's folder or ``.gguf`` file inside the source; null for all of it. Of nanochat,
+        the checkpoint as ``source``, ``source/tag`` or ``source/tag/step``: ``sft``, ``mid/d20``,
+        ``base/d20/21400``.
     """
 
-    source: Literal["wheel", "hub", "folder"] = param()
+    source: Literal["wheel", "hub", "folder", "nanochat"] = param()
     name: str = param()
     version: str | None = param()
     sha256: str | None = param()
@@ -44,8 +49,11 @@ class ModelParams:
 
     def faults(self) -> list[str]:
         """Return what of the source's keys is missing or has no meaning for it."""
-        wanted = {"wheel": {"version", "sha256"}, "hub": {"version"}, "folder": set()}[self.source]
+        needed = {"wheel": {"version", "sha256"}, "hub": {"version"}}
+        wanted = needed.get(self.source, set())
         found = []
+        if self.source == "nanochat" and not CHECKPOINT.fullmatch(self.path or ""):
+            found.append("source 'nanochat' needs path: base, mid, sft or rl, then /tag and /step")
         for key in ("version", "sha256"):
             if key in wanted and not getattr(self, key):
                 found.append(f"source {self.source!r} needs {key}")
@@ -87,7 +95,11 @@ def publish(role: str, model: ModelParams, out: str | Path, cache: str | Path) -
         If the model cannot be fetched or verified, or is not one that ``transformers`` loads.
     """
     with _fetched(model, Path(cache)) as source, publishing(out) as scratch:
-        if source.suffix == ".gguf":
+        if model.source == "nanochat":
+            from isodense.models import nanochat
+
+            nanochat.convert(source, *nanochat.parse(str(model.path)), scratch)
+        elif source.suffix == ".gguf":
             from isodense.models.gguf import dequantise
 
             dequantise(source, scratch)
@@ -99,7 +111,7 @@ def publish(role: str, model: ModelParams, out: str | Path, cache: str | Path) -
 def _portable(model: ModelParams) -> dict[str, Any]:
     """Return the params without the folders of this machine, so that bytes repeat on another."""
     params = as_dict(model)
-    if model.source == "folder":
+    if model.source in ("folder", "nanochat"):
         params["name"] = Path(model.name).name
     return params
 
