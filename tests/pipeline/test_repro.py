@@ -176,15 +176,23 @@ def test_the_readme_snippet_runs(project):
     assert project.run("isodense", "verify", *artifacts).count("as its manifest says") == 4
 
 
-def test_appended_prompts_reuse_finished_shards(project):
+def test_appended_prompts_compute_and_push_only_what_changed(project):
     project.set({"embeddings.rows_per_shard": 32})
     project.run("dvc", "repro", "neighbors")
+    project.run("dvc", "push", "-q", "embeddings")
+    store = Path(project.environ["HOME"]) / ".local/share/isodense/dvc"
+    before = {path for path in store.rglob("*") if path.is_file()}
     local = project.root / "more.jsonl"
     answers = {"chosen": "yes", "rejected": "no"}
     local.write_text(json.dumps({"prompt": "one more question", **answers}) + "\n")
     project.set({"download.sources": ["sample", "local"], "download.local.files": ["more.jsonl"]})
     output = project.run("dvc", "repro", "neighbors")
     assert "1 of 4 shards computed" in output
+    project.run("dvc", "push", "-q", "embeddings")
+    pushed = {path for path in store.rglob("*") if path.is_file()} - before
+    assert len(pushed) == 4  # the last shard, its ids, the manifest, and DVC's list of the folder
+    shard = project.root / "data/embeddings/shard-00003.npy"
+    assert shard.read_bytes() in {path.read_bytes() for path in pushed}
     project.run("git", "checkout", "-q", ".")
     project.run("dvc", "checkout", "-q")
 

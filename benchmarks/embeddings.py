@@ -1,0 +1,286 @@
+"""The embedding engine: speed against sentence-transformers and the machine, memory, start-up.
+
+Usage
+-----
+pip install --no-deps sentence-transformers
+python benchmarks/embeddings.py                                  # everything on the sample
+python benchmarks/embeddings.py speed --hh hh-test.jsonl.gz      # also 600 real HH prompts
+python benchmarks/embeddings.py memory --prompts 1000000         # writer, publish, verify
+python benchmarks/embeddings.py startup
+
+Times are medians of interleaved rounds; the last columns divide by the rate of a float32 matrix
+product measured in the same rounds, so a busy machine slows both. Needs models/encoder and
+models/policy (`dvc repro models`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from isodense.artifacts import write_manifest
+from isodense.conversations import prompt_id
+
+ENCODER, POLICY = Path("models/encoder"), Path("models/policy")
+LAYER = 10  # of the policy
+DIM = 384
+
+
+def main() -> None:
+    """Run the benchmarks asked for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parts = ("all", "speed", "memory", "startup", "write")
+    parser.add_argument("part", nargs="?", choices=parts, default="all", help=argparse.SUPPRESS)
+    parser.add_argument("--hh", type=Path, help="HH-RLHF file to take 600 prompts from")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--prompts", type=int, default=1_000_000, help="of the memory benchmark")
+    args = parser.parse_args()
+    if args.part == "write":
+        return write(args.prompts)
+    if args.part in ("all", "speed"):
+        speed(args.hh, args.rounds)
+    if args.part in ("all", "memory"):
+        memory(args.prompts)
+    if args.part in ("all", "startup"):
+        startup()
+    names = ("torch", "transformers", "numpy")
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+    print(f"{os.cpu_count()} CPUs, {platform.machine()}, Python {platform.python_version()}")
+    print(versions)
+
+
+# --- speed ----------------------------------------------------------------------------------------
+
+
+def speed(hh: Path | None, rounds: int) -> None:
+    """Compare prompts per second, and with the rate of a matrix product."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    from isodense.encoders import load_encoder
+
+    peer = SentenceTransformer(str(ENCODER), device="cpu")
+    peer.max_seq_length = 256
+    peer.tokenizer.truncation_side = "left"  # as isodense cuts, so that vectors compare
+    ours = load_encoder(ENCODER, device="cpu")
+    sets = {"3,000 short": short_prompts(3000)} | ({"600 HH": hh_prompts(hh)} if hh else {})
+    print(f"{torch.get_num_threads()} threads\n")
+    print("| prompts | engine | prompts/s | tokens/s | against peer | of sgemm | cosine to peer |")
+    print("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
+    for name, texts in sets.items():
+        lengths = [len(ids) for ids in ours.tokenize(texts)[0]]
+        runs: dict[str, Callable[[], Any]] = {
+            "sentence-transformers": lambda texts=texts: peer.encode(
+                texts, normalize_embeddings=True, show_progress_bar=False
+            ),
+            "isodense": lambda texts=texts: ours.encode(texts),
+        }
+        report(name, runs, lengths, operations(ENCODER, lengths), rounds)
+    policy = load_encoder(POLICY, layer=LAYER, device="cpu")
+    texts = sets["3,000 short"][:600]
+    lengths = [len(ids) for ids in policy.tokenize(texts)[0]]
+    runs = {f"isodense, SmolLM2 at layer {LAYER}": lambda: policy.encode(texts)}
+    report("600 short", runs, lengths, operations(POLICY, lengths, LAYER), rounds)
+    print()
+
+
+def report(
+    name: str, runs: dict[str, Callable[[], Any]], lengths: list[int], flop: float, rounds: int
+) -> None:
+    """Time the runs in turn and print a row for each."""
+    seconds: dict[str, list[float]] = {engine: [] for engine in [*runs, "sgemm"]}
+    vectors = {engine: np.asarray(run()) for engine, run in runs.items()}  # and warm up
+    for _ in range(rounds):
+        seconds["sgemm"].append(1 / sgemm())
+        for engine, run in runs.items():
+            start = time.perf_counter()
+            run()
+            seconds[engine].append(time.perf_counter() - start)
+    median = {engine: float(np.median(found)) for engine, found in seconds.items()}
+    first = next(iter(runs))
+    for engine in runs:
+        cosine = float((vectors[engine] * vectors[first]).sum(axis=1).min())
+        print(
+            f"| {name} | {engine} | {len(lengths) / median[engine]:.0f} "
+            f"| {sum(lengths) / median[engine]:,.0f} | {median[first] / median[engine]:.2f} "
+            f"| {flop / median[engine] * median['sgemm']:.0%} | {cosine:.7f} |",
+            flush=True,
+        )
+
+
+def sgemm(size: int = 2048, times: int = 12) -> float:
+    """Return the floating-point operations per second of a float32 matrix product."""
+    import torch
+
+    one, two = torch.ones(size, size), torch.ones(size, size)
+    one @ two
+    start = time.perf_counter()
+    for _ in range(times):
+        one @ two
+    return times * 2 * size**3 / (time.perf_counter() - start)
+
+
+def operations(folder: Path, lengths: list[int], layer: int | None = None) -> float:
+    """Return the operations of the matrix products that texts of these lengths need, unpadded."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    hidden, wide = config["hidden_size"], config["intermediate_size"]
+    heads = config["num_attention_heads"]
+    shared = config.get("num_key_value_heads", heads) / heads
+    gated = 3 if config.get("hidden_act") == "silu" else 2
+    token = 2 * (hidden * hidden * (2 + 2 * shared) + gated * hidden * wide)
+    blocks = layer or config["num_hidden_layers"]
+    return float(blocks * sum(token * n + 4 * n * n * hidden for n in lengths))
+
+
+def short_prompts(count: int) -> list[str]:
+    """Return distinct single-turn prompts of the embedded sample."""
+    from isodense.conversations import encoder_text
+    from isodense.records import raise_bad_row
+    from isodense.sources import sample
+
+    params = sample.SampleParams(2 * count, 1.0, 0.0, 0.15, 0.0)
+    rows = sample.load(params, np.random.default_rng(0), raise_bad_row)
+    texts = dict.fromkeys(encoder_text(row["prompt"]) for row in rows)
+    return list(texts)[:count]
+
+
+def hh_prompts(path: Path, count: int = 600) -> list[str]:
+    """Return the first prompts of an HH-RLHF file."""
+    from isodense.conversations import encoder_text
+    from isodense.records import read_jsonl
+    from isodense.sources.hh import pair_of
+
+    found = (pair_of(row["chosen"], row["rejected"]) for _, row in read_jsonl(path))
+    texts = dict.fromkeys(encoder_text(pair["prompt"]) for pair in found if isinstance(pair, dict))
+    return list(texts)[:count]
+
+
+# --- memory of the writer -------------------------------------------------------------------------
+
+
+class Stub:
+    """Random unit rows in place of a model: what is measured is everything around it."""
+
+    dim, max_tokens, precision, device = DIM, 256, "float32", "cpu"
+
+    def tokenize(self, texts: list[str]) -> tuple[list[list[int]], int]:
+        """Return a number of tokens for each text."""
+        return [[1] * 10 for _ in texts], 0
+
+    def encode_tokens(self, ids: list[list[int]], on_batch: Any = None) -> np.ndarray:
+        """Return random unit rows."""
+        rows = np.random.default_rng(0).standard_normal((len(ids), DIM), dtype=np.float32)
+        if on_batch is not None:
+            on_batch(len(ids), sum(map(len, ids)))
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def memory(prompts: int) -> None:
+    """Print peak memory and times of the writer at a tenth of the prompts and at all of them."""
+    print(
+        "| prompts x 384 | peak, MiB | of it imports | write shards, s | publish, s | verify, s |"
+    )
+    print("| ---: | ---: | ---: | ---: | ---: | ---: |")
+    for count in (prompts // 10, prompts):
+        command = [sys.executable, __file__, "write", "--prompts", str(count)]
+        subprocess.run(command, check=True, env={**os.environ, "CI": "1"})
+    print()
+
+
+def write(count: int) -> None:
+    """Embed `count` synthetic prompts with the stub and print a row of the table."""
+    from isodense import embeddings
+    from isodense.artifacts import read_manifest, verify_files
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        synthetic_prompts(folder / "prompts", count)
+        (folder / "encoder").mkdir()
+        (folder / "encoder" / "modules.json").write_text("[]")
+        write_manifest(folder / "encoder", "models", role="encoder")
+        embeddings.preflight = lambda *_: 1.0  # a stub has nothing to check
+        params = embeddings.EmbeddingsParams(
+            "hidden", "mean", None, 1, 256, "float32", None, 4096, "float32", "none", 0, 10
+        )
+        before = peak()
+        arguments = folder / "prompts", folder / "encoder", params, "cpu", folder / "cache"
+        seconds = []
+        for out in ("one", "two"):  # the second finds all shards finished
+            start = time.perf_counter()
+            embeddings.embed(*arguments, folder / out, load=Stub)
+            seconds.append(time.perf_counter() - start)
+        high = peak()
+        start = time.perf_counter()
+        verify_files(folder / "one", read_manifest(folder / "one", "embeddings"))
+        verified = time.perf_counter() - start
+        print(
+            f"| {count:,} | {high:.0f} | {before:.0f} | {seconds[0]:.1f} | {seconds[1]:.1f} "
+            f"| {verified:.1f} |"
+        )
+
+
+def synthetic_prompts(folder: Path, count: int) -> None:
+    """Write a prompts artifact row by row."""
+    import hashlib
+
+    folder.mkdir()
+    ids = hashlib.sha256()
+    with (folder / "prompts.jsonl").open("w", encoding="utf-8") as stream:
+        for row in range(count):
+            text = f"What is the answer to question number {row}?"
+            messages = [{"role": "user", "content": text}]
+            identifier = prompt_id(messages)
+            ids.update((("\n" if row else "") + identifier).encode())
+            entry = {"id": identifier, "prompt": messages, "text": text, "count": 1}
+            stream.write(json.dumps(entry | {"split": "train"}) + "\n")
+    write_manifest(folder, "prompts", rows=count, ids_sha256=ids.hexdigest())
+
+
+def peak() -> float:
+    """Return this process's peak resident memory in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+# --- start-up -------------------------------------------------------------------------------------
+
+
+def startup() -> None:
+    """Print how long the stage takes when there is nothing, or nearly nothing, to compute."""
+    with tempfile.TemporaryDirectory() as folder:
+        stage = [sys.executable, "stages/embeddings.py", "--prompts", "data/prompts"]
+        stage += ["--encoder", str(ENCODER), "--metrics", f"{folder}/metrics.json", "--out"]
+        commands = {
+            "import isodense": [sys.executable, "-c", "import isodense"],
+            "stage --help": [*stage[:2], "--help"],
+            "stage, all shards finished": [*stage, f"{folder}/out"],
+        }
+        environ = {**os.environ, "CI": "1", "ISODENSE_CACHE": folder}
+        subprocess.run(commands["stage, all shards finished"], env=environ, capture_output=True)
+        print("| start-up | seconds |\n| --- | ---: |")
+        for name, command in commands.items():
+            seconds = []
+            for _ in range(5):
+                start = time.perf_counter()
+                subprocess.run(command, env=environ, capture_output=True, check=True)
+                seconds.append(time.perf_counter() - start)
+            print(f"| {name} | {np.median(seconds):.2f} |")
+        print()
+
+
+if __name__ == "__main__":
+    main()
