@@ -51,7 +51,7 @@ log = logging.getLogger("isodense")
 
 SAMPLE = 200  # prompts whose cosines show the error of a projection
 TRUNCATED = 0.05  # share of cut prompts above which a person is told
-CODE = ("encoders", "packing", "logits", "trunk")  # modules that decide a row's bytes
+CODE = ("encoders", "packing", "dense", "logits", "trunk")  # modules that decide a row's bytes
 NOT_IN_ROWS = ("batch_tokens", "rows_per_shard", "postprocess", "components", "fit_rows")
 
 
@@ -155,7 +155,7 @@ def embed(
     manifest = read_manifest(prompts, "prompts")
     shards = _plan(prompts, manifest, params.rows_per_shard, recipe, cache / "embeddings")
     missing = [shard for shard in shards if not _sound(shard, params.dtype)]
-    mine = missing[rank.index :: rank.world]
+    mine = [shard for shard in missing if shard.number % rank.world == rank.index]
     run = cache / "embeddings" / "runs" / _digest(recipe, manifest["ids_sha256"])
     with Progress(run, rank, sum(shard.rows for shard in missing)) as bar:
         if mine:

@@ -26,6 +26,7 @@ from transformers import AutoTokenizer
 
 from isodense import packing
 from isodense.base import resolve_device
+from isodense.dense import Dense, is_sentence_encoder, load_dense, modules
 from isodense.errors import ModelError, TextError
 from isodense.logits import LogitSpace
 from isodense.trunk import load_trunk
@@ -34,6 +35,10 @@ Pooling = Literal["auto", "mean", "mean_without_first", "cls", "last"]
 Space = Literal["hidden", "logits", "logits_projected", "logits_full"]
 Precision = Literal["float32", "bfloat16"]
 
+Head = LogitSpace | Dense
+
+POOLINGS = {"mean": "mean", "mean_tokens": "mean", "cls": "cls", "cls_token": "cls"}
+POOLINGS |= {"lasttoken": "last"}  # in the words of sentence-transformers, newer and older
 LENGTH_MULTIPLE = 16
 ROWS_MULTIPLE = 4
 BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}  # on a CPU what stays in its caches
@@ -63,12 +68,12 @@ class Encoder:
         block: torch.nn.Module | None,
         tokenizer: Any,
         pooling: str,
-        space: LogitSpace | None,
+        head: Head | None,
         max_tokens: int,
         batch_tokens: int | None,
         packed: bool,
     ) -> None:
-        self._model, self._tokenizer, self._pooling, self._space = model, tokenizer, pooling, space
+        self._model, self._tokenizer, self._pooling, self._head = model, tokenizer, pooling, head
         self.device = model.device.type
         self.precision = str(model.dtype).removeprefix("torch.")
         self._batch_tokens = batch_tokens or BATCH_TOKENS[self.device]
@@ -80,7 +85,7 @@ class Encoder:
     @property
     def dim(self) -> int:
         """Length of a vector."""
-        return int(self._model.config.hidden_size) if self._space is None else self._space.dim
+        return int(self._model.config.hidden_size) if self._head is None else self._head.dim
 
     def tokenize(self, texts: list[str]) -> tuple[list[list[int]], int]:
         """Return the token ids of each text and how many texts were cut."""
@@ -159,8 +164,8 @@ class Encoder:
         ids : list of list of int
             Token ids of each text; the encoder's space is ``logits_projected``.
         """
-        space = self._space
-        if space is None:
+        space = self._head
+        if not isinstance(space, LogitSpace):
             raise ModelError("hidden states are not projected")
         projected = self.encode_tokens(ids)
         with space.unprojected():
@@ -249,7 +254,7 @@ class Encoder:
             states = states[:, -1:]
         elif self._pooling == "mean_without_first" and states.shape[1] > 1:
             states = states[:, 1:]
-        return states.mean(dim=1) if self._space is None else self._space(states)
+        return states.mean(dim=1) if self._head is None else self._head(states)
 
 
 def load_encoder(
@@ -309,7 +314,11 @@ def load_encoder(
     if not packed:  # what the trial changed is undone by loading again
         model, block = load_trunk(folder, layer, "embeddings.layer", where, dtype)
     tokenizer = _load_tokenizer(folder, model, max_tokens)
-    head = None if space == "hidden" else LogitSpace(space, folder, projection, where)
+    head: Head | None = None
+    if space != "hidden":
+        head = LogitSpace(space, folder, projection, where)
+    elif layer is None:
+        head = load_dense(folder, where)
     hooked = None if layer is None else block
     return Encoder(model, hooked, tokenizer, chosen, head, max_tokens, batch_tokens, packed)
 
@@ -318,11 +327,6 @@ def first_position(model: Any) -> int:
     """Return the position of a sequence's first token, which RoBERTa counts from beyond its pad."""
     padding = getattr(getattr(model, "embeddings", None), "padding_idx", None)
     return 0 if padding is None else int(padding) + 1
-
-
-def is_sentence_encoder(folder: str | Path) -> bool:
-    """Return whether a model folder is one of sentence-transformers."""
-    return (Path(folder) / "modules.json").is_file()
 
 
 def _device(device: str) -> str:
@@ -377,22 +381,21 @@ def _auto_pooling(folder: Path, space: str) -> str:
 
 
 def _folder_pooling(folder: Path) -> str:
-    kinds = {"Transformer", "Pooling", "Normalize"}
-    chosen = []
-    for module in json.loads((folder / "modules.json").read_text(encoding="utf-8")):
-        kind = module["type"].rpartition(".")[2]
-        if kind not in kinds:
-            remedy = f"isodense knows {', '.join(sorted(kinds))}; choose another encoder"
-            raise ModelError(f"{folder} has a module of type {kind}", remedy)
+    """Return the pooling that a sentence-transformers folder asks for, in old words or new."""
+    chosen: list[str] = []
+    for kind, path in modules(folder):
         if kind == "Pooling":
-            settings = json.loads((folder / module["path"] / "config.json").read_text("utf-8"))
-            chosen = [key for key, on in settings.items() if key.startswith("pooling_mode_") and on]
-    names = {"mean_tokens": "mean", "cls_token": "cls", "lasttoken": "last"}
-    names = {f"pooling_mode_{key}": name for key, name in names.items()}
-    if len(chosen) != 1 or chosen[0] not in names:
+            settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
+            modes = settings.get("pooling_mode") or [
+                key.removeprefix("pooling_mode_")
+                for key, on in settings.items()
+                if key.startswith("pooling_mode_") and on
+            ]
+            chosen = [modes] if isinstance(modes, str) else modes
+    if len(chosen) != 1 or chosen[0] not in POOLINGS:
         message = f"{folder} asks for the pooling {' and '.join(chosen) or 'none'}"
         raise ModelError(message, "set embeddings.pooling to mean, cls or last")
-    return names[chosen[0]]
+    return POOLINGS[chosen[0]]
 
 
 def _padded(value: int, multiple: int) -> int:

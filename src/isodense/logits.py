@@ -30,9 +30,9 @@ from transformers import AutoModelForCausalLM
 
 from isodense.base import one_thread
 from isodense.errors import ModelError
+from isodense.packing import product
 from isodense.trunk import quiet
 
-ROWS = 16  # a product's rows are filled up to a multiple, so that its bytes do not depend on them
 SEED = 0  # of the projection
 BLOCK = 4096  # rows of the head squared at once
 
@@ -125,9 +125,9 @@ class LogitSpace:
         Tensor of shape (sequences, dim)
         """
         if self._square_root is not None:
-            return _product(states.mean(dim=1), self._square_root)
+            return product(states.mean(dim=1), self._square_root)
         logits = torch.stack([self._mean_logits(sequence) for sequence in states])
-        return logits if self._projection is None else _product(logits, self._projection)
+        return logits if self._projection is None else product(logits, self._projection)
 
     def _mean_logits(self, states: torch.Tensor) -> torch.Tensor:
         logits = linear(states, self._weight)
@@ -149,9 +149,3 @@ def _gaussian(columns: int, vocabulary: int) -> torch.Tensor:
     generator = np.random.Generator(np.random.PCG64(SEED))
     drawn = generator.standard_normal((columns, vocabulary), dtype=np.float32)
     return torch.from_numpy(drawn / np.float32(np.sqrt(columns)))
-
-
-def _product(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    filled = rows.new_zeros(-(-len(rows) // ROWS) * ROWS, rows.shape[1])
-    filled[: len(rows)] = rows
-    return linear(filled, weight)[: len(rows)]

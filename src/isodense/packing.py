@@ -17,12 +17,12 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import linear, pad, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
 NAME = "isodense_packed"
 UNSUPPORTED = ("softcap", "s_aux", "position_bias")  # of attention, under transformers' names
-MULTIPLE = 16  # packs are filled up to so many tokens, heads to so many floats
+MULTIPLE = 16  # packs are filled up to so many tokens, heads to as many floats
 ROWS_HINT = 1024  # tokens that oneDNN lays weights out for; always the same, as bytes depend on it
 
 
@@ -165,6 +165,12 @@ class _Linear(torch.nn.Module):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         return torch.ops.mkldnn._linear_pointwise(states, self.weight, self.bias, "none", [], "")
+
+
+def product(rows: torch.Tensor, weight: torch.Tensor, bias: Any = None) -> torch.Tensor:
+    """Return ``rows @ weight.T + bias``, a row's bytes independent of how many there are."""
+    filled = pad(rows, (0, 0, 0, -len(rows) % MULTIPLE))
+    return linear(filled, weight, bias)[: len(rows)]
 
 
 def prepack(model: torch.nn.Module) -> None:

@@ -95,7 +95,7 @@ class Progress:
         Raises
         ------
         IsodenseError
-            If a rank with work left has been silent for ten minutes.
+            If a shard is missing and a rank has been silent for ten minutes.
         """
         while left := missing():
             self._show()
@@ -127,7 +127,7 @@ class Progress:
         word, now = self._word(rank), time.monotonic()
         if rank not in self._heard or self._heard[rank][0] != word:
             self._heard[rank] = (word, now)
-        return not word.get("done") and now - self._heard[rank][1] > SILENT
+        return now - self._heard[rank][1] > SILENT
 
     def _report_leftovers(self) -> None:
         """Say which ranks of an earlier run were cut off; whoever takes their place says it."""
