@@ -88,13 +88,60 @@ def test_a_missing_short_or_changed_file_is_named(made):
         read_manifest(made, "density")
 
 
-def test_a_manifest_cannot_point_outside_its_folder(made):
+@pytest.mark.parametrize(
+    "name", ["../secret", "x/../../secret", "x/..", "/etc/hostname", "{made}/x.npy", "x/../x.npy"]
+)
+def test_a_manifest_cannot_point_outside_its_folder(made, name):
+    (made.parent / "secret").write_text("s")
     path = made / "manifest.json"
     manifest = json.loads(path.read_text())
-    manifest["files"]["../secret"] = {"bytes": 1, "sha256": ""}
+    manifest["files"][name.format(made=made)] = {"bytes": 1, "sha256": ""}
     path.write_text(json.dumps(manifest))
-    with pytest.raises(ArtifactError, match="outside it"):
+    with pytest.raises(ArtifactError, match="names a file outside it"):
         read_manifest(made, "density")
+
+
+@pytest.mark.parametrize("linked", ["folder", "files", "both"])
+def test_an_artifact_is_readable_through_symbolic_links(made, tmp_path, linked):
+    """As DVC leaves it with ``cache.type = symlink``: files are links into its cache."""
+    whole = read_manifest(made, "density")
+    folder = made
+    if linked != "folder":
+        (tmp_path / "cache").mkdir()
+        for number, path in enumerate(sorted(made.iterdir())):
+            target = path.rename(tmp_path / "cache" / f"{number:032x}")  # under another name
+            path.symlink_to(target)
+    if linked != "files":
+        folder = tmp_path / "link"
+        folder.symlink_to(made, target_is_directory=True)
+    manifest = read_manifest(folder, "density")
+    assert manifest == whole
+    verify_files(folder, manifest)
+    for mmap in (False, True):
+        assert (load_array(folder / "x.npy", mmap=mmap) == np.arange(3)).all()
+    assert write_manifest(folder, "density", rows=3)["files"] == whole["files"]
+
+
+def test_damage_behind_a_link_is_noticed_and_a_dead_link_is_named(made, tmp_path):
+    target = (made / "x.npy").rename(tmp_path / "cached")
+    (made / "x.npy").symlink_to(target)
+    manifest = read_manifest(made, "density")
+    target.write_bytes(target.read_bytes()[:-1] + b"!")
+    with pytest.raises(ArtifactError, match=r"x\.npy is damaged"):
+        verify_files(made, manifest)
+    target.unlink()
+    with pytest.raises(ArtifactError, match=r"x\.npy is missing"):
+        read_manifest(made, "density")
+
+
+def test_files_in_folders_of_an_artifact_are_its_files(tmp_path):
+    with publishing(tmp_path / "art") as scratch:
+        (scratch / "a" / "b").mkdir(parents=True)
+        (scratch / "a" / "b" / "x.txt").write_text("x")
+        write_manifest(scratch, "models")
+    manifest = read_manifest(tmp_path / "art", "models")
+    assert list(manifest["files"]) == ["a/b/x.txt"]
+    verify_files(tmp_path / "art", manifest)
 
 
 def test_other_ids_are_refused(made):

@@ -13,7 +13,8 @@ from tests import tiny
 from tests.test_encoders import architecture
 
 TEXTS = tiny.texts(50)
-KINDS = {"bert": True, "llama": True, "mistral": False, "mpnet": False}  # whether packed
+KINDS = {"bert": True, "llama": True}  # whether packed
+KINDS |= {"mistral": False, "mpnet": False, "modernbert": False}
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +103,7 @@ def positions_run_on(model, rows, first_position, longest, run=packing.run):
 @pytest.mark.parametrize("broken", [one_sequence, off_by_one, positions_run_on])
 def test_a_pack_that_leaks_is_noticed(folders, monkeypatch, broken):
     encoder = loaded(folders, "bert", max_tokens=128)
-    texts = [*TEXTS[:8], "red"]
+    texts = [*TEXTS[:5], "red"]
     assert sum(map(len, encoder.tokenize(texts)[0])) < 128  # as many positions as there are
     preflight(encoder, texts)
     monkeypatch.setattr(packing, "run", broken)
@@ -110,15 +111,14 @@ def test_a_pack_that_leaks_is_noticed(folders, monkeypatch, broken):
         preflight(encoder, texts)
 
 
-@pytest.mark.parametrize("kind", ["mpnet", "mistral"])
+@pytest.mark.parametrize("kind", ["mpnet", "modernbert"])
 def test_padding_that_leaks_is_noticed(folders, monkeypatch, kind):
     encoder = loaded(folders, kind)
     original = Encoder._padded_batch
 
     def unmasked(self, ids):
         batch = original(self, ids)
-        flipped = batch["input_ids"].flip(1) if kind == "mistral" else batch["input_ids"]
-        return {"input_ids": flipped, "attention_mask": torch.ones_like(batch["attention_mask"])}
+        return batch | {"attention_mask": torch.ones_like(batch["attention_mask"])}
 
     monkeypatch.setattr(Encoder, "_padded_batch", unmasked)
     with pytest.raises(ModelError, match="another vector in a batch than alone"):
@@ -154,10 +154,29 @@ def test_a_tokenizer_that_cuts_the_end_off_is_noticed(folders):
         preflight(encoder, TEXTS)
 
 
-def test_a_tokenizer_that_does_not_cut_is_noticed(folders, monkeypatch):
+CUTS = {  # of a text that is too long, by its ids
+    "nothing": lambda ids: ids,
+    "both ends": lambda ids: ids[40:104],
+    "all that differs": lambda ids: [5] * 64,
+    "too little": lambda ids: ids[-65:],
+}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_a_tokenizer_that_cuts_otherwise_is_noticed(folders, monkeypatch, cut):
     encoder = loaded(folders, "bert")
-    monkeypatch.setattr(
-        Encoder, "tokenize", lambda self, texts: (self._tokenizer(texts)["input_ids"], len(texts))
-    )
+
+    def tokenize(self, texts):
+        return [CUTS[cut](ids) for ids in self._tokenizer(texts)["input_ids"]], len(texts)
+
+    monkeypatch.setattr(Encoder, "tokenize", tokenize)
+    with pytest.raises(ModelError, match="does not cut long texts at their start"):
+        preflight(encoder, ["red green blue", *TEXTS])
+
+
+def test_a_tokenizer_that_does_not_say_what_it_cut_is_noticed(folders, monkeypatch):
+    encoder = loaded(folders, "bert")
+    original = Encoder.tokenize
+    monkeypatch.setattr(Encoder, "tokenize", lambda self, texts: (original(self, texts)[0], 0))
     with pytest.raises(ModelError, match="does not cut long texts at their start"):
         preflight(encoder, TEXTS)

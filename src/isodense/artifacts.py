@@ -124,7 +124,7 @@ def read_manifest(folder: str | Path, kind: str) -> dict[str, Any]:
         message = f"{folder} has format version {version!r}; this code reads {FORMAT_VERSION}"
         raise ArtifactError(message, remedy)
     for name, entry in manifest["files"].items():
-        _check_file(folder, name, entry["bytes"], remedy)
+        _check_file(folder, name, entry.get("bytes"), remedy)
     return manifest
 
 
@@ -186,7 +186,7 @@ def _describe(path: Path) -> dict[str, Any]:
     return entry
 
 
-def _check_file(folder: Path, name: str, size: int, remedy: str) -> None:
+def _check_file(folder: Path, name: str, size: int | None, remedy: str) -> None:
     path = folder / name
     inside = PurePosixPath(name)
     if inside.is_absolute() or ".." in inside.parts:

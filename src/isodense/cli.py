@@ -44,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except BrokenPipeError:
         return 0
+    except OSError as error:
+        sys.stderr.write(f"isodense: error: {error}\n")
+        return 1
     return 0
 
 
@@ -78,7 +81,8 @@ def verify(args: argparse.Namespace) -> None:
             from isodense.recompute import recompute
 
             verdict = recompute(folder, args.prompts, args.encoder, args.recompute)
-            sys.stdout.write(f"{folder}: {args.recompute} prompts embedded again: {verdict}\n")
+            count = min(args.recompute, manifest["rows"])
+            sys.stdout.write(f"{folder}: {count} prompts embedded again: {verdict}\n")
             if verdict.startswith("different"):
                 raise ArtifactError(f"{folder} was not made by the model in {args.encoder}", REPULL)
 

@@ -39,6 +39,7 @@ Head = LogitSpace | Dense
 
 POOLINGS = {"mean": "mean", "mean_tokens": "mean", "cls": "cls", "cls_token": "cls"}
 POOLINGS |= {"lasttoken": "last"}  # in the words of sentence-transformers, newer and older
+WINDOWS = ("sliding_window", "attention_chunk_size", "local_attention")  # of a model's config
 LENGTH_MULTIPLE = 16
 ROWS_MULTIPLE = 4
 BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}  # on a CPU what stays in its caches
@@ -190,7 +191,7 @@ class Encoder:
             totals = np.cumsum(lengths)
             return max(1, int(np.searchsorted(totals, self._batch_tokens, side="right")))
         padded = _padded(lengths[0], LENGTH_MULTIPLE)
-        size = max(ROWS_MULTIPLE, self._batch_tokens // padded)
+        size = self._batch_tokens // padded // ROWS_MULTIPLE * ROWS_MULTIPLE or ROWS_MULTIPLE
         return sum(_padded(length, LENGTH_MULTIPLE) == padded for length in lengths[:size])
 
     def _halve(self, error: RuntimeError, texts: int) -> None:
@@ -210,7 +211,8 @@ class Encoder:
     def _forward(self, ids: list[list[int]]) -> np.ndarray:
         """Return the vectors of a batch whose texts come longest first."""
         if self.packed:
-            states = self._states_of(lambda: packing.run(self._model, ids, *self._frame()))[0]
+            place = first_position(self._model), self.max_tokens
+            states = self._states_of(lambda: packing.run(self._model, ids, *place))[0]
             parts = [
                 states[part.start : part.stop].unflatten(0, (part.sequences, part.length))
                 for part in packing.segments([len(row) for row in ids])
@@ -219,9 +221,6 @@ class Encoder:
             states = self._states_of(lambda: self._model(**self._padded_batch(ids)))
             parts = [states[row : row + 1, : len(ids[row])] for row in range(len(ids))]
         return torch.cat([self._pool(part) for part in parts]).cpu().numpy()
-
-    def _frame(self) -> tuple[int, int]:
-        return first_position(self._model), self.max_tokens
 
     def _padded_batch(self, ids: list[list[int]]) -> dict[str, torch.Tensor]:
         length = _padded(len(ids[0]), LENGTH_MULTIPLE)
@@ -340,6 +339,11 @@ def _device(device: str) -> str:
 @torch.inference_mode()
 def _pack(model: Any, max_tokens: int, limit: float) -> bool:
     """Set a model up for packs and return whether its states are then what they were."""
+    windows = [getattr(model.config, name, None) for name in WINDOWS]
+    if not model._supports_attention_backend or any(
+        isinstance(window, int) and window < max_tokens for window in windows
+    ):
+        return False
     generator = torch.Generator().manual_seed(0)
     lengths = [min(max_tokens, 64), 7, 7, 3]
     rows = [  # of ordinary tokens: special ones come first or last in a vocabulary
@@ -352,8 +356,7 @@ def _pack(model: Any, max_tokens: int, limit: float) -> bool:
     try:
         model.set_attn_implementation(packing.NAME)
         states = packing.run(model, rows, first_position(model), max_tokens).last_hidden_state[0]
-    except (ValueError, TypeError, NotImplementedError, RuntimeError, AttributeError) as error:
-        log.info("%s runs in padded batches: %s", type(model).__name__, error)
+    except (ValueError, TypeError, RuntimeError, AttributeError):
         return False
     cosine = torch.cosine_similarity(states[: sum(lengths)].float(), torch.cat(alone).float())
     return bool(cosine.min() >= limit)

@@ -52,11 +52,14 @@ def load_head(folder: str | Path) -> tuple[torch.Tensor, float | None]:
     """
     try:
         with quiet():
-            model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, output_loading_info=True
+            )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ModelError(f"{folder} has no language head: {error}", _REMEDY) from None
+    model, info = loaded
     head = model.get_output_embeddings()
-    if head is None or getattr(head, "bias", None) is not None:
+    if head is None or info["missing_keys"] or getattr(head, "bias", None) is not None:
         raise ModelError(f"the language head of {folder} is missing or has a bias", _REMEDY)
     return head.weight.detach(), getattr(model.config, "final_logit_softcapping", None)
 

@@ -14,6 +14,7 @@ from isodense.promptset import load_prompts
 from isodense.vectors import iter_shards
 
 DRIFT = {"float32": 0.9999, "bfloat16": 0.99}  # smallest cosine of one model on two machines
+UNIT = 1e-3  # how far a stored row's length may be from 1, in float16
 
 
 def recompute(folder: Path, prompts: Path, encoder: Path, count: int, device: str = "auto") -> str:
@@ -58,9 +59,9 @@ def recompute(folder: Path, prompts: Path, encoder: Path, count: int, device: st
     if (computed == stored).all():
         return "same"
     one, two = computed.astype(np.float64), stored.astype(np.float64)
-    norms = np.linalg.norm(one, axis=1) * np.linalg.norm(two, axis=1)
-    cosine = float(((one * two).sum(axis=1) / norms).min())
-    if cosine < DRIFT[manifest["params"]["precision"]]:
+    cosine = float((one * two).sum(axis=1).min())
+    unit = bool((np.abs(np.linalg.norm(two, axis=1) - 1) < UNIT).all())
+    if not (cosine >= DRIFT[manifest["params"]["precision"]] and unit):  # also where not a number
         return f"different model (smallest cosine {cosine:.4f})"
     return f"drifted (largest difference {np.abs(one - two).max():.1e})"
 

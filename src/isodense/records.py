@@ -80,7 +80,8 @@ def _parse(raw: bytes, path: Path, line: int, on_bad_row: OnBadRow) -> dict[str,
     remedy = "correct the line, or set download.on_bad_row: skip"
     try:
         row = json.loads(raw.decode("utf-8-sig" if line == 1 else "utf-8"))
-        json.dumps(row, ensure_ascii=False).encode("utf-8")  # unpaired surrogates pass json.loads
+        if b"\\ud" in raw.lower():  # unpaired surrogates pass json.loads
+            json.dumps(row, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError as error:
         on_bad_row(DataError(f"not UTF-8 (byte {error.start})", path, line, remedy))
     except UnicodeEncodeError:

@@ -63,7 +63,8 @@ class Transform:
 
     def save(self, folder: str | Path) -> None:
         """Write the transform into a folder of shards."""
-        save_file({"mean": self.mean, "components": self.components}, Path(folder) / FILE)
+        arrays = {"mean": self.mean, "components": np.ascontiguousarray(self.components)}
+        save_file(arrays, Path(folder) / FILE)  # which writes memory as it lies
 
 
 def fit(blocks: Iterable[np.ndarray], components: int) -> Transform:

@@ -40,7 +40,8 @@ def load_trunk(
     model : transformers.PreTrainedModel
         Without language head, in evaluation mode.
     block : torch.nn.Module
-        The last block, whose output is the hidden state at that depth, before any final norm.
+        The last block, whose output is the hidden state at that depth, before any final norm; the
+        model itself where it shares one block among all layers.
 
     Raises
     ------
@@ -71,7 +72,10 @@ def load_trunk(
         for module in model.modules()
         if isinstance(module, torch.nn.ModuleList) and len(module) == config.num_hidden_layers
     ]
-    return model.eval().to(device), blocks[0][-1]
+    if not blocks and layer is not None:
+        message = f"{folder} shares its weights among its layers and cannot be cut at {layer}"
+        raise ModelError(message, f"set {knob} to null, or choose another model")
+    return model.eval().to(device), blocks[0][-1] if blocks else model
 
 
 @contextmanager

@@ -40,8 +40,8 @@ def iter_shards(folder: str | Path, manifest: dict[str, Any]) -> Iterator[np.nda
         If a shard is not of the shape in the manifest, or rows are missing.
     """
     entries = [manifest["files"].get(shard_name(i)) for i in range(shard_count(manifest))]
-    shapes = [entry["shape"] if entry else [0, 0] for entry in entries]
-    if sum(rows for rows, _ in shapes) != manifest["rows"]:
+    shapes = [tuple(entry["shape"]) if entry else () for entry in entries]
+    if {len(shape) for shape in shapes} != {2} or sum(s[0] for s in shapes) != manifest["rows"]:
         message = f"the shards of {folder} do not hold the {manifest['rows']} rows of its manifest"
         raise ArtifactError(message, REMEDY)
     for number, (rows, dim) in enumerate(shapes):
@@ -53,9 +53,18 @@ def iter_shards(folder: str | Path, manifest: dict[str, Any]) -> Iterator[np.nda
 
 
 def read_ids(folder: str | Path, manifest: dict[str, Any]) -> list[str]:
-    """Return the prompt ids of all rows, in order."""
-    names = [Path(folder) / ids_name(number) for number in range(shard_count(manifest))]
-    return [line for name in names for line in name.read_text(encoding="ascii").split()]
+    """Return the prompt ids of all rows, in order.
+
+    Raises
+    ------
+    ArtifactError
+        If a shard has no file of ids.
+    """
+    names = [ids_name(number) for number in range(shard_count(manifest))]
+    if absent := [name for name in names if name not in manifest["files"]]:
+        raise ArtifactError(f"{folder} has no {absent[0]}", REMEDY)
+    texts = [(Path(folder) / name).read_text(encoding="ascii") for name in names]
+    return [line for text in texts for line in text.split()]
 
 
 def load_vectors(folder: str | Path) -> tuple[np.ndarray, dict[str, Any]]:

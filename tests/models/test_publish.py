@@ -6,8 +6,11 @@ import functools
 import hashlib
 import http.server
 import json
+import pickle
 import shutil
+import sys
 import threading
+import types
 import zipfile
 from pathlib import Path
 
@@ -17,9 +20,11 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from isodense.artifacts import content_sha256, read_manifest
+from isodense.encoders import load_encoder
 from isodense.errors import DataError, IsodenseError, ModelError, ParamsError
 from isodense.models.publish import ModelParams, ModelsParams, publish
 from isodense.params import load
+from isodense.preflight import preflight
 from tests import tiny
 from tests.hub import Fault
 
@@ -274,3 +279,151 @@ def tiny_gguf(path):
 
 
 GGUF_UP = np.empty((64, 32), dtype="float32")
+
+
+# --- nanochat -------------------------------------------------------------------------------------
+
+
+def checkpoints(base):
+    """Write checkpoints of several sources, tags and steps; return the head of each."""
+    from tests.models import test_nanochat as nanochat
+
+    heads = {}
+    with pytest.MonkeyPatch.context() as patch:
+        module = types.ModuleType("tiktoken.core")  # what its pickles are made of
+        module.Encoding = nanochat.Encoding
+        patch.setattr(nanochat.Encoding, "__module__", "tiktoken.core")
+        patch.setitem(sys.modules, "tiktoken", types.ModuleType("tiktoken"))
+        patch.setitem(sys.modules, "tiktoken.core", module)
+        places = [("sft", "d2", 10), ("mid", "d2", 10), ("mid", "d2", 40), ("mid", "d3", 7)]
+        for seed, (source, tag, step) in enumerate(places):
+            stage = {"sft": "chatsft"}.get(source, source)
+            vocabulary = nanochat.store(base, stage, tag, step)[1]
+            state = nanochat.weights(vocabulary, seed=seed)
+            nanochat.store(base, stage, tag, step, state=state)
+            heads[f"{source}/{tag}/{step}"] = state["lm_head.weight"]
+    return heads
+
+
+@pytest.fixture(scope="module")
+def nanochat_base(tmp_path_factory):
+    base = tmp_path_factory.mktemp("machine") / "nanochat"
+    return base, checkpoints(base)
+
+
+@pytest.mark.parametrize(
+    ("path", "which"),
+    [
+        ("sft", "sft/d2/10"),
+        ("mid", "mid/d3/7"),
+        ("mid/d2", "mid/d2/40"),
+        ("mid/d2/10", "mid/d2/10"),
+    ],
+)
+def test_a_nanochat_checkpoint_is_the_one_its_path_names(tmp_path, nanochat_base, path, which):
+    base, heads = nanochat_base
+    model = ModelParams("nanochat", str(base), None, None, path)
+    manifest = publish("policy", model, tmp_path / "out", tmp_path / "cache")
+    assert read_manifest(tmp_path / "out", "models") == manifest
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    assert torch.equal(loaded.lm_head.weight.detach(), heads[which])
+    ids = AutoTokenizer.from_pretrained(tmp_path / "out")("the bananas")["input_ids"]
+    assert 0 < len(ids) < len("the bananas")
+
+
+def test_no_file_of_a_nanochat_artifact_names_this_machine(tmp_path, nanochat_base):
+    base, _ = nanochat_base
+    model = ModelParams("nanochat", str(base), None, None, "mid/d2")
+    manifest = publish("encoder", model, tmp_path / "out", tmp_path / "cache")
+    assert manifest["params"]["name"] == "nanochat"
+    assert manifest["params"]["path"] == "mid/d2"
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert {"manifest.json", "config.json", "model.safetensors"} <= {path.name for path in files}
+    assert not [path for path in files if str(tmp_path.parent).encode() in path.read_bytes()]
+    moved = shutil.copytree(base, tmp_path / "elsewhere" / "nanochat")
+    other = ModelParams("nanochat", str(moved), None, None, "mid/d2")
+    publish("encoder", other, tmp_path / "again", tmp_path / "cache")
+    for path in files:
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
+
+
+@pytest.mark.parametrize("space", ["hidden", "logits_full", "logits_projected"])
+def test_a_nanochat_artifact_is_an_encoder(tmp_path, nanochat_base, space):
+    base, _ = nanochat_base
+    model = ModelParams("nanochat", str(base), None, None, "sft")
+    publish("encoder", model, tmp_path / "out", tmp_path / "cache")
+    encoder = load_encoder(tmp_path / "out", max_tokens=32, space=space, projection=64)
+    texts = ["the theme", "banana", "there these bananas", "a" * 200]
+    rows = encoder.encode(texts)
+    assert isinstance(encoder.packed, bool)
+    assert rows.shape[0] == 4
+    np.testing.assert_allclose(np.linalg.norm(rows.astype(float), axis=1), 1, atol=1e-6)
+    for row, ids in zip(rows, encoder.tokenize(texts)[0], strict=True):
+        assert row @ encoder.encode_alone(ids) > 1 - 1e-6
+    assert preflight(encoder, texts) > 1 - 1e-6
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("mid/d9", r"tag 'd9'(?s:.)*it has: d2, d3"),
+        ("mid/d2/11", r"step 11(?s:.)*it has: 10, 40"),
+        ("rl", r"source 'rl'(?s:.)*it has: mid, sft"),
+    ],
+)
+def test_a_nanochat_checkpoint_that_is_not_there_is_named(tmp_path, nanochat_base, path, words):
+    model = ModelParams("nanochat", str(nanochat_base[0]), None, None, path)
+    with pytest.raises(ModelError, match=words):
+        publish("policy", model, tmp_path / "out", tmp_path / "cache")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("place", ["weights", "tokenizer"])
+def test_code_in_a_nanochat_pickle_never_runs_and_nothing_is_published(
+    tmp_path, nanochat_base, place
+):
+    from tests.models.test_nanochat import Shell
+
+    base, marker = shutil.copytree(nanochat_base[0], tmp_path / "base"), tmp_path / "marker"
+    if place == "weights":
+        path = base / "chatsft_checkpoints" / "d2" / "model_000010.pt"
+        torch.save({"lm_head.weight": torch.ones(2, 2), "more": Shell(marker)}, path)
+    else:
+        path = base / "tokenizer" / "tokenizer.pkl"
+        path.write_bytes(pickle.dumps(Shell(marker)))
+    model = ModelParams("nanochat", str(base), None, None, "sft")
+    with pytest.raises(ModelError, match=rf"{path.name}(?s:.)*nothing in it was run"):
+        publish("encoder", model, tmp_path / "out", tmp_path / "cache")
+    assert not marker.exists()
+    assert not (tmp_path / "out").exists()
+    if place == "tokenizer":
+        pickle.loads(path.read_bytes())  # noqa: S301 - an ordinary unpickler runs it
+    else:
+        torch.load(path, weights_only=False)
+    assert marker.exists(), "the file of this test is not hostile"
+
+
+GOOD = ["base", "mid/d20", "sft/d20/21400", "rl/my-model/000010"]
+BAD = [None, "", "chat", "SFT", "sft/", "sft/d20/", "sft/d20/last", "sft/d20/10/x", "sft//10"]
+BAD += ["/sft/d20", "sft /d20", "sft/d20/-1", "sft/d20/1.5", "chatsft/d20", "sft\n"]
+
+
+@pytest.mark.parametrize("path", GOOD)
+def test_a_good_nanochat_path_is_accepted(tmp_path, path):
+    section = params_file(tmp_path, source="nanochat", version=None, sha256=None, path=path)
+    assert section.encoder.path == path
+
+
+@pytest.mark.parametrize("path", BAD)
+def test_a_bad_nanochat_path_is_named_with_the_good_form(tmp_path, path):
+    with pytest.raises(ParamsError, match="encoder: source 'nanochat' needs path: base, mid, sft"):
+        params_file(tmp_path, source="nanochat", version=None, sha256=None, path=path)
+
+
+def test_all_faults_of_a_nanochat_section_are_named_at_once(tmp_path):
+    with pytest.raises(ParamsError) as caught:
+        params_file(tmp_path, source="nanochat", path="d20")
+    faults = " ".join(caught.value.faults)
+    assert len(caught.value.faults) == 3
+    for words in ("needs path", "version has no meaning", "sha256 has no meaning"):
+        assert words in faults
