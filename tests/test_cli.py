@@ -117,6 +117,7 @@ def test_recomputed_vectors_are_the_same(tmp_path, models, capsys):
     status, out, _ = recompute(capsys, data, models[0])
     assert status == 0
     assert "8 prompts embedded again: same" in out
+    assert "20 prompts embedded again: same" in recompute(capsys, data, models[0], 64)[1]
     assert "files as its manifest says" in out
 
 

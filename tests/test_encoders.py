@@ -140,6 +140,9 @@ SIZES |= {"num_attention_heads": 4, "max_position_embeddings": 131, "initializer
 GROUPED = {"num_key_value_heads": 2, "head_dim": 8}
 DISTILLED = {"dim": 32, "hidden_dim": 64, "n_layers": 3, "n_heads": 4, "initializer_range": 0.3}
 LOCAL = {"cls_token_id": 1, "sep_token_id": 2, "global_attn_every_n_layers": 3}
+EXPERTS = {"num_key_value_heads": 2, "use_sliding_window": True, "sliding_window": 8}
+EXPERTS |= {"num_experts": 4, "num_experts_per_tok": 2, "max_window_layers": 0}
+EXPERTS |= {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}
 ARCHITECTURES = {  # name of its classes, settings, and whether it can be packed at 64 tokens
     "bert": ("Bert", SIZES, True),
     "roberta": ("Roberta", SIZES | {"type_vocab_size": 1}, True),
@@ -154,6 +157,7 @@ ARCHITECTURES = {  # name of its classes, settings, and whether it can be packed
     "wide modernbert": ("ModernBert", SIZES | LOCAL | {"local_attention": 128}, True),
     "modernbert": ("ModernBert", SIZES | LOCAL | {"local_attention": 16}, False),
     "mpnet": ("MPNet", SIZES, False),
+    "masked window": ("Qwen2Moe", SIZES | EXPERTS, False),  # which attention is not told of
 }
 BOTH_PATHS = ["llama", "mistral"]  # packs, padded batches
 
@@ -197,7 +201,10 @@ def test_packed_or_padded_each_architecture_gives_its_own_states(built, name):
     assert alone @ reference(built(name), chosen[0]) > 1 - 1e-6
 
 
-@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "bert"])
+DENSE = [name for name in ARCHITECTURES if name not in ("bert", "masked window")]
+
+
+@pytest.mark.parametrize("name", DENSE)  # experts get as many tokens as the batch happens to have
 def test_bytes_of_each_architecture_ignore_batch_threads_and_company(built, name):
     whole = load_encoder(built(name), max_tokens=64).encode(TEXTS)
     threads = torch.get_num_threads()
@@ -216,6 +223,23 @@ def test_bytes_of_each_architecture_ignore_batch_threads_and_company(built, name
 def test_a_window_as_wide_as_the_longest_text_is_no_window(built, name):
     assert not load_encoder(built(name), max_tokens=16).packed
     assert load_encoder(built(name), max_tokens=8).packed
+
+
+def test_a_model_that_keeps_its_own_attention_is_not_packed_however_little_would_leak(tmp_path):
+    folder = architecture(tmp_path, "mpnet", initializer_range=0.02)
+    encoder = load_encoder(folder, max_tokens=64)
+    assert not encoder.packed
+    assert (encoder.encode(TEXTS[33:34]) == encoder.encode(TEXTS)[33:34]).all()
+
+
+def test_a_model_that_shares_one_block_is_embedded_whole_and_not_cut(tmp_path):
+    made = tiny.tokenizer()
+    sizes = {**SIZES, "embedding_size": 16, "vocab_size": len(made), "pad_token_id": 2}
+    transformers.AlbertModel(transformers.AlbertConfig(**sizes)).save_pretrained(tmp_path)
+    made.save_pretrained(tmp_path)
+    assert load_encoder(tmp_path, max_tokens=64).encode(TEXTS[:3]).shape == (3, 32)
+    with pytest.raises(ModelError, match="shares its weights among its layers"):
+        load_encoder(tmp_path, layer=2, max_tokens=64)
 
 
 # --- pooling and depth ----------------------------------------------------------------------------

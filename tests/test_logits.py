@@ -8,6 +8,8 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    LlamaConfig,
+    LlamaModel,
     NanoChatConfig,
     NanoChatForCausalLM,
     PhiConfig,
@@ -236,3 +238,15 @@ def test_the_square_root_has_the_same_bytes_at_any_thread_count():
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(*found)
+
+
+def test_a_head_that_is_not_in_the_folder_is_not_made_up(tmp_path):
+    made = tiny.tokenizer()
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    config = LlamaConfig(
+        **sizes, vocab_size=len(made), num_attention_heads=4, tie_word_embeddings=False
+    )
+    LlamaModel(config).save_pretrained(tmp_path)
+    made.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="is missing or has a bias"):
+        load_encoder(tmp_path, max_tokens=64, space="logits")

@@ -130,3 +130,10 @@ def test_other_prompts_are_refused(tmp_path, encoder):
     other = tiny.prompts(tmp_path / "other", 39)
     with pytest.raises(ArtifactError, match="belong to other prompts"):
         recompute(folder, other, encoder, 5, "cpu")
+
+
+@pytest.mark.parametrize("factor", [0, 3, np.nan])
+def test_rows_that_are_not_unit_are_not_drift(tmp_path, encoder, factor):
+    folder, prompts = embedded(tmp_path, encoder)
+    rewritten(folder, lambda rows: rows * np.float32(factor))
+    assert recompute(folder, prompts, encoder, 5, "cpu").startswith("different model")
