@@ -35,6 +35,7 @@ check: .venv/dev
 	$(BIN)/mypy
 
 bench: .venv/dev
+	$(PIP) --no-deps sentence-transformers==6.2.0
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
 lock:
