@@ -21,16 +21,21 @@ from tests.test_prompts import pair
 from tests.tiny import user
 
 
-@pytest.fixture
-def flags(tmp_path):
-    publish([pair(user(f"prompt {i}")) for i in range(30)], PromptsParams(0.1), "0", tmp_path / "p")
-    train = load_prompts(tmp_path / "p").split("train")
+def rising_weights(train, folder):
+    """Publish weights that rise with the row."""
     weights = np.arange(1, len(train) + 1, dtype=np.float32)
-    with publishing(tmp_path / "d") as scratch:
+    with publishing(folder) as scratch:
         np.save(scratch / "density_weights.npy", weights / weights.sum())
         np.save(scratch / "density.npy", -weights)
         np.save(scratch / "prompt_ids.npy", np.array(train.ids, dtype="S32"))
         write_manifest(scratch, "density", rows=len(train), ids_sha256=train.ids_sha256)
+
+
+@pytest.fixture
+def flags(tmp_path):
+    publish([pair(user(f"prompt {i}")) for i in range(30)], PromptsParams(0.1), "0", tmp_path / "p")
+    train = load_prompts(tmp_path / "p").split("train")
+    rising_weights(train, tmp_path / "d")
     return ["--density", str(tmp_path / "d"), "--prompts", str(tmp_path / "p")], train
 
 
@@ -80,12 +85,7 @@ def data_folder(folder, encoder, count, **changes):
     cache = folder.parent / "cache"
     embed(folder / "prompts", encoder, params, "cpu", cache, folder / "embeddings")
     train = load_prompts(folder / "prompts").split("train")
-    weights = np.arange(1, len(train) + 1, dtype=np.float32)
-    with publishing(folder / "density") as scratch:
-        np.save(scratch / "density_weights.npy", weights / weights.sum())
-        np.save(scratch / "density.npy", -weights)
-        np.save(scratch / "prompt_ids.npy", np.array(train.ids, dtype="S32"))
-        write_manifest(scratch, "density", rows=len(train), ids_sha256=train.ids_sha256)
+    rising_weights(train, folder / "density")
     return folder
 
 

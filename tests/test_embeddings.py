@@ -311,6 +311,22 @@ def test_a_silent_rank_is_named_with_the_shards_it_owes(tmp_path, folder, monkey
     assert run(tmp_path, folder, 100) == 48
 
 
+def test_the_first_rank_does_not_publish_a_damaged_shard_that_another_owes(
+    tmp_path, folder, monkeypatch
+):
+    run(tmp_path, folder, 100, out="alone")
+    monkeypatch.setattr("isodense.ranks.SILENT", 0.5)
+    wanted = (tmp_path / "alone" / "shard-00001.npy").read_bytes()
+    (shard,) = [p for p in (tmp_path / "cache").rglob("*.npy") if p.read_bytes() == wanted]
+    shard.write_bytes(wanted[:-1] + bytes([wanted[-1] ^ 1]))
+    with pytest.raises(IsodenseError, match="1 shards are missing, first 1"):
+        run(tmp_path, folder, 100, rank=Rank(0, 2))
+    assert not (tmp_path / "out").exists()
+    assert run(tmp_path, folder, 100, rank=Rank(1, 2)) == 16
+    assert run(tmp_path, folder, 100, rank=Rank(0, 2)) is None
+    assert content(tmp_path / "out") == content(tmp_path / "alone")
+
+
 def test_torchrun_gives_the_bytes_of_one_process(tmp_path, folder):
     alone = stage(tmp_path, folder, "alone")
     assert alone.returncode == 0, alone.stderr

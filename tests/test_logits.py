@@ -23,6 +23,8 @@ from tests import tiny
 
 TEXTS = tiny.texts(60)
 COLUMNS = 400
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+SIZES |= {"num_attention_heads": 4, "max_position_embeddings": 128}
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +38,8 @@ def capped(tmp_path_factory):
     made = tiny.tokenizer()
     config = NanoChatConfig(
         vocab_size=len(made),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
+        **SIZES,
         num_key_value_heads=2,
-        max_position_embeddings=128,
         final_logit_softcapping=3.0,
         pad_token_id=made.pad_token_id,
         bos_token_id=made.bos_token_id,
@@ -189,12 +187,8 @@ def test_a_layer_has_no_logits(policy, space):
 def test_a_head_with_a_bias_is_refused(tmp_path):
     made = tiny.tokenizer()
     config = PhiConfig(
+        **SIZES | {"num_hidden_layers": 1},
         vocab_size=len(made),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        max_position_embeddings=128,
     )
     folder = saved(PhiForCausalLM, config, tmp_path)
     with pytest.raises(ModelError, match=r"has a bias(?s:.)*space: hidden"):
@@ -242,10 +236,7 @@ def test_the_square_root_has_the_same_bytes_at_any_thread_count():
 
 def test_a_head_that_is_not_in_the_folder_is_not_made_up(tmp_path):
     made = tiny.tokenizer()
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
-    config = LlamaConfig(
-        **sizes, vocab_size=len(made), num_attention_heads=4, tie_word_embeddings=False
-    )
+    config = LlamaConfig(**SIZES, vocab_size=len(made), tie_word_embeddings=False)
     LlamaModel(config).save_pretrained(tmp_path)
     made.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="is missing or has a bias"):

@@ -154,7 +154,8 @@ def embed(
     recipe = _recipe(encoder, resolve_device(device), params)
     manifest = read_manifest(prompts, "prompts")
     shards = _plan(prompts, manifest, params.rows_per_shard, recipe, cache / "embeddings")
-    missing = [shard for shard in shards if not _sound(shard, params.dtype)]
+    watched = shards[rank.index :: rank.world] if rank.index else shards  # the first waits for all
+    missing = [shard for shard in watched if not _sound(shard, params)]
     mine = [shard for shard in missing if shard.number % rank.world == rank.index]
     run = cache / "embeddings" / "runs" / _digest(recipe, manifest["ids_sha256"])
     with Progress(run, rank, sum(shard.rows for shard in missing)) as bar:
@@ -162,7 +163,7 @@ def embed(
             _compute(prompts, mine, params, load(), bar)
         if rank.index:
             return None
-        bar.wait(lambda: [shard.number for shard in missing if not shard.path.exists()])
+        bar.wait([s.number for s in missing], lambda number: _sound(shards[number], params))
     log.info("%d of %d shards computed, the rest were in %s", len(missing), len(shards), cache)
     return _publish(prompts, encoder, manifest, shards, params, recipe, out)
 
@@ -257,14 +258,14 @@ def _counts(shard: Shard) -> dict[str, Any]:
     return counts
 
 
-def _sound(shard: Shard, dtype: str) -> bool:
+def _sound(shard: Shard, params: EmbeddingsParams) -> bool:
     """Return whether a finished shard is there and whole; a power cut can leave a stump."""
     try:
         rows = load_array(shard.path, mmap=True)
         whole = _counts(shard)["sha256"] == sha256_file(shard.path)
     except (ArtifactError, OSError, ValueError, KeyError):
         return False
-    return whole and rows.ndim == 2 and len(rows) == shard.rows and rows.dtype == dtype
+    return whole and rows.ndim == 2 and len(rows) == shard.rows and rows.dtype == params.dtype
 
 
 def _publish(

@@ -17,6 +17,7 @@ import json
 import logging
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -178,10 +179,7 @@ class Encoder:
     def encode_alone(self, ids: list[int]) -> np.ndarray:
         """Return the unit vector of one text, run by itself through the model's own attention."""
         tokens = torch.tensor([ids]).to(self._model.device)
-        if self.packed:
-            with packing.stock_attention(self._model):
-                states = self._states_of(lambda: self._model(input_ids=tokens))
-        else:
+        with packing.stock_attention(self._model) if self.packed else nullcontext():
             states = self._states_of(lambda: self._model(input_ids=tokens))
         return _normalised(self._pool(states).cpu().numpy())[0]
 
@@ -309,8 +307,9 @@ def load_encoder(
     where = _device(device)
     dtype = getattr(torch, precision)
     model, block = load_trunk(folder, layer, "embeddings.layer", where, dtype)
-    packed = _pack(model, max_tokens, SAME[precision])
-    if not packed:  # what the trial changed is undone by loading again
+    packable = _packable(model, max_tokens)
+    packed = packable and _pack(model, max_tokens, SAME[precision])
+    if packable and not packed:  # what the trial changed is undone by loading again
         model, block = load_trunk(folder, layer, "embeddings.layer", where, dtype)
     tokenizer = _load_tokenizer(folder, model, max_tokens)
     head: Head | None = None
@@ -336,14 +335,16 @@ def _device(device: str) -> str:
     return where
 
 
+def _packable(model: Any, max_tokens: int) -> bool:
+    """Return whether a model takes another attention, and none of its windows matters."""
+    windows = [getattr(model.config, name, None) for name in WINDOWS]
+    narrow = any(isinstance(window, int) and window < max_tokens for window in windows)
+    return bool(model._supports_attention_backend) and not narrow
+
+
 @torch.inference_mode()
 def _pack(model: Any, max_tokens: int, limit: float) -> bool:
     """Set a model up for packs and return whether its states are then what they were."""
-    windows = [getattr(model.config, name, None) for name in WINDOWS]
-    if not model._supports_attention_backend or any(
-        isinstance(window, int) and window < max_tokens for window in windows
-    ):
-        return False
     generator = torch.Generator().manual_seed(0)
     lengths = [min(max_tokens, 64), 7, 7, 3]
     rows = [  # of ordinary tokens: special ones come first or last in a vocabulary

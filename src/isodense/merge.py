@@ -27,11 +27,10 @@ from isodense.artifacts import (
     write_manifest,
 )
 from isodense.errors import ArtifactError
-from isodense.promptset import FILE as PROMPTS
+from isodense.prompts import write
 from isodense.promptset import PromptSet, load_prompts
-from isodense.records import write_jsonl
 from isodense.transform import FILE as TRANSFORM
-from isodense.vectors import ids_name, iter_shards, shard_count, shard_name
+from isodense.vectors import REMEDY, ids_name, iter_shards, read_shard_ids, shard_name
 
 ABSENT = "(absent)"
 
@@ -143,15 +142,11 @@ def _require_same_settings(folders: Sequence[Path], settings: list[dict[str, Any
 
 def _shard_ids(folder: Path, manifest: dict[str, Any]) -> list[list[str]]:
     """Return the prompt ids of each shard, checked against the manifest."""
-    ids, remedy = [], "run `dvc repro embeddings`"
-    for number in range(shard_count(manifest)):
-        if ids_name(number) not in manifest["files"]:
-            raise ArtifactError(f"{folder} has no {ids_name(number)}", remedy)
-        ids.append((folder / ids_name(number)).read_text(encoding="ascii").split())
+    ids = read_shard_ids(folder, manifest)
     rows = [shard.shape[0] for shard in iter_shards(folder, manifest)]
     whole = ids_sha256(identifier for shard in ids for identifier in shard)
     if [len(shard) for shard in ids] != rows or whole != manifest["ids_sha256"]:
-        raise ArtifactError(f"the ids files of {folder} are not those of its manifest", remedy)
+        raise ArtifactError(f"the ids files of {folder} are not those of its manifest", REMEDY)
     return ids
 
 
@@ -215,16 +210,7 @@ def _write_prompts(folders: list[Path], params: dict[str, Any], out: Path) -> di
                 first.setdefault("label", row["label"])
     prompts = PromptSet(list(rows.values()))
     out.mkdir()
-    write_jsonl(out / PROMPTS, prompts.rows)
-    return write_manifest(
-        out,
-        "prompts",
-        rows=len(prompts),
-        ids_sha256=prompts.ids_sha256,
-        train_ids_sha256=prompts.split("train").ids_sha256,
-        params=params,
-        inputs={"pairs": None},
-    )
+    return write(prompts, params, None, out)
 
 
 def _link(source: Path, target: Path) -> None:

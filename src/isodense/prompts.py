@@ -127,14 +127,21 @@ def publish(
         message = f"all {len(prompts)} prompts are held out"
         raise DataError(message, "data/prompts", remedy="lower prompts.heldout, or add prompts")
     with publishing(out) as scratch:
-        write_jsonl(scratch / FILE, prompts.rows)
-        write_manifest(
-            scratch,
-            "prompts",
-            rows=len(prompts),
-            ids_sha256=prompts.ids_sha256,
-            train_ids_sha256=prompts.split("train").ids_sha256,
-            params=as_dict(params),
-            inputs={"pairs": pairs_sha256},
-        )
+        write(prompts, as_dict(params), pairs_sha256, scratch)
     return statistics(prompts)
+
+
+def write(
+    prompts: PromptSet, params: dict[str, Any], pairs_sha256: str | None, folder: Path
+) -> dict[str, Any]:
+    """Write the files of a prompts artifact into an empty folder and return its manifest."""
+    write_jsonl(folder / FILE, prompts.rows)
+    return write_manifest(
+        folder,
+        "prompts",
+        rows=len(prompts),
+        ids_sha256=prompts.ids_sha256,
+        train_ids_sha256=prompts.split("train").ids_sha256,
+        params=params,
+        inputs={"pairs": pairs_sha256},
+    )

@@ -75,6 +75,7 @@ class Progress:
     def __exit__(self, kind: Any, *_rest: Any) -> None:
         if kind is None:
             self._tell(done=True)
+            self._show()
         self._bar.close()
 
     def add(self, prompts: int, tokens: int) -> None:
@@ -82,22 +83,24 @@ class Progress:
         self._prompts, self._tokens = self._prompts + prompts, self._tokens + tokens
         if time.monotonic() - self._told > EVERY:
             self._tell(done=False)
-        self._show()
+            self._show()
 
-    def wait(self, missing: Callable[[], list[int]]) -> None:
+    def wait(self, left: list[int], finished: Callable[[int], bool]) -> None:
         """Wait on rank 0 until the other ranks have finished their shards.
 
         Parameters
         ----------
-        missing : callable
-            Returns the numbers of the shards that are not there yet.
+        left : list of int
+            Numbers of the shards to wait for.
+        finished : callable
+            Whether the shard of a number is there and whole; not asked again once it is.
 
         Raises
         ------
         IsodenseError
             If a shard is missing and a rank has been silent for ten minutes.
         """
-        while left := missing():
+        while left := [number for number in left if not finished(number)]:
             self._show()
             silent = [rank for rank in range(1, self._rank.world) if self._silent(rank)]
             if silent:
@@ -116,6 +119,8 @@ class Progress:
             write_json(self._path(self._rank.index), word)
 
     def _show(self) -> None:
+        if self._bar.disable:
+            return
         others = [self._word(rank) for rank in range(self._rank.world) if rank != self._rank.index]
         tokens = self._tokens + sum(word.get("tokens", 0) for word in others)
         rate = tokens / max(time.monotonic() - self._start, 1e-9)

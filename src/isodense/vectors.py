@@ -53,7 +53,12 @@ def iter_shards(folder: str | Path, manifest: dict[str, Any]) -> Iterator[np.nda
 
 
 def read_ids(folder: str | Path, manifest: dict[str, Any]) -> list[str]:
-    """Return the prompt ids of all rows, in order.
+    """Return the prompt ids of all rows, in order."""
+    return [identifier for ids in read_shard_ids(folder, manifest) for identifier in ids]
+
+
+def read_shard_ids(folder: str | Path, manifest: dict[str, Any]) -> list[list[str]]:
+    """Return the prompt ids of each shard's rows, in order.
 
     Raises
     ------
@@ -63,8 +68,7 @@ def read_ids(folder: str | Path, manifest: dict[str, Any]) -> list[str]:
     names = [ids_name(number) for number in range(shard_count(manifest))]
     if absent := [name for name in names if name not in manifest["files"]]:
         raise ArtifactError(f"{folder} has no {absent[0]}", REMEDY)
-    texts = [(Path(folder) / name).read_text(encoding="ascii") for name in names]
-    return [line for text in texts for line in text.split()]
+    return [(Path(folder) / name).read_text(encoding="ascii").split() for name in names]
 
 
 def load_vectors(folder: str | Path) -> tuple[np.ndarray, dict[str, Any]]:
