@@ -17,13 +17,13 @@ from isodense.density import (
     DensityParams,
     estimate,
     heldout_density,
-    label_statistics,
     publish,
     statistics,
 )
+from isodense.evenness import label_statistics
 from isodense.graph import load_graph, load_heldout_graph
 from isodense.plots import density_plots
-from isodense.promptset import load_prompts
+from isodense.promptset import load_columns
 
 
 def main(argv: list[str]) -> str:
@@ -36,18 +36,20 @@ def main(argv: list[str]) -> str:
     parser.add_argument("--plots", type=Path, required=True, help="folder of plots to write")
     args = parser.parse_args(argv)
     section = params.load(args.params, "density", DensityParams)
-    prompts = load_prompts(args.prompts)
-    train = prompts.split("train")
+    train = load_columns(args.prompts).split("train")
     graph, manifest = load_graph(args.neighbors)
     require_same_ids(train.ids_sha256, manifest, f"the neighbours in {args.neighbors}")
-    found = estimate(graph, section)
+    found = estimate(graph, section, train.counts)
     heldout = heldout_density(found, load_heldout_graph(args.neighbors), section)
     publish(found, heldout, train.ids, section, manifest, content_sha256(manifest), args.out)
-    report = statistics(found, graph.first(section.k))
-    if train.labels is not None:
-        report["labels"] = label_statistics(found.weights, train.labels)
+    report = statistics(found, graph, section, train.counts)
+    if manifest.get("recall") is not None:
+        report["recall"] = manifest["recall"]
+    labels = train.labels
+    if labels is not None:
+        report["labels"] = label_statistics(found.weights, labels)
     write_json(args.metrics, {"density": report})
-    density_plots(found.weights, found.density, train.labels, args.plots)
+    density_plots(found.weights, found.density, labels, args.plots)
     ess, largest = report["ess"], report["max_over_mean"]
     return f"ESS {ess:.0f} of {report['prompts']} prompts, largest weight {largest:.1f} x mean"
 

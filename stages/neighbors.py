@@ -12,11 +12,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from isodense import params, stage
-from isodense.artifacts import content_sha256, require_same_ids, write_json
+from isodense.artifacts import read_manifest, require_same_ids, write_json
 from isodense.base import BaseParams
 from isodense.neighbors import NeighborsParams, publish
-from isodense.promptset import load_prompts
-from isodense.vectors import load_vectors
+from isodense.promptset import load_columns
 
 
 def main(argv: list[str]) -> str:
@@ -27,20 +26,23 @@ def main(argv: list[str]) -> str:
     parser.add_argument("--out", type=Path, required=True, help="neighbors artifact to write")
     parser.add_argument("--metrics", type=Path, required=True, help="metrics file to write")
     args = parser.parse_args(argv)
+    stage.relaunch(argv)
     base = params.load(args.params, "base", BaseParams)
     section = params.load(args.params, "neighbors", NeighborsParams)
-    prompts = load_prompts(args.prompts)
-    vectors, manifest = load_vectors(args.embeddings)
+    prompts = load_columns(args.prompts)
+    manifest = read_manifest(args.embeddings, "embeddings")
     require_same_ids(prompts.ids_sha256, manifest, f"the embeddings in {args.embeddings}")
     report = publish(
-        vectors,
+        args.embeddings,
         prompts,
         section,
         base.device,
-        base.rng("neighbors"),
-        content_sha256(manifest),
+        base.seed_of("neighbors"),
+        stage.cache(),
         args.out,
     )
+    if report is None:
+        return "done; the first rank publishes"
     write_json(args.metrics, {"neighbors": report})
     return f"{report['k_max']} neighbours of {report['rows']} prompts, {report['method']}"
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
-from hypothesis import given, settings
+import yaml
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from scipy.stats import spearmanr
+from scipy.stats import linregress, spearmanr, vonmises_fisher
 
+from isodense import density
+from isodense.artifacts import publishing, read_manifest, write_manifest
 from isodense.density import (
     DensityParams,
     density_weights,
@@ -15,15 +24,26 @@ from isodense.density import (
     estimate,
     heldout_density,
     intrinsic_dimension,
-    label_statistics,
     publish,
     statistics,
 )
 from isodense.errors import IsodenseError
-from isodense.graph import Graph
+from isodense.graph import (
+    DISTANCES,
+    HELDOUT,
+    HELDOUT_DISTANCES,
+    HELDOUT_INDICES,
+    INDICES,
+    Graph,
+)
 from isodense.neighbors import knn_graph, nearest
+from isodense.params import as_dict
+from isodense.prompts import PromptsParams
+from isodense.prompts import publish as publish_prompts
+from isodense.promptset import load_prompts
+from tests.tiny import user
 
-PARAMS = DensityParams(20, "soft_count", 0.8, 0.4, 0.15, 4.0)
+PARAMS = DensityParams(20, "soft_count", 0.8, 0.4, 0.15, 4.0, 0.0)
 METHODS = ["soft_count", "knn", "balance"]
 
 
@@ -47,14 +67,47 @@ def lopsided(seed=0):
     return X, np.exp(2 * X[:, 0].astype(float))
 
 
+def with_copies(seed, n=120, dim=6, copies=20):
+    """Return the graph of unit vectors, some of them repeated."""
+    rng = np.random.default_rng(seed)
+    X = unit(rng.normal(size=(n, dim)))
+    return knn_graph(np.concatenate([X, X[rng.integers(n, size=copies)]]), 20)
+
+
+def reordered(graph, order):
+    place = np.argsort(order).astype(np.int32)
+    return Graph(place[graph.indices[order]], graph.distances[order])
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_the_sign_on_a_known_density(method):
     X, truth = lopsided()
-    found = estimate(knn_graph(X, 50), DensityParams(50, method, 0.7, 0.4, 0.15, 4.0))
+    found = estimate(knn_graph(X, 50), DensityParams(50, method, 0.7, 0.4, 0.15, 4.0, 0.0))
     assert spearmanr(found.density, truth)[0] > 0.8
     assert spearmanr(found.weights, truth)[0] < -0.8
     sparse, dense = truth < np.quantile(truth, 0.2), truth > np.quantile(truth, 0.8)
     assert found.weights[sparse].mean() > 2 * found.weights[dense].mean()
+
+
+@pytest.mark.parametrize("dim", [4, 8])
+def test_density_follows_a_mixture_of_von_mises_fisher(dim):
+    rng = np.random.default_rng(0)
+    parts = [(vonmises_fisher(np.eye(dim)[i], 20 / 3**i), (800, 600, 600)[i]) for i in range(3)]
+    X = np.concatenate([part.rvs(size, random_state=rng) for part, size in parts])
+    truth = sum(size / 2000 * part.pdf(X) for part, size in parts)
+    found = estimate(knn_graph(unit(X), 20), PARAMS)
+    assert spearmanr(found.density, truth)[0] > 0.9
+    assert spearmanr(found.weights, truth)[0] < -0.9
+    assert -1.2 < linregress(np.log(truth), np.log(found.weights)).slope < -0.2
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_density_follows_a_projected_gaussian(method):
+    X = np.random.default_rng(0).normal(size=(2000, 8)) + 2 * np.eye(8)[0]
+    X = unit(X)  # its density rises with the cosine to the mean (Mardia and Jupp 2000, section 9.3)
+    found = estimate(knn_graph(X, 50), replace(PARAMS, k=50, method=method))
+    assert spearmanr(found.density, X[:, 0])[0] > 0.9
+    assert spearmanr(found.weights, X[:, 0])[0] < -0.9
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -85,9 +138,39 @@ def test_copies_share_one_weight_and_stay_known():
     group = [0, *range(300, 309)]
     assert 0.8 * alone[0] < weights[group].sum() < 2 * alone[0]  # ten times it, uncorrected
     assert np.ptp(weights[group]) < 1e-9
-    report = statistics(estimate(knn_graph(copied, 20), PARAMS), knn_graph(copied, 20))
+    graph = knn_graph(copied, 20)
+    report = statistics(estimate(graph, PARAMS), graph, PARAMS)
     assert (report["copy_groups"], report["prompts_in_copy_groups"]) == (1, 10)
     assert report["copies_mass"] < report["copies_mass_uniform"] / 5
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), copies=st.integers(2, 10), dim=st.integers(4, 16))
+def test_ten_copies_weigh_like_one_prompt_or_a_few(seed, copies, dim):
+    rng = np.random.default_rng(seed)
+    X = unit(rng.normal(size=(200, dim)))
+    alone = density_weights(knn_graph(X, 20))[0]
+    copied = np.concatenate([X, np.repeat(X[:1], copies - 1, axis=0)])
+    weights = density_weights(knn_graph(copied, 20))
+    assert 0.7 * alone < weights[0] + weights[200:].sum() < 4 * alone
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    copies=st.integers(0, 60),
+    ess=st.floats(0.3, 1),
+    alpha_max=st.floats(1, 6),
+)
+def test_no_group_outweighs_another_beyond_the_documented_bound(seed, copies, ess, alpha_max):
+    rng = np.random.default_rng(seed)
+    X = unit(rng.normal(size=(80, 5)))
+    X = np.concatenate([X, np.repeat(X[:1], copies, axis=0), unit(-10 * X[:1])])
+    params = replace(PARAMS, ess=ess, alpha_max=alpha_max)
+    found = estimate(knn_graph(X, 20), params)
+    groups = np.bincount(found.units, weights=found.weights)
+    assert 1 <= found.exponent <= alpha_max
+    assert groups.max() <= 21**found.exponent * groups.min() * (1 + 1e-9)
 
 
 def test_garbage_far_from_everything_is_bounded():
@@ -95,6 +178,39 @@ def test_garbage_far_from_everything_is_bounded():
     crowd = unit(np.eye(32)[0] + 0.1 * rng.normal(size=(500, 32)))
     weights = density_weights(knn_graph(np.concatenate([crowd, unit(-np.eye(32)[:1])]), 20))
     assert 1 < weights[-1] * len(weights) < 10
+
+
+def test_a_hundredth_of_garbage_gets_a_few_hundredths_of_the_draws():
+    rng = np.random.default_rng(3)
+    share = 1 / np.arange(1, 21)
+    topics = unit(rng.normal(size=(20, 32)))[rng.choice(20, 990, p=share / share.sum())]
+    X = unit(np.concatenate([topics + 0.1 * rng.normal(size=(990, 32)), rng.normal(size=(10, 32))]))
+    assert 0.01 < density_weights(knn_graph(X, 20))[990:].sum() < 0.04
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), n=st.integers(25, 120), factor=st.floats(1, 5))
+def test_a_prompt_moved_away_from_its_neighbours_never_loses(seed, n, factor):
+    rng = np.random.default_rng(seed)
+    graph = knn_graph(unit(rng.normal(size=(n, 5))), 20)
+    row = rng.choice(np.argsort(graph.distances[:, -1])[n // 2 + 1 :])  # r₀ is a median: it stays
+    distances = graph.distances.copy()
+    distances[row] *= np.float32(factor)
+    fixed = replace(PARAMS, alpha_max=1.0)  # the exponent is found from all prompts together
+    near, far = estimate(graph, fixed), estimate(Graph(graph.indices, distances), fixed)
+    assume(near.scale == far.scale and (near.units == far.units).all())
+    odds = [found.weights[row] / np.delete(found.weights, row).sum() for found in (near, far)]
+    assert odds[1] >= odds[0] * (1 - 1e-12)
+    assert far.density[row] <= near.density[row]
+    assert (np.delete(far.density, row) == np.delete(near.density, row)).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_only_ratios_of_distances_matter(method):
+    graph = with_copies(0)
+    weights = density_weights(graph, method=method)
+    other = density_weights(Graph(graph.indices, graph.distances / 2), method=method)
+    np.testing.assert_allclose(other, weights, rtol=1e-9)
 
 
 def test_one_two_and_identical_prompts_weigh_alike():
@@ -113,9 +229,9 @@ def test_weights_stay_positive_in_float32_at_extreme_settings():
 
 def test_two_different_prompts_are_no_copies():
     graph = knn_graph(circle(np.array([0.0, 1.0])), 5)
-    assert statistics(estimate(graph, PARAMS), graph)["copy_groups"] == 0
+    assert statistics(estimate(graph, PARAMS), graph, PARAMS)["copy_groups"] == 0
     graph = knn_graph(circle(np.zeros(9)), 20)
-    assert statistics(estimate(graph, PARAMS), graph)["prompts_in_copy_groups"] == 9
+    assert statistics(estimate(graph, PARAMS), graph, PARAMS)["prompts_in_copy_groups"] == 9
 
 
 def test_k_beyond_the_graph_is_refused_and_beyond_the_rows_is_not():
@@ -166,6 +282,34 @@ def test_the_order_of_prompts_and_a_rotation_change_nothing(seed, method):
     np.testing.assert_allclose(other, weights[order], rtol=1e-3)
 
 
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6), method=st.sampled_from(METHODS), power=st.floats(0, 1))
+def test_a_reordered_graph_gives_reordered_weights(seed, method, power):
+    graph = with_copies(seed)
+    rng = np.random.default_rng(seed)
+    order, counts = rng.permutation(len(graph)), rng.integers(1, 50, size=len(graph))
+    params = replace(PARAMS, method=method, count_power=power)
+    found = estimate(graph, params, counts)
+    other = estimate(reordered(graph, order), params, counts[order])
+    np.testing.assert_allclose(other.weights, found.weights[order], rtol=1e-9)
+    np.testing.assert_allclose(other.density, found.density[order], rtol=1e-9, atol=1e-12)
+
+
+def test_blocks_strides_and_memory_maps_change_no_byte(tmp_path, monkeypatch):
+    graph = with_copies(1)
+    expected = estimate(graph.first(15), replace(PARAMS, k=15))
+    for name in ("indices", "distances"):
+        np.save(tmp_path / name, np.ascontiguousarray(getattr(graph, name)[:, :15]))
+    mapped = Graph(
+        *(np.load(tmp_path / f"{n}.npy", mmap_mode="r") for n in ("indices", "distances"))
+    )
+    for block in (1, 7, 10**6):
+        monkeypatch.setattr(density, "BLOCK", block)
+        found = estimate(mapped, replace(PARAMS, k=15))
+        assert found.weights.tobytes() == expected.weights.tobytes()
+        assert found.density.tobytes() == expected.density.tobytes()
+
+
 def test_held_out_density_is_what_the_prompt_would_find():
     X, truth = lopsided()
     train, other = X[::2], X[1::2]
@@ -176,29 +320,77 @@ def test_held_out_density_is_what_the_prompt_would_find():
     assert np.abs(copies - found.density).max() < 0.2  # its own group is not counted twice
 
 
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6), method=st.sampled_from([*METHODS, "uniform"]))
+def test_counts_multiply_weights_and_nothing_else(seed, method):
+    graph = with_copies(seed)
+    counts = np.random.default_rng(seed).integers(1, 1000, size=len(graph))
+    params = replace(PARAMS, method=method)
+    plain = estimate(graph, params)
+    for power in (0.0, 0.5, 1.0):
+        found = estimate(graph, replace(params, count_power=power), counts)
+        ratio = found.weights / plain.weights
+        np.testing.assert_allclose(ratio / ratio[0], (counts / counts[0]) ** power, rtol=1e-9)
+        assert found.weights.sum() == pytest.approx(1, abs=1e-9)
+        assert (found.density == plain.density).all()
+        assert found.exponent == plain.exponent
+
+
+def test_counts_weigh_identical_prompts_and_one_prompt_too():
+    graph = knn_graph(circle(np.zeros(4)), 20)
+    weights = density_weights(graph, counts=np.array([1, 1, 1, 1000]), count_power=1.0)
+    assert weights[3] == pytest.approx(1000 / 1003)
+    one = knn_graph(circle(np.zeros(1)), 20)
+    assert density_weights(one, counts=np.array([7]), count_power=1.0).tolist() == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("counts", "fault"),
+    [
+        (None, r"count_power = 0\.5 needs the counts"),
+        (np.ones(9), r"counts of shape \(9,\) for 10 prompts"),
+        (np.ones((10, 1)), r"counts of shape \(10, 1\)"),
+        (np.arange(10), "1 counts are not finite and >= 1, first in row 0"),
+        (np.r_[np.ones(8), np.nan, np.inf], "2 counts are not finite and >= 1, first in row 8"),
+    ],
+)
+def test_unusable_counts_are_refused(counts, fault):
+    graph = knn_graph(circle(np.linspace(0, 2, 10)), 3)
+    with pytest.raises(IsodenseError, match=fault) as caught:
+        density_weights(graph, k=3, counts=counts, count_power=0.5)
+    assert caught.value.remedy
+    assert len(density_weights(graph, k=3)) == 10
+
+
+@pytest.mark.parametrize("method", [*METHODS, "uniform"])
+@pytest.mark.parametrize("k", [1, 2, 20])
+def test_statistics_are_finite_whatever_the_prompts(method, k):
+    params = replace(PARAMS, method=method, k=k)
+    angles = [np.zeros(1), np.array([0.0, 1]), np.arange(3.0), np.zeros(30), np.linspace(0, 2, 30)]
+    for X in map(circle, angles):
+        graph = knn_graph(X, 20)
+        report = statistics(estimate(graph, params), graph, params)
+        json.dumps(report, allow_nan=False)
+        assert report["ess"] == pytest.approx(report["ess_share"] * len(X), abs=1e-3)
+        assert 0 < report["min_over_mean"] <= 1 <= report["max_over_mean"]
+        assert abs(report.get("rank_stability", 1)) <= 1
+        defined = min(k, len(X) - 1) > 1 and np.ptp(estimate(graph, params).weights) > 1e-5 / len(X)
+        assert defined or "rank_stability" not in report
+
+
+def test_weights_of_half_as_many_neighbours_have_the_same_order():
+    X, _ = lopsided()
+    graph = knn_graph(X, 20)
+    report = statistics(estimate(graph, PARAMS), graph, PARAMS)
+    expected = spearmanr(density_weights(graph), density_weights(graph, k=10))[0]
+    assert report["rank_stability"] == pytest.approx(expected, abs=1e-4)
+    assert report["rank_stability"] > 0.9
+
+
 @pytest.mark.parametrize("dim", [1, 2, 5])
 def test_intrinsic_dimension_of_a_sphere(dim):
     X = unit(np.random.default_rng(4).normal(size=(3000, dim + 1)))
     assert intrinsic_dimension(knn_graph(X, 20)) == pytest.approx(dim, rel=0.15)
-
-
-def test_effective_sample_size_by_hand():
-    assert effective_sample_size(np.ones(7)) == pytest.approx(7)
-    assert effective_sample_size(np.array([1.0, 0, 0])) == pytest.approx(1)
-
-
-def test_label_statistics_by_hand():
-    labels = ["a"] * 6 + ["b"] * 2
-    even = np.array([1 / 12] * 6 + [1 / 4] * 2)
-    report = label_statistics(even, labels)
-    assert report["entropy"] == pytest.approx(1)
-    assert report["gap"] == pytest.approx(1)
-    assert report["rarest_quarter_uniform"] == pytest.approx(0.25)
-    assert report["rarest_quarter"] == pytest.approx(0.5)
-    assert label_statistics(np.full(8, 1 / 8), labels)["gap"] == pytest.approx(0)
-    worse = np.array([1 / 6.5] * 6 + [0.25 / 6.5] * 2)
-    assert label_statistics(worse, labels)["gap"] < 0
-    assert label_statistics(np.full(3, 1 / 3), ["a"] * 3)["entropy"] == 1.0
 
 
 def test_the_artifact_has_the_documented_fields(tmp_path):
@@ -212,9 +404,51 @@ def test_the_artifact_has_the_documented_fields(tmp_path):
     assert weights.dtype == np.float32
     assert abs(weights.sum(dtype=np.float64) - 1) < 1e-6
     assert np.load(tmp_path / "d" / "prompt_ids.npy").dtype == np.dtype("S32")
-    from isodense.artifacts import read_manifest
-
     manifest = read_manifest(tmp_path / "d", "density")
     for key in ("weights_min", "weights_max", "weights_mean", "weights_std", "n_prompts"):
         assert manifest[key] > 0
     assert manifest["weights_max"] == weights.max()
+    assert manifest["params"] == as_dict(PARAMS)
+
+
+def test_the_stage_reads_counts_labels_and_recall(tmp_path):
+    """Run the script on prompts of which the first was asked ten times."""
+    texts = ["p0"] * 9 + [f"p{i}" for i in range(60)]
+    answer = [{"role": "assistant", "content": "a"}]
+    pairs = [
+        {"prompt": user(t), "chosen": answer, "rejected": answer, "source": "s", "label": t[-1]}
+        for t in texts
+    ]
+    publish_prompts(pairs, PromptsParams(0.2), "0", tmp_path / "prompts")
+    prompts = load_prompts(tmp_path / "prompts")
+    train, heldout = prompts.split("train"), prompts.split("heldout")
+    X = unit(np.random.default_rng(0).normal(size=(len(prompts), 4)))
+    rows, others = X[prompts.positions("train")], X[prompts.positions("heldout")]
+    graph, near = knn_graph(rows, 20), nearest(others, rows, 20)
+    with publishing(tmp_path / "neighbors") as scratch:
+        for name, array in (
+            (INDICES, graph.indices),
+            (DISTANCES, graph.distances),
+            (HELDOUT, near.distances[:, 0]),
+            (HELDOUT_INDICES, near.indices),
+            (HELDOUT_DISTANCES, near.distances),
+        ):
+            np.save(scratch / name, array)
+        hashes = {"ids_sha256": train.ids_sha256, "heldout_ids_sha256": heldout.ids_sha256}
+        write_manifest(scratch, "neighbors", rows=len(train), dim=4, recall=0.97, **hashes)
+    section = as_dict(replace(PARAMS, count_power=1.0))
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"density": section}))
+    command = "--prompts prompts --neighbors neighbors --out density --metrics m.json --plots plots"
+    script = Path(__file__).parents[1] / "stages/density.py"
+    done = subprocess.run(
+        [sys.executable, script, *command.split()], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "m.json").read_text())["density"]
+    assert report["recall"] == 0.97
+    assert report["labels"]["labels"] == len(set(train.labels))
+    asked = [row["count"] for row in train.rows]
+    expected = density_weights(graph, counts=np.array(asked), count_power=1.0)
+    assert max(asked) == 10
+    stored = np.load(tmp_path / "density" / "density_weights.npy")
+    np.testing.assert_allclose(stored, expected, rtol=1e-6)

@@ -1,78 +1,61 @@
-"""Exact neighbours against scikit-learn's, whatever the tiles; the approximate ones audited."""
+"""The neighbour graph as an artifact: methods, audit, resumption, ranks, growth."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
-import torch
-from sklearn.neighbors import NearestNeighbors
+import yaml
 
+from isodense import blocks, neighbors
+from isodense.artifacts import ids_sha256, publishing, write_manifest
 from isodense.errors import ArtifactError, IsodenseError
-from isodense.graph import Graph, load_graph, load_heldout_graph
-from isodense.neighbors import NeighborsParams, knn_graph, nearest, publish, recall
-from isodense.prompts import unique_prompts
-from tests.test_prompts import pair
-from tests.tiny import user
+from isodense.exact import nearest
+from isodense.graph import Graph, load_graph, load_heldout_graph, recall
+from isodense.neighbors import NeighborsParams, knn_graph, publish
+from isodense.promptset import load_columns
+from tests.test_exact import unit
+
+STAGE = Path(__file__).resolve().parents[1] / "stages" / "neighbors.py"
+HELDOUT = 10  # one prompt of so many
 
 
-def unit(n, dim=24, seed=0):
-    rows = np.random.default_rng(seed).normal(size=(n, dim))
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+def artifacts(folder, X):
+    """Write artifacts of prompts and embeddings with the rows of `X`."""
+    ids = [f"{row:032x}" for row in range(len(X))]
+    with publishing(folder / "prompts") as out:
+        rows = (
+            {"id": name, "count": 1, "split": "train" if row % HELDOUT else "heldout"}
+            for row, name in enumerate(ids, 1)
+        )
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (out / "prompts.jsonl").write_text(text, encoding="utf-8")
+        known = {"rows": len(X), "ids_sha256": ids_sha256(ids)}
+        write_manifest(out, "prompts", **known)
+    with publishing(folder / "embeddings") as out:
+        for number, start in enumerate(range(0, max(len(X), 1), 64)):
+            np.save(out / f"shard-{number:05d}.npy", X[start : start + 64])
+        write_manifest(out, "embeddings", **known, dim=X.shape[1])
 
 
-def test_neighbours_are_scikit_learns():
-    X = unit(500)
-    graph = knn_graph(X, 15)
-    search = NearestNeighbors(n_neighbors=16, algorithm="brute").fit(X.astype(float))
-    distances, indices = search.kneighbors(X.astype(float))
-    assert (np.sort(graph.indices, axis=1) == np.sort(indices[:, 1:], axis=1)).all()
-    np.testing.assert_allclose(graph.distances, distances[:, 1:], atol=1e-6)
-    assert graph.indices.dtype == np.int32
-    assert graph.distances.dtype == np.float32
+def run(folder, params, out="out", cache="cache", **more):
+    prompts = load_columns(folder / "prompts")
+    embeddings = folder / "embeddings"
+    return publish(embeddings, prompts, params, "cpu", 0, folder / cache, folder / out, **more)
 
 
-def test_copies_beyond_the_candidates_are_ordered_by_row():
-    X = unit(300)
-    X[50:150] = X[50]  # a hundred identical rows, more than any candidate list of k = 5
-    graph = knn_graph(X, 5)
-    assert graph.indices[60].tolist() == [50, 51, 52, 53, 54]
-    assert graph.indices[50].tolist() == [51, 52, 53, 54, 55]
-    assert (graph.distances[50:150] == 0).all()
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_bytes_ignore_tiles_and_threads():
-    X = unit(700)
-    X[100:140], X[300:340] = X[100], X[200:240]
-    whole = knn_graph(X, 12)
-    threads = torch.get_num_threads()
-    try:
-        for count, block in ((1, 7), (2, 64), (1, 4096)):
-            torch.set_num_threads(count)
-            other = knn_graph(X, 12, block=block)
-            assert other.indices.tobytes() == whole.indices.tobytes()
-            assert other.distances.tobytes() == whole.distances.tobytes()
-    finally:
-        torch.set_num_threads(threads)
-
-
-def test_rows_are_sorted_by_the_stored_distance_and_then_the_row():
-    X = unit(400, dim=3, seed=5)
-    graph = knn_graph(np.repeat(X, 2, axis=0), 60)
-    rising = np.diff(graph.distances, axis=1)
-    assert (rising >= 0).all()
-    assert (np.diff(graph.indices, axis=1)[rising == 0] > 0).all()
-    assert (rising == 0).sum() > 1000
-
-
-def test_a_row_is_never_its_own_neighbour():
-    graph = knn_graph(np.repeat(unit(1), 30, axis=0), 29)
-    for row, found in enumerate(graph.indices):
-        assert sorted([row, *found.tolist()]) == list(range(30))
-
-
-def test_k_beyond_the_rows_gives_all_others():
-    assert knn_graph(unit(4), 50).indices.shape == (4, 3)
-    assert knn_graph(unit(1), 5).indices.shape == (1, 0)
+EXACT = NeighborsParams(5, "auto", 200, 0.9, 1)
+IVF = NeighborsParams(10, "ivf", 200, 0.9, 1)
 
 
 @pytest.mark.parametrize(
@@ -97,63 +80,153 @@ def test_wrong_shapes_and_k_are_refused():
         knn_graph(unit(5), 0)
 
 
-def test_recall_counts_the_true_neighbours_found():
-    indices = np.zeros((3, 2), np.int32)
-    exact = Graph(indices[:2], np.array([[0.1, 0.2], [0.3, 0.3]], np.float32))
-    graph = Graph(indices, np.array([[0.1, 0.25], [9, 9], [0.3, 0.3]], np.float32))
-    assert recall(graph, exact, np.array([0, 2])) == 0.75
-
-
-def sample(n=60):
-    found = unique_prompts([pair(user(f"p{i}")) for i in range(n)], 0.2)
-    return found, unit(n)
+def test_auto_is_exact_for_few_rows_and_the_inverted_file_beyond(monkeypatch):
+    X = unit(2000, 8)
+    exact = knn_graph(X, 5, device="cpu")
+    assert recall(exact, nearest(X, X, 5, own=np.arange(2000), device="cpu")) == 1
+    monkeypatch.setattr(neighbors, "EXACT_LIMIT", 1999)
+    monkeypatch.setattr(neighbors, "nearest", lambda *a, **b: nearest(*a, **b, done=str))
+    found = knn_graph(X, 5, device="cpu", recall_floor=0.9)
+    assert 0.95 <= recall(found, exact) < 1
+    whole = knn_graph(X, 5, device="cpu", recall_floor=1.0)
+    assert recall(whole, exact) == 1
 
 
 def test_the_artifact_holds_train_neighbours_and_held_out_distances(tmp_path):
-    prompts, X = sample()
-    rng = np.random.default_rng(0)
-    report = publish(
-        X, prompts, NeighborsParams(5, "auto", 10, 0.9, 1), "cpu", rng, "0", tmp_path / "n"
-    )
-    graph, manifest = load_graph(tmp_path / "n")
+    X = unit(60)
+    artifacts(tmp_path, X)
+    report = run(tmp_path, EXACT)
+    graph, manifest = load_graph(tmp_path / "out")
+    prompts = load_columns(tmp_path / "prompts")
     train, heldout = X[prompts.positions("train")], X[prompts.positions("heldout")]
-    assert len(graph) == len(train) == manifest["rows"] == report["rows"]
+    assert len(graph) == len(train) == manifest["rows"] == report["rows"] == 54
     expected = np.linalg.norm(heldout[:, None].astype(float) - train[None], axis=2).min(axis=1)
-    np.testing.assert_allclose(np.load(tmp_path / "n" / "heldout_nearest.npy"), expected, atol=1e-6)
-    assert load_heldout_graph(tmp_path / "n").indices.shape == (len(heldout), 5)
+    near = np.load(tmp_path / "out" / "heldout_nearest.npy")
+    np.testing.assert_allclose(near, expected, atol=1e-6)
+    assert load_heldout_graph(tmp_path / "out").indices.shape == (len(heldout), 5)
     assert manifest["ids_sha256"] == prompts.split("train").ids_sha256
+    assert manifest["recall"] == report["recall"] == 1
+    assert manifest["params"]["method"] == "auto"
     with pytest.raises(IsodenseError, match=r"raise neighbors\.k_max"):
         graph.first(6)
-    np.save(tmp_path / "n" / "indices.npy", graph.indices.T.copy())
+    np.save(tmp_path / "out" / "indices.npy", graph.indices.T.copy())
     with pytest.raises(ArtifactError, match="disagree"):
-        load_graph(tmp_path / "n")
+        load_graph(tmp_path / "out")
 
 
-@pytest.mark.parametrize("method", ["auto", "pynndescent"])
+def test_float16_shards_are_made_unit_again(tmp_path):
+    X = unit(60).astype(np.float16)
+    artifacts(tmp_path, X)
+    run(tmp_path, EXACT)
+    rows = X.astype(np.float64)
+    whole = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    graph = exact_graph(tmp_path, whole, 5)
+    assert (load_graph(tmp_path / "out")[0].indices == graph.indices).all()
+
+
+def exact_graph(folder, X, k):
+    train = X[load_columns(folder / "prompts").positions("train")]
+    return nearest(train, train, k, own=np.arange(len(train)), device="cpu")
+
+
+@pytest.mark.parametrize("method", ["auto", "ivf", "pynndescent"])
 def test_one_training_prompt_and_no_held_out_ones_still_publish(tmp_path, method):
-    prompts = unique_prompts([pair(user("only"))], 0.0)
-    params = NeighborsParams(5, method, 10, 0.9, 1)
-    publish(unit(1), prompts, params, "cpu", np.random.default_rng(0), "0", tmp_path / "n")
-    assert load_graph(tmp_path / "n")[0].indices.shape == (1, 0)
-    assert len(load_heldout_graph(tmp_path / "n")) == 0
+    artifacts(tmp_path, unit(1))
+    run(tmp_path, NeighborsParams(5, method, 10, 0.9, 1))
+    assert load_graph(tmp_path / "out")[0].indices.shape == (1, 0)
+    assert len(load_heldout_graph(tmp_path / "out")) == 0
 
 
-def test_approximate_neighbours_are_audited_and_a_poor_graph_fails(tmp_path, monkeypatch):
-    prompts = unique_prompts([pair(user(f"p{i}")) for i in range(1200)], 0.05)
-    X, rng = unit(1200, dim=8), np.random.default_rng(0)
-    params = NeighborsParams(10, "pynndescent", 200, 0.9, 1)
-    report = publish(X, prompts, params, "cpu", rng, "0", tmp_path / "n")
-    assert report["method"] == "pynndescent"
+@pytest.mark.parametrize("method", ["ivf", "pynndescent"])
+def test_approximate_neighbours_are_audited_and_a_poor_graph_fails(tmp_path, method, monkeypatch):
+    X = unit(1500, dim=8)
+    artifacts(tmp_path, X)
+    params = NeighborsParams(10, method, 200, 0.9, 1)
+    report = run(tmp_path, params)
+    graph, manifest = load_graph(tmp_path / "out")
+    assert report["method"] == manifest["method"] == method
     assert 0.9 <= report["recall"] <= 1
-    graph, _ = load_graph(tmp_path / "n")
-    assert (graph.indices >= 0).all()
     assert (graph.indices != np.arange(len(graph))[:, None]).all()
-    rows = np.arange(0, len(graph), 7)
-    train = X[prompts.positions("train")]
-    assert recall(graph, nearest(train[rows], train, 10, own=rows), rows) > 0.9
+    assert recall(graph, exact_graph(tmp_path, X, 10)) == pytest.approx(report["recall"], abs=0.05)
     poor = Graph(graph.indices, graph.distances * 1.5)
-    monkeypatch.setattr("isodense.neighbors._approximate", lambda *_: poor)
-    with pytest.raises(IsodenseError, match=r"below|not 0\.9") as caught:
-        publish(X, prompts, params, "cpu", rng, "0", tmp_path / "m")
+    monkeypatch.setattr(neighbors, "search_blocks", lambda *_: [poor, Graph.empty(150, 10)])
+    with pytest.raises(IsodenseError, match=r"below neighbors\.recall_floor = 0\.9") as caught:
+        run(tmp_path, params, out="poor")
     assert "neighbors.method: exact" in str(caught.value)
-    assert not (tmp_path / "m").exists()
+    assert not (tmp_path / "poor").exists()
+
+
+def test_an_audit_that_fails_loses_no_block(tmp_path, monkeypatch):
+    artifacts(tmp_path, unit(1500, dim=8))
+    monkeypatch.setattr(neighbors, "_audited", lambda *_: pytest.fail("audit"))
+    with pytest.raises(pytest.fail.Exception):
+        run(tmp_path, IVF)
+    assert len(list((tmp_path / "cache").rglob("*-0*.safetensors"))) == 2
+    monkeypatch.undo()
+    monkeypatch.setattr(blocks, "keep", lambda *_: pytest.fail("all is there"))
+    run(tmp_path, IVF)
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("params", [EXACT, IVF])
+def test_an_append_gives_the_bytes_of_a_run_from_nothing(tmp_path, params, caplog):
+    caplog.set_level("INFO", "isodense")
+    X = unit(700)
+    artifacts(tmp_path, X[:640])
+    run(tmp_path, params, out="first")
+    artifacts(tmp_path, X)
+    run(tmp_path, params, out="grown")
+    assert ("growing the graph of the first 576 training prompts" in caplog.text) == (
+        params is EXACT
+    )
+    run(tmp_path, params, out="new", cache="other")
+    assert content(tmp_path / "grown") == content(tmp_path / "new")
+
+
+def script(folder, out, **environ):
+    """Start the stage's script as DVC does."""
+    known = yaml.safe_load((STAGE.parents[1] / "params.yaml").read_text(encoding="utf-8"))
+    known["neighbors"] |= {"k_max": 10, "method": "ivf", "recall_sample": 200}
+    (folder / "params.yaml").write_text(yaml.safe_dump(known), encoding="utf-8")
+    words = ["--prompts", "prompts", "--embeddings", "embeddings", "--out", out]
+    return subprocess.Popen(
+        [sys.executable, STAGE, *words, "--metrics", f"{out}.json"],
+        cwd=folder,
+        env={**os.environ, "CI": "1", "ISODENSE_CACHE": "cache", **environ},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_torchrun_gives_the_bytes_of_one_process(tmp_path):
+    artifacts(tmp_path, unit(40_000, 8))
+    alone = script(tmp_path, "alone")
+    said = alone.communicate()[0]
+    assert alone.returncode == 0, said
+    launcher = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2"
+    both = script(tmp_path, "both", ISODENSE_LAUNCH=launcher, ISODENSE_CACHE="fresh")
+    said = both.communicate()[0]
+    assert both.returncode == 0, said
+    assert content(tmp_path / "both") == content(tmp_path / "alone")
+
+
+def test_kill_9_keeps_the_finished_blocks(tmp_path):
+    artifacts(tmp_path, unit(60_000, 8))
+    first = script(tmp_path, "first", ISODENSE_CACHE="other")
+    assert first.wait() == 0
+    kills, done, code = 0, -1, None
+    while code != 0:
+        child = script(tmp_path, "out")
+        while child.poll() is None and finished(tmp_path) <= done:
+            time.sleep(0.005)
+        done = max(done, finished(tmp_path))
+        child.kill()
+        code, kills = child.wait(), kills + 1
+        child.stdout.close()
+    assert kills > 4
+    assert content(tmp_path / "out") == content(tmp_path / "first")
+
+
+def finished(folder):
+    return len(list((folder / "cache").rglob("*.safetensors")))

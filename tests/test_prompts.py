@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +13,7 @@ from isodense.artifacts import write_manifest
 from isodense.conversations import canonical, encoder_text, is_heldout, prompt_id
 from isodense.errors import ArtifactError, DataError
 from isodense.prompts import PromptsParams, publish, statistics, unique_prompts
-from isodense.promptset import load_prompts
+from isodense.promptset import load_columns, load_prompts
 from tests.tiny import user
 
 
@@ -131,3 +132,54 @@ def test_prompts_of_another_stage_are_refused(tmp_path):
     write_manifest(tmp_path / "p", "download")
     with pytest.raises(ArtifactError, match="holds 'download'"):
         load_prompts(tmp_path / "p")
+
+
+def columns_agree(columns, prompts):
+    assert columns.ids == prompts.ids
+    assert columns.labels == prompts.labels
+    assert columns.ids_sha256 == prompts.ids_sha256
+    assert columns.counts.tolist() == [row["count"] for row in prompts.rows]
+    assert len(columns) == len(prompts)
+    for name in ("train", "heldout"):
+        assert columns.positions(name).tolist() == prompts.positions(name)
+
+
+@pytest.mark.parametrize("unlabelled", [0, 1, 7])
+def test_columns_are_those_of_the_rows(tmp_path, unlabelled):
+    pairs = [pair(user(f"p{i % 50}"), label=f"label {i % 3}") for i in range(70)]
+    for one in pairs[:unlabelled] + pairs[50 : 50 + unlabelled]:
+        del one["label"]
+    publish(pairs, PromptsParams(0.3), "0", tmp_path / "p")
+    prompts, columns = load_prompts(tmp_path / "p"), load_columns(tmp_path / "p")
+    columns_agree(columns, prompts)
+    assert columns.counts.dtype == np.int64
+    assert columns.heldout.dtype == bool
+    for name in ("train", "heldout"):
+        part = columns.split(name)
+        assert len(part) > 5
+        columns_agree(part, prompts.split(name))
+    assert len({id(label) for label in columns.row_labels if label}) == 3
+
+
+def test_a_split_may_have_labels_that_the_whole_has_not(tmp_path):
+    held = [is_heldout(prompt_id(user(f"p{i}")), 0.5) for i in range(40)]
+    pairs = [pair(user(f"p{i}"), **({} if held[i] else {"label": "x"})) for i in range(40)]
+    publish(pairs, PromptsParams(0.5), "0", tmp_path / "p")
+    columns = load_columns(tmp_path / "p")
+    assert columns.labels is None
+    assert set(columns.split("train").labels) == {"x"}
+
+
+def test_columns_of_damaged_or_other_prompts_are_refused_alike(tmp_path):
+    publish([pair(user(f"p{i}")) for i in range(9)], PromptsParams(0.2), "0", tmp_path / "p")
+    path = tmp_path / "p" / "prompts.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[::-1]))
+    (tmp_path / "other").mkdir()
+    write_manifest(tmp_path / "other", "download")
+    for folder in ("p", "other", "missing"):
+        faults = []
+        for load in (load_prompts, load_columns):
+            with pytest.raises(ArtifactError) as caught:
+                load(tmp_path / folder)
+            faults.append(str(caught.value))
+        assert faults[0] == faults[1]

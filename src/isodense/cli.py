@@ -14,8 +14,8 @@ import numpy as np
 
 from isodense import __version__
 from isodense.artifacts import MANIFEST, read_manifest, require_same_ids, verify_files
-from isodense.density import effective_sample_size
 from isodense.errors import ArtifactError, IsodenseError
+from isodense.evenness import effective_sample_size
 from isodense.promptset import load_prompts
 from isodense.weights import load_weights
 

@@ -7,21 +7,24 @@ chosen share of the prompts.
 
 Sources: inverse-density sampling of training data, Sachdeva et al. 2024 (DENSITY, arXiv
 2402.09668); density-dependent down-sampling, Qiu et al. 2011 (SPADE); effective sample size, Kish
-1965; intrinsic dimension, Levina and Bickel 2004 with the average of MacKay and Ghahramani 2005.
+1965; root finding, Brent 1973; intrinsic dimension, Levina and Bickel 2004 with the average of
+MacKay and Ghahramani 2005.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 
 from isodense.artifacts import publishing, write_manifest
 from isodense.errors import IsodenseError
+from isodense.evenness import effective_sample_size, rank_agreement, weight_statistics
 from isodense.graph import Graph
 from isodense.params import as_dict, param
 from isodense.weights import DENSITY, HELDOUT_DENSITY, IDS, WEIGHTS
@@ -30,6 +33,7 @@ Method = Literal["soft_count", "knn", "balance", "uniform"]
 
 COPY = 1e-6  # distance under which two vectors are the same
 TINY = 1e-20  # least weight, of the largest
+BLOCK = 4096  # rows whose kernel is held at once; speed and memory only
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class DensityParams:
     bandwidth: float = param(minimum=0.01, maximum=10.0)
     dup: float = param(minimum=0.0, maximum=1.0)
     alpha_max: float = param(minimum=1.0, maximum=20.0)
+    count_power: float = param(minimum=0.0, maximum=1.0)
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,8 @@ def density_weights(
     bandwidth: float = 0.4,
     dup: float = 0.15,
     alpha_max: float = 4.0,
+    counts: np.ndarray | None = None,
+    count_power: float = 0.0,
 ) -> np.ndarray:
     """Return sampling weights inverse to local density, in O(n·k) from the graph alone.
 
@@ -101,16 +108,25 @@ def density_weights(
         Prompts closer than this multiple of r₀ are near-copies.
     alpha_max : float
         Largest exponent.
+    counts : ndarray of shape (n,), optional
+        How often each prompt was asked, at least 1.
+    count_power : float
+        Weights are multiplied by counts^count_power: at 0 a prompt asked a thousand times is one
+        prompt, at 1 it is drawn a thousand times as often as if asked once. The exponent a is found
+        before, so density and `ess` are about the prompts themselves.
 
     Returns
     -------
     ndarray of shape (n,), float64
-        Positive, sum 1. Uniform where there are fewer than 3 prompts or all are identical.
+        Positive, sum 1. Uniform where there are fewer than 3 prompts or all are identical. With
+        ``soft_count`` no group of near-copies weighs more than (k + 1)^a times another, so that
+        nothing, however odd, takes over; with `count_power` above 0 there is no such bound.
 
     Raises
     ------
     IsodenseError
-        If the graph's arrays are unusable or hold fewer than `k` neighbours.
+        If the graph's arrays are unusable or hold fewer than `k` neighbours, or `counts` are
+        missing where `count_power` asks for them, of another length, below 1 or not finite.
 
     Examples
     --------
@@ -121,30 +137,40 @@ def density_weights(
     >>> int(density_weights(knn_graph(X, k=3), k=3).argmax())
     4
     """
-    return estimate(graph, DensityParams(k, method, ess, bandwidth, dup, alpha_max)).weights
+    params = DensityParams(k, method, ess, bandwidth, dup, alpha_max, count_power)
+    return estimate(graph, params, counts).weights
 
 
-def estimate(graph: Graph, params: DensityParams) -> Estimate:
+def estimate(graph: Graph, params: DensityParams, counts: np.ndarray | None = None) -> Estimate:
     """Estimate density and weights; see :func:`density_weights`."""
-    _check(graph)
     graph = graph.first(params.k)
-    distances = graph.distances.astype(np.float64)
+    graph = Graph(np.ascontiguousarray(graph.indices), np.ascontiguousarray(graph.distances))
+    _check(graph)
+    factors = _count_factors(counts, params.count_power, len(graph))
+    found = _estimate(graph, params)
+    if params.count_power == 0:
+        return found
+    weights = found.weights * factors
+    return replace(found, weights=weights / weights.sum())
+
+
+def _estimate(graph: Graph, params: DensityParams) -> Estimate:
     n = len(graph)
     uniform = np.full(n, 1 / n)
-    if n < 3 or not (distances > COPY).any():
-        units = _connected(graph, distances <= COPY)
-        return Estimate(uniform, np.zeros(n), units, 0.0, 0.0)
-    units, scale = _units(graph, distances, params.dup)
+    if n < 3 or graph.distances[:, -1].max() <= COPY:  # rows are sorted
+        return Estimate(uniform, np.zeros(n), _connected(graph, COPY), 0.0, 0.0)
+    units, scale = _units(graph, params.dup)
     sizes = np.bincount(units)[units]
-    kernel = _kernel(graph, distances, units, params.bandwidth * scale)
-    density = np.log1p(kernel @ (1.0 / sizes))
+    width = params.bandwidth * scale
+    density = _log_counts(graph, units, width)
     if params.method == "uniform":
         return Estimate(uniform, density, units, scale, 0.0)
     if params.method == "balance":
-        return Estimate(_balanced(kernel, sizes), density, units, scale, 1.0)
+        return Estimate(_balanced(graph, units, width), density, units, scale, 1.0)
     crowding, low = density, 1.0
     if params.method == "knn":
-        crowding, low, sizes = -np.log(np.maximum(distances.mean(axis=1), COPY)), 0.0, 1
+        means = graph.distances.mean(axis=1, dtype=np.float64)
+        crowding, low, sizes = -np.log(np.maximum(means, COPY)), 0.0, np.ones(n)
     exponent = _exponent(crowding, units, sizes, params.ess, low, params.alpha_max)
     return Estimate(_weights(crowding, exponent, sizes), density, units, scale, exponent)
 
@@ -172,14 +198,9 @@ def heldout_density(found: Estimate, near: Graph, params: DensityParams) -> np.n
     sizes = np.bincount(found.units)[found.units]
     width = params.bandwidth * found.scale
     kernel = np.exp(-(distances**2) / (2 * width**2)) / sizes[near.indices[:, : params.k]]
-    kernel[distances <= params.dup * found.scale] = 0  # the prompt's own group is the 1 of log1p
+    own = distances <= max(params.dup * found.scale, COPY)
+    kernel[own] = 0  # the prompt's own group is the 1 of log1p
     return np.log1p(kernel.sum(axis=1))
-
-
-def effective_sample_size(weights: np.ndarray) -> float:
-    """Return (Σw)² / Σw², the number of equally weighted prompts that vary as much (Kish 1965)."""
-    weights = np.asarray(weights, dtype=np.float64)
-    return float(weights.sum() ** 2 / np.square(weights).sum())
 
 
 def intrinsic_dimension(graph: Graph) -> float:
@@ -194,48 +215,35 @@ def intrinsic_dimension(graph: Graph) -> float:
     return float(1 / inverse.mean()) if inverse.mean() > 0 else 0.0
 
 
-def statistics(found: Estimate, graph: Graph) -> dict[str, Any]:
-    """Return what a person reads to judge weights."""
-    weights = found.weights
-    sizes = np.bincount(found.units)
-    ess = effective_sample_size(weights)
-    return {
-        "prompts": len(weights),
-        "ess": round(ess, 3),
-        "ess_share": round(ess / len(weights), 6),
-        "max_over_mean": round(float(weights.max() * len(weights)), 6),
-        "min_over_mean": round(float(weights.min() * len(weights)), 6),
+def statistics(
+    found: Estimate, graph: Graph, params: DensityParams, counts: np.ndarray | None = None
+) -> dict[str, Any]:
+    """Return what a person reads to judge weights.
+
+    Parameters
+    ----------
+    found : Estimate
+        Of `graph`, `params` and `counts`, the other arguments.
+
+    Returns
+    -------
+    dict
+        Those of :func:`isodense.evenness.weight_statistics`; ``exponent`` and ``scale``, see
+        :class:`Estimate`; ``intrinsic_dimension``; and ``rank_stability``, the rank correlation of
+        the weights with those at half as many neighbours (near 1: their order is that of the data,
+        not of the choice of k), absent where it is undefined: one neighbour, or weights all alike.
+    """
+    graph = graph.first(params.k)
+    report = {
+        **weight_statistics(found.weights, found.units),
         "exponent": round(found.exponent, 6),
         "scale": round(found.scale, 6),
         "intrinsic_dimension": round(intrinsic_dimension(graph), 3),
-        "copy_groups": int((sizes > 1).sum()),
-        "prompts_in_copy_groups": int(sizes[sizes > 1].sum()),
-        "copies_mass_uniform": round(float((sizes[found.units] > 1).mean()), 6),
-        "copies_mass": round(float(weights[sizes[found.units] > 1].sum()), 6),
     }
-
-
-def label_statistics(weights: np.ndarray, labels: list[str]) -> dict[str, float]:
-    """Return how even known labels are under uniform sampling and under the weights.
-
-    ``entropy``: of the label distribution, over log of the number of labels. ``rarest_quarter``:
-    mass of the quarter of labels with the fewest prompts. ``gap``: share of the Kullback-Leibler
-    divergence of uniform sampling from even labels that the weights remove (1 perfect, 0 no
-    better than uniform, below 0 worse).
-    """
-    names, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    rare = np.argsort(counts, kind="stable")[: max(1, len(names) // 4)]
-    masses = {"_uniform": counts / counts.sum(), "": np.bincount(index, weights=weights)}
-    report: dict[str, float] = {"labels": len(names)}
-    lost = {}
-    for name, mass in masses.items():
-        entropy = -float((mass * np.log(np.maximum(mass, 1e-300))).sum())
-        lost[name] = np.log(len(names)) - entropy
-        share = entropy / np.log(len(names)) if len(names) > 1 else 1.0
-        report[f"entropy{name}"] = round(share, 6)
-        report[f"rarest_quarter{name}"] = round(float(mass[rare].sum()), 6)
-    if lost["_uniform"] > 1e-9:
-        report["gap"] = round(1 - lost[""] / lost["_uniform"], 6)
+    if graph.k > 1:
+        half = estimate(graph, replace(params, k=graph.k // 2), counts)
+        agreement = rank_agreement(found.weights, half.weights)
+        report |= {} if agreement is None else {"rank_stability": agreement}
     return report
 
 
@@ -300,24 +308,57 @@ def publish(
 def _check(graph: Graph) -> None:
     if not len(graph):
         raise IsodenseError("the graph has no rows", "run `dvc repro prompts` on data with prompts")
-    if not np.isfinite(graph.distances).all() or (np.asarray(graph.distances) < 0).any():
-        raise IsodenseError("the graph holds distances that are not finite and >= 0")
-    if graph.k and (graph.indices.min() < 0 or graph.indices.max() >= len(graph)):
-        raise IsodenseError("the graph points to rows that do not exist")
+    if not graph.k:
+        return
+    if not (graph.distances.min() >= 0 and graph.distances.max() < np.inf):  # NaN fails both
+        message = "the graph holds distances that are not finite and >= 0"
+        raise IsodenseError(message, "run `dvc repro neighbors`, or build it with knn_graph")
+    if graph.indices.min() < 0 or graph.indices.max() >= len(graph):
+        message = "the graph points to rows that do not exist"
+        raise IsodenseError(message, "run `dvc repro neighbors`, or build it with knn_graph")
 
 
-def _units(graph: Graph, distances: np.ndarray, dup: float) -> tuple[np.ndarray, float]:
-    """Return each prompt's group of near-copies and the scale r₀, a median over groups."""
+def _count_factors(counts: np.ndarray | None, power: float, n: int) -> np.ndarray:
+    """Return counts^power."""
+    if counts is None:
+        if power > 0:
+            message = f"count_power = {power} needs the counts of the prompts"
+            raise IsodenseError(message, "pass counts, or set density.count_power: 0")
+        return np.ones(n)
+    counts = np.asarray(counts, dtype=np.float64)
+    if counts.shape != (n,):
+        message = f"counts of shape {counts.shape} for {n} prompts"
+        raise IsodenseError(message, "pass one count per row of the graph, in its order")
+    bad = np.flatnonzero(~(np.isfinite(counts) & (counts >= 1)))
+    if len(bad):
+        message = f"{len(bad)} counts are not finite and >= 1, first in row {bad[0]}"
+        raise IsodenseError(message, "count how often each prompt was asked, itself included")
+    return counts**power
+
+
+def _units(graph: Graph, dup: float) -> tuple[np.ndarray, float]:
+    """Return each prompt's group of near-copies and the scale r₀, a median over groups.
+
+    That is the weighted median of the distances above zero, a prompt weighing 1 / size of group.
+    """
+    farthest = graph.distances[:, -1].astype(np.float64)
+    order = np.argsort(farthest, kind="stable")
+    order = order[farthest[order] > COPY]
     units = np.arange(len(graph), dtype=np.int32)
-    scale = 0.0
     for _ in range(2):
-        scale = _median(distances[:, -1], 1.0 / np.bincount(units)[units])
-        units = _connected(graph, distances <= max(dup * scale, COPY))
+        mass = np.cumsum(1.0 / np.bincount(units)[units[order]])
+        half = mass[-1] / 2 * (1 - 1e-10)  # sums of thirds round by the order of the rows
+        scale = float(farthest[order[np.searchsorted(mass, half)]])
+        units = _connected(graph, max(dup * scale, COPY))
     return units, scale
 
 
-def _connected(graph: Graph, joined: np.ndarray) -> np.ndarray:
-    rows, columns = np.nonzero(joined)
+def _connected(graph: Graph, radius: float) -> np.ndarray:
+    """Return the component of each row in the graph of edges no longer than `radius`."""
+    limit = np.float64(radius)  # a bare float would be rounded to float32
+    near = np.flatnonzero(graph.distances[:, :1] <= limit)  # rows are sorted: no others have any
+    rows, columns = np.nonzero(graph.distances[near] <= limit)
+    rows = near[rows]
     edges = coo_array(
         (np.ones(len(rows), dtype=np.int8), (rows, graph.indices[rows, columns])),
         shape=(len(graph), len(graph)),
@@ -325,57 +366,61 @@ def _connected(graph: Graph, joined: np.ndarray) -> np.ndarray:
     return connected_components(edges, directed=False)[1]
 
 
-def _median(values: np.ndarray, weights: np.ndarray) -> float:
-    """Return the weighted median of the values above zero."""
-    values, weights = values[values > COPY], weights[values > COPY]
-    if not len(values):
-        return 0.0
-    order = np.argsort(values, kind="stable")
-    cumulative = np.cumsum(weights[order])
-    return float(values[order][np.searchsorted(cumulative, cumulative[-1] / 2)])
+def _kernel(graph: Graph, units: np.ndarray, width: float, rows: slice) -> np.ndarray:
+    """Return exp(-d²/2h²) of the edges from `rows`, 0 within a group of near-copies."""
+    values = graph.distances[rows].astype(np.float64)
+    np.square(values, out=values)
+    values /= -(2 * width**2)
+    np.exp(values, out=values)
+    values *= units.take(graph.indices[rows]) != units[rows, None]
+    return values
 
 
-def _kernel(graph: Graph, distances: np.ndarray, units: np.ndarray, width: float) -> csr_array:
-    """Return exp(-d²/2h²) of the edges that leave a group of near-copies."""
-    values = np.exp(-(distances**2) / (2 * width**2))
-    values[units[graph.indices] == units[:, None]] = 0
-    pointer = np.arange(0, values.size + 1, graph.k)
-    return csr_array((values.ravel(), graph.indices.ravel(), pointer), shape=(len(graph),) * 2)
+def _log_counts(graph: Graph, units: np.ndarray, width: float) -> np.ndarray:
+    """Return the log soft count of distinct prompts around each."""
+    shares = 1.0 / np.bincount(units)[units]
+    counts = np.empty(len(graph))
+    for start in range(0, len(graph), BLOCK):
+        rows = slice(start, start + BLOCK)
+        kernel = _kernel(graph, units, width, rows)
+        counts[rows] = np.einsum("ij,ij->i", kernel, shares.take(graph.indices[rows]))
+    return np.log1p(counts)
 
 
 def _exponent(
     log_density: np.ndarray,
     units: np.ndarray,
-    sizes: np.ndarray | int,
+    sizes: np.ndarray,
     ess: float,
     low: float,
     high: float,
 ) -> float:
     """Return the smallest exponent in [low, high] whose ESS over groups is at most the target."""
 
-    def too_even(exponent: float) -> bool:
+    def excess(exponent: float) -> float:
         groups = np.bincount(units, weights=_weights(log_density, exponent, sizes))
-        return effective_sample_size(groups) > ess * len(groups)
+        return effective_sample_size(groups) / len(groups) - ess
 
-    if not too_even(low):
+    if excess(low) <= 0:
         return low
-    if too_even(high):
+    if excess(high) >= 0:
         return high
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if too_even(middle) else (low, middle)
-    return high
+    return float(brentq(excess, low, high, xtol=1e-12))
 
 
-def _weights(log_density: np.ndarray, exponent: float, sizes: np.ndarray | int) -> np.ndarray:
+def _weights(log_density: np.ndarray, exponent: float, sizes: np.ndarray) -> np.ndarray:
     weights = np.exp(-exponent * (log_density - log_density.min())) / sizes
     weights = np.maximum(weights, TINY * weights.max())  # float32 keeps every weight positive
     return weights / weights.sum()
 
 
-def _balanced(kernel: csr_array, sizes: np.ndarray) -> np.ndarray:
+def _balanced(graph: Graph, units: np.ndarray, width: float) -> np.ndarray:
     """Return weights after three damped steps towards equal kernel mass everywhere."""
+    values = _kernel(graph, units, width, slice(None)).ravel()
+    pointer = np.arange(0, values.size + 1, graph.k)
+    kernel = csr_array((values, graph.indices.ravel(), pointer), shape=(len(graph),) * 2)
     both = kernel.maximum(kernel.T)
+    sizes = np.bincount(units)[units]
     weights = 1.0 / sizes
     for _ in range(3):
         weights = weights / (weights * sizes + both @ weights) ** 0.7

@@ -16,6 +16,7 @@ DISTANCES = "distances.npy"
 HELDOUT = "heldout_nearest.npy"
 HELDOUT_INDICES = "heldout_indices.npy"
 HELDOUT_DISTANCES = "heldout_distances.npy"
+TIE = 1e-6  # distances that differ by less are equal
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,11 @@ class Graph:
 
     indices: np.ndarray
     distances: np.ndarray
+
+    @classmethod
+    def empty(cls, rows: int, k: int) -> Graph:
+        """Return a graph of `rows` rows and `k` neighbours, to be filled."""
+        return cls(np.empty((rows, k), dtype=np.int32), np.empty((rows, k), dtype=np.float32))
 
     @property
     def k(self) -> int:
@@ -53,6 +59,21 @@ class Graph:
             message = f"k = {k} but the graph holds {self.k} neighbours"
             raise IsodenseError(message, "raise neighbors.k_max, or lower density.k")
         return Graph(self.indices[:, :k], self.distances[:, :k])
+
+
+def recall(found: Graph, exact: Graph) -> float:
+    """Return the share of the true neighbours that were found.
+
+    A neighbour counts when it is no farther than the true k-th one: among copies any will do.
+
+    Parameters
+    ----------
+    found : Graph
+        The graph to audit.
+    exact : Graph
+        Exact neighbours of the same rows, as many of each.
+    """
+    return float((found.distances <= exact.distances[:, -1:] + TIE).mean())
 
 
 def load_graph(folder: str | Path) -> tuple[Graph, dict[str, Any]]:

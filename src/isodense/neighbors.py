@@ -1,36 +1,64 @@
-"""Nearest neighbours of unit vectors: exact by blocked matrix products, or audited approximate.
-
-The exact search scores blocks of rows in float32, keeps a few candidates more than asked, and
-measures those again in float64. A float32 dot product of unit vectors is off by at most
-dim · 2⁻²⁴ whatever the order of its sums (Higham, *Accuracy and Stability of Numerical
-Algorithms*, 2002, §3.1), so wherever the k-th neighbour does not clear the weakest candidate by
-that margin the row is searched again among all that could compete. The result is therefore the
-true one, ties by row number, at any block size and thread count.
-"""
+"""Nearest neighbours of all prompts: exact, or approximate and audited against the exact ones."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import importlib.metadata
+import importlib.util
+import logging
+import shutil
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from tqdm import tqdm
+from safetensors.numpy import load_file
 
-from isodense.artifacts import publishing, write_manifest
+from isodense.approximate import InvertedFile, centroids, descent
+from isodense.artifacts import (
+    FORMAT_VERSION,
+    content_sha256,
+    publishing,
+    sha256_file,
+    write_manifest,
+)
 from isodense.base import resolve_device
+from isodense.blocks import (
+    ROWS,
+    Search,
+    Side,
+    Told,
+    digest,
+    exact_search,
+    fingerprint,
+    keep,
+    keep_last,
+    load_last,
+    search_blocks,
+)
 from isodense.errors import IsodenseError
-from isodense.graph import DISTANCES, HELDOUT, HELDOUT_DISTANCES, HELDOUT_INDICES, INDICES, Graph
+from isodense.exact import nearest
+from isodense.graph import (
+    DISTANCES,
+    HELDOUT,
+    HELDOUT_DISTANCES,
+    HELDOUT_INDICES,
+    INDICES,
+    Graph,
+    recall,
+)
 from isodense.params import as_dict, param
-from isodense.promptset import PromptSet
-from isodense.stage import progress
+from isodense.promptset import Columns
+from isodense.ranks import Rank
+from isodense.vectors import load_vectors
 
-Method = Literal["auto", "exact", "pynndescent"]
+Method = Literal["auto", "exact", "ivf", "pynndescent"]
 
-EXACT_LIMIT = 100_000  # rows; about where pynndescent with its compilation overtakes on 2 cores
-SPARE = 16  # candidates beyond k
-TIE = 1e-6  # distances that differ by less are equal
+EXACT_LIMIT = 100_000  # rows; a minute on 2 cores
+CODE = ("exact", "approximate", "blocks", "neighbors")  # modules that decide a graph's bytes
+PACKAGES = {"ivf": "faiss-cpu", "pynndescent": "pynndescent"}
+
+log = logging.getLogger("isodense")
 
 
 @dataclass(frozen=True)
@@ -41,11 +69,12 @@ class NeighborsParams:
     ----------
     k_max : int
         Neighbours kept per prompt; ``density.k`` may be any number up to it.
-    method : {"auto", "exact", "pynndescent"}
-        ``auto`` is exact up to 100,000 prompts, and beyond that where there is a GPU.
+    method : {"auto", "exact", "ivf", "pynndescent"}
+        ``auto`` is exact up to 100,000 prompts, and beyond that where there is a GPU, else
+        ``ivf``, faiss' inverted file.
     recall_sample, recall_floor : int, float
-        The approximate method is compared with the exact one on this many prompts and fails below
-        the floor.
+        An approximate graph is compared with the exact neighbours of this many prompts, and fails
+        below the floor; ``ivf`` looks as far as it takes to get halfway from the floor to 1.
     n_jobs : int
         Threads of pynndescent, whose graph depends on it.
     """
@@ -66,6 +95,7 @@ def knn_graph(
     block: int = 1024,
     n_jobs: int = 2,
     seed: int = 0,
+    recall_floor: float = 0.95,
 ) -> Graph:
     """Find the `k` nearest other rows of every row.
 
@@ -75,15 +105,18 @@ def knn_graph(
         Unit rows.
     k : int
         Neighbours; n - 1 where that is fewer.
-    method : {"auto", "exact", "pynndescent"}
+    method : {"auto", "exact", "ivf", "pynndescent"}
+        ``auto`` is exact up to 100,000 rows, or where there is a GPU, else ``ivf``.
     device : {"auto", "cpu", "cuda"}
         Of the exact search.
     block : int
-        Rows scored at once; changes speed and memory, not the result.
+        Queries scored at once by the exact search; changes speed and memory, not the result.
     n_jobs : int
         Threads of pynndescent.
     seed : int
-        Of pynndescent.
+        Of the approximate methods.
+    recall_floor : float
+        ``ivf`` looks as far as it takes to get halfway from here to 1 on a sample.
 
     Returns
     -------
@@ -94,128 +127,235 @@ def knn_graph(
     IsodenseError
         If `X` has rows that are not unit vectors, or `k` is not positive.
     """
-    X = _checked(X)
+    X = unit_rows(np.array(X, dtype=np.float32))
     if k < 1:
         raise IsodenseError(f"k = {k}; expected at least 1")
     k = min(k, len(X) - 1)
     if k <= 0:
-        return Graph(np.empty((len(X), 0), np.int32), np.empty((len(X), 0), np.float32))
-    if resolve_method(method, len(X), device) == "exact":
-        return nearest(X, X, k, device=device, block=block, own=np.arange(len(X)))
-    return _approximate(X, k, n_jobs, seed)
+        return Graph.empty(len(X), 0)
+    method = resolve_method(method, len(X), device)
+    if method == "exact":
+        return nearest(X, X, k, own=np.arange(len(X)), device=device, block=block)
+    if method == "pynndescent":
+        return descent(X, k, n_jobs, seed)
+    index = InvertedFile(X, centroids(X, seed))
+    rows = sample(len(X), 1000, seed)
+    index.tune(rows, nearest(X[rows], X, k, own=rows, device=device), (1 + recall_floor) / 2)
+    order = index.order()
+    found = index.search(X[order], order, k)
+    back = np.argsort(order)
+    return Graph(found.indices[back], found.distances[back])
 
 
 def resolve_method(method: Method, rows: int, device: str) -> Method:
-    """Return ``"exact"`` or ``"pynndescent"`` for the param ``method``."""
+    """Return the method that the param ``method`` stands for."""
     if method != "auto":
         return method
-    return "exact" if rows <= EXACT_LIMIT or resolve_device(device) == "cuda" else "pynndescent"
+    return "exact" if rows <= EXACT_LIMIT or resolve_device(device) == "cuda" else "ivf"
 
 
-def nearest(
-    queries: np.ndarray,
-    X: np.ndarray,
-    k: int,
-    *,
-    own: np.ndarray | None = None,
-    device: str = "auto",
-    block: int = 1024,
-) -> Graph:
-    """Find the exact `k` nearest rows of `X` for every query.
-
-    Parameters
-    ----------
-    queries : ndarray of shape (m, dim), float32
-        Unit rows.
-    X : ndarray of shape (n, dim), float32
-        Unit rows.
-    k : int
-        At most n, or n - 1 with `own`.
-    own : ndarray of shape (m,), optional
-        The row of `X` that each query is itself, to be left out.
-    device, block
-        See :func:`knn_graph`.
-
-    Returns
-    -------
-    Graph
-        Of m rows, pointing into `X`.
-    """
-    indices = np.empty((len(queries), k), dtype=np.int32)
-    distances = np.empty((len(queries), k), dtype=np.float32)
-    with tqdm(total=len(queries), unit="row", desc="neighbours", **progress()) as bar:
-        for rows, candidates, floor in _candidates(queries, X, k, own, device, block):
-            found, measured = _measured(queries[rows], X, candidates)
-            margin = 2 * X.shape[1] * 2.0**-24 + 1e-6  # and the norms' own rounding
-            kth = 1 - measured[:, k - 1].astype(np.float64) ** 2 / 2
-            for row in np.flatnonzero(kth <= floor + margin):  # a tie may reach past the candidates
-                mine = None if own is None else own[rows][row]
-                found[row], measured[row] = _rescued(
-                    queries[rows][row], X, kth[row] - margin, mine, found.shape[1]
-                )
-            indices[rows], distances[rows] = found[:, :k], measured[:, :k]
-            bar.update(len(found))
-    return Graph(indices, distances)
-
-
-def recall(graph: Graph, exact: Graph, rows: np.ndarray) -> float:
-    """Return the share of the true neighbours of `rows` that `graph` holds.
-
-    A neighbour counts when it is no farther than the true k-th one: among copies any will do.
-
-    Parameters
-    ----------
-    graph : Graph
-        The graph to audit.
-    exact : Graph
-        Exact neighbours of `rows`, one row each.
-    rows : ndarray of shape (m,)
-        Row numbers in `graph`.
-    """
-    return float((graph.distances[rows] <= exact.distances[:, -1:] + TIE).mean())
-
-
-def publish(
-    vectors: np.ndarray,
-    prompts: PromptSet,
-    params: NeighborsParams,
-    device: str,
-    rng: np.random.Generator,
-    embeddings_sha256: str,
-    out: Path,
-) -> dict[str, Any]:
-    """Write ``data/neighbors`` and return what the metrics report.
-
-    Parameters
-    ----------
-    vectors : ndarray of shape (n_prompts, dim), float32
-        Of all prompts.
-    prompts : PromptSet
-        In the same order.
-    params : NeighborsParams
-        The stage's section.
-    device : str
-        Param ``base.device``.
-    rng : numpy.random.Generator
-        Draws the audit sample and seeds pynndescent.
-    embeddings_sha256 : str
-        Hash of the embeddings' content.
-    out : Path
-        The artifact's folder.
+def unit_rows(X: np.ndarray) -> np.ndarray:
+    """Scale rows that are unit vectors to float16's precision to float32's, in place.
 
     Raises
     ------
     IsodenseError
-        If the audited recall is below the floor.
+        If a row is no unit vector.
     """
-    train = _checked(vectors[prompts.positions("train")])
-    heldout = _checked(vectors[prompts.positions("heldout")])
-    seed = int(rng.integers(2**31))
-    method = resolve_method(params.method, len(train), device)
-    graph = knn_graph(train, params.k_max, method, device=device, n_jobs=params.n_jobs, seed=seed)
-    exact = method == "exact" or not graph.k
-    audited = 1.0 if exact else _audit(train, graph, params, device, rng)
-    near = nearest(heldout, train, min(params.k_max, len(train)), device=device)
+    if X.ndim != 2:
+        raise IsodenseError(f"vectors have shape {X.shape}; expected (n, dim)")
+    blocks = [slice(start, start + ROWS) for start in range(0, len(X), ROWS)]
+    norms = np.empty(len(X))
+    for rows in blocks:
+        norms[rows] = np.linalg.norm(X[rows].astype(np.float64), axis=1)
+    for name, wrong in (
+        ("not finite", ~np.isfinite(norms)),
+        ("zero", norms == 0),
+        ("not of unit length", np.abs(norms - 1) > 1e-3),
+    ):
+        if wrong.any():
+            message = f"{wrong.sum()} of {len(X)} rows are {name}, first row {wrong.argmax()}"
+            raise IsodenseError(message, "divide each row by its L2 norm; drop rows without one")
+    for rows in blocks:
+        X[rows] = X[rows] / norms[rows, None]
+    return X
+
+
+def sample(rows: int, size: int, seed: int) -> np.ndarray:
+    """Return rising numbers of `size` rows, or of all where there are fewer."""
+    rng = np.random.default_rng(seed)
+    return np.sort(rng.choice(rows, size=min(size, rows), replace=False))
+
+
+def publish(
+    embeddings: Path,
+    prompts: Columns,
+    params: NeighborsParams,
+    device: str,
+    seed: int,
+    cache: Path,
+    out: Path,
+    rank: Rank | None = None,
+) -> dict[str, Any] | None:
+    """Write ``data/neighbors`` and return what the metrics report.
+
+    Parameters
+    ----------
+    embeddings : Path
+        The embeddings artifact.
+    prompts : Columns
+        Of the same rows.
+    params : NeighborsParams
+        The stage's section.
+    device : str
+        Param ``base.device``.
+    seed : int
+        Of the audit's sample and the approximate methods.
+    cache : Path
+        Where finished blocks and the last graph are kept.
+    out : Path
+        The artifact's folder.
+    rank : Rank, optional
+        This process among those that torchrun started; ranks but the first publish nothing.
+
+    Returns
+    -------
+    dict or None
+        None on ranks but the first.
+
+    Raises
+    ------
+    IsodenseError
+        If a vector is unusable, the embeddings are of other prompts, or the audited recall is
+        below the floor.
+    """
+    rank = rank or Rank.current()
+    sides, manifest = _sides(embeddings, prompts, params.k_max)
+    train = sides[0]
+    method = resolve_method(params.method, len(train.vectors), device) if train.k else "exact"
+    recipe, store = _recipe(replace(params, method=method), seed), cache / "neighbors"
+    run = store / digest(recipe, [fingerprint(side.vectors) for side in sides])
+    last = store / f"last-{digest(recipe)}"
+
+    def prepare() -> Search:
+        if method == "exact":
+            return exact_search(train, load_last(last, sides), device)
+        if method == "pynndescent":
+            return _descent_search(train, params, device, seed)
+        return _ivf_search(train, params, device, seed, run / "lists.safetensors", rank)
+
+    size = len(train.vectors) if method == "pynndescent" else ROWS
+    graphs = search_blocks(sides, prepare, run, rank, size)
+    if graphs is None:
+        return None
+    report = {"method": method, "rows": len(train.vectors), "k_max": train.k, "recall": 1.0}
+    if method == "exact":
+        keep_last(last, sides, graphs)
+    else:
+        report["recall"] = _audited(train, graphs[0], params, method, device, seed + 1)
+    _write(graphs, prompts, train, params, report, manifest, out)
+    shutil.rmtree(run, ignore_errors=True)
+    return report
+
+
+def _sides(embeddings: Path, prompts: Columns, k: int) -> tuple[list[Side], dict[str, Any]]:
+    train, manifest = load_vectors(embeddings, prompts.positions("train"))
+    heldout, _ = load_vectors(embeddings, prompts.positions("heldout"))
+    sides = [
+        Side("train", unit_rows(train), min(k, max(len(train) - 1, 0))),
+        Side("heldout", unit_rows(heldout), min(k, len(train))),
+    ]
+    return sides, manifest
+
+
+def _recipe(params: NeighborsParams, seed: int) -> dict[str, Any]:
+    """Return what a graph's bytes depend on besides the vectors."""
+    specs = [importlib.util.find_spec(f"isodense.{name}") for name in CODE]
+    recipe = {
+        "format_version": FORMAT_VERSION,
+        "code": [sha256_file(str(spec and spec.origin)) for spec in specs],
+        "k_max": params.k_max,
+    }
+    if params.method == "exact":
+        return recipe
+    version = importlib.metadata.version(PACKAGES[params.method])
+    return recipe | {"params": as_dict(params), "seed": seed, "version": version}
+
+
+def _ivf_search(
+    train: Side, params: NeighborsParams, device: str, seed: int, lists: Path, rank: Rank
+) -> Search:
+    """Build the index; the first rank finds its centroids and its depth, for all."""
+    while rank.index and not lists.exists():  # torchrun ends all ranks if the first one fails
+        time.sleep(0.25)
+    if lists.exists():
+        known = load_file(lists)
+        index = InvertedFile(train.vectors, known["centroids"], int(known["probes"][0]))
+    else:
+        index = _tuned(train, params, device, seed, lists)
+
+    def find(side: Side, rows: np.ndarray, told: Told) -> Graph:
+        graph = index.search(side.vectors[rows], side.own(rows), side.k)
+        told(len(rows))
+        return graph
+
+    return Search(index.order(), find)
+
+
+def _tuned(
+    train: Side, params: NeighborsParams, device: str, seed: int, lists: Path
+) -> InvertedFile:
+    """Find centroids, and how many lists each query looks into, and keep both."""
+    middle = centroids(train.vectors, seed)
+    index = InvertedFile(train.vectors, middle)
+    rows = sample(len(train.vectors), params.recall_sample, seed)
+    index.tune(rows, _exact(train, rows, device), (1 + params.recall_floor) / 2)
+    keep(lists, centroids=middle, probes=np.array([index.probes]))
+    return index
+
+
+def _descent_search(train: Side, params: NeighborsParams, device: str, seed: int) -> Search:
+    """Return nearest-neighbour descent; held-out rows, not being in its graph, go exactly."""
+    held = exact_search(train, None, device)
+
+    def find(side: Side, rows: np.ndarray, told: Told) -> Graph:
+        if side.name != "train":
+            return held.find(side, rows, told)
+        graph = descent(train.vectors, train.k, params.n_jobs, seed)
+        told(len(rows))
+        return graph
+
+    return Search(held.order, find)
+
+
+def _exact(train: Side, rows: np.ndarray, device: str) -> Graph:
+    return nearest(train.vectors[rows], train.vectors, train.k, own=rows, device=device)
+
+
+def _audited(
+    train: Side, graph: Graph, params: NeighborsParams, method: str, device: str, seed: int
+) -> float:
+    """Return the recall on a sample of rows."""
+    rows = sample(len(graph), params.recall_sample, seed)
+    found = Graph(graph.indices[rows], graph.distances[rows])
+    share = recall(found, _exact(train, rows, device))
+    if share < params.recall_floor:
+        message = f"{method} found {share:.3f} of the true neighbours"
+        message = f"{message}, below neighbors.recall_floor = {params.recall_floor}"
+        raise IsodenseError(message, "raise neighbors.k_max, or set neighbors.method: exact")
+    return round(share, 6)
+
+
+def _write(
+    graphs: list[Graph],
+    prompts: Columns,
+    train: Side,
+    params: NeighborsParams,
+    report: dict[str, Any],
+    embeddings: dict[str, Any],
+    out: Path,
+) -> None:
+    graph, near = graphs
     arrays = {
         INDICES: graph.indices,
         DISTANCES: graph.distances,
@@ -229,135 +369,13 @@ def publish(
         write_manifest(
             scratch,
             "neighbors",
-            rows=len(train),
+            rows=len(graph),
             k=graph.k,
-            dim=train.shape[1],
-            method=method,
+            dim=train.vectors.shape[1],
+            method=report["method"],
+            recall=report["recall"],
             ids_sha256=prompts.split("train").ids_sha256,
             heldout_ids_sha256=prompts.split("heldout").ids_sha256,
             params=as_dict(params),
-            inputs={"embeddings": embeddings_sha256},
+            inputs={"embeddings": content_sha256(embeddings)},
         )
-    return {"method": method, "rows": len(train), "k_max": graph.k, "recall": round(audited, 6)}
-
-
-def _checked(X: np.ndarray) -> np.ndarray:
-    X = np.ascontiguousarray(X, dtype=np.float32)
-    norms = np.linalg.norm(X.astype(np.float64), axis=1) if X.ndim == 2 else np.empty(0)
-    if X.ndim != 2:
-        raise IsodenseError(f"vectors have shape {X.shape}; expected (n, dim)")
-    for name, wrong in (
-        ("not finite", ~np.isfinite(norms)),
-        ("zero", norms == 0),
-        ("not of unit length", np.abs(norms - 1) > 1e-3),
-    ):
-        if wrong.any():
-            message = f"{wrong.sum()} of {len(X)} rows are {name}, first row {wrong.argmax()}"
-            raise IsodenseError(message, "divide each row by its L2 norm; drop rows without one")
-    return (X / norms[:, None]).astype(np.float32)  # float16 shards are unit to 1e-4 only
-
-
-def _candidates(
-    queries: np.ndarray, X: np.ndarray, k: int, own: np.ndarray | None, device: str, block: int
-) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-    """Yield (rows, row numbers of candidates, score of the weakest candidate) for each block.
-
-    The weakest score is -inf where the candidates are all there are.
-    """
-    import torch
-
-    where = resolve_device(device)
-    base = torch.from_numpy(X).to(where)
-    size = min(k + SPARE, len(X) - (own is not None))
-    width = block * 4
-    for start in range(0, len(queries), block):
-        rows = slice(start, min(start + block, len(queries)))
-        part = torch.from_numpy(queries[rows]).to(where)
-        best = torch.empty((len(part), 0), device=where)
-        index = torch.empty((len(part), 0), dtype=torch.long, device=where)
-        for left in range(0, len(X), width):
-            scores = part @ base[left : left + width].T
-            if own is not None:
-                _mask_own(scores, own[rows], left)
-            top = torch.topk(scores, min(size, scores.shape[1]))
-            best, index = (
-                torch.cat([best, top.values], 1),
-                torch.cat([index, top.indices + left], 1),
-            )
-            keep = torch.topk(best, min(size, best.shape[1]))
-            best, index = keep.values, index.gather(1, keep.indices)
-        floor = best[:, -1] if size < len(X) - (own is not None) else best[:, -1] - torch.inf
-        yield rows, index.cpu().numpy(), floor.double().cpu().numpy()
-
-
-def _mask_own(scores: Any, own: np.ndarray, left: int) -> None:
-    inside = np.flatnonzero((own >= left) & (own < left + scores.shape[1]))
-    scores[inside, own[inside] - left] = -np.inf
-
-
-def _measured(
-    queries: np.ndarray, X: np.ndarray, candidates: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return candidates and their distances, measured in float64, by rising (distance, index).
-
-    Distances that round to the same float32 are equal, so that the order is that of what is stored.
-    """
-    candidates = np.sort(candidates, axis=1)
-    distances = np.empty(candidates.shape, dtype=np.float32)
-    for start in range(0, len(queries), 64):
-        rows = slice(start, start + 64)
-        gap = X[candidates[rows]].astype(np.float64) - queries[rows, None].astype(np.float64)
-        distances[rows] = np.sqrt(np.einsum("ijk,ijk->ij", gap, gap))
-    order = np.argsort(distances, axis=1, kind="stable")
-    return np.take_along_axis(candidates, order, 1), np.take_along_axis(distances, order, 1)
-
-
-def _rescued(
-    query: np.ndarray, X: np.ndarray, floor: float, own: int | None, size: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Search one row among all rows whose score may reach `floor`."""
-    scores = X @ query
-    margin = X.shape[1] * 2.0**-24
-    competing = np.flatnonzero(scores >= floor - 2 * margin)
-    if own is not None:
-        competing = competing[competing != own]
-    found, measured = _measured(query[None], X, competing[None])
-    return found[0, :size], measured[0, :size]
-
-
-def _approximate(X: np.ndarray, k: int, n_jobs: int, seed: int) -> Graph:
-    from pynndescent import NNDescent
-
-    index = NNDescent(
-        X, metric="dot", n_neighbors=k + 1, random_state=seed, n_jobs=n_jobs, low_memory=True
-    )
-    found = np.asarray(index.neighbor_graph[0], dtype=np.int64)
-    found = np.where(found == np.arange(len(X))[:, None], -1, found)
-    return Graph(*_first_k(X, found, k))
-
-
-def _first_k(X: np.ndarray, found: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Measure the candidates of an approximate graph and keep k of each row; -1 means none."""
-    indices = np.empty((len(X), k), dtype=np.int32)
-    distances = np.empty((len(X), k), dtype=np.float32)
-    for row, candidates in enumerate(found):
-        candidates = np.unique(candidates[candidates >= 0])
-        if len(candidates) < k:  # pynndescent could not reach k others from here
-            candidates = np.delete(np.arange(len(X)), row)
-        ordered, measured = _measured(X[row : row + 1], X, candidates[None])
-        indices[row], distances[row] = ordered[0, :k], measured[0, :k]
-    return indices, distances
-
-
-def _audit(
-    X: np.ndarray, graph: Graph, params: NeighborsParams, device: str, rng: np.random.Generator
-) -> float:
-    rows = np.sort(rng.choice(len(X), size=min(params.recall_sample, len(X)), replace=False))
-    exact = nearest(X[rows], X, graph.k, own=rows, device=device)
-    share = recall(graph, exact, rows)
-    if share < params.recall_floor:
-        message = (
-            f"pynndescent found {share:.3f} of the true neighbours, below {params.recall_floor}"
-        )
-        raise IsodenseError(message, "raise neighbors.k_max, or set neighbors.method: exact")
-    return share

@@ -57,11 +57,13 @@ class Progress:
         Shared by the ranks of this run, and by those of a run that was cut off.
     rank : Rank
     total : int
-        Prompts to be embedded by all ranks together.
+        Prompts that all ranks together are to deal with.
+    what : str
+        What the work is divided into, for messages.
     """
 
-    def __init__(self, folder: Path, rank: Rank, total: int) -> None:
-        self._folder, self._rank = folder, rank
+    def __init__(self, folder: Path, rank: Rank, total: int, what: str = "shards") -> None:
+        self._folder, self._rank, self._what = folder, rank, what
         self._prompts = self._tokens = 0
         self._start = self._told = time.monotonic()
         self._heard: dict[int, tuple[Any, float]] = {}
@@ -78,7 +80,7 @@ class Progress:
             self._show()
         self._bar.close()
 
-    def add(self, prompts: int, tokens: int) -> None:
+    def add(self, prompts: int, tokens: int = 0) -> None:
         """Count finished prompts of this rank."""
         self._prompts, self._tokens = self._prompts + prompts, self._tokens + tokens
         if time.monotonic() - self._told > EVERY:
@@ -86,7 +88,7 @@ class Progress:
             self._show()
 
     def wait(self, left: list[int], finished: Callable[[int], bool]) -> None:
-        """Wait on rank 0 until the other ranks have finished their shards.
+        """Wait on rank 0 until the other ranks have finished their shards or blocks.
 
         Parameters
         ----------
@@ -98,7 +100,7 @@ class Progress:
         Raises
         ------
         IsodenseError
-            If a shard is missing and a rank has been silent for ten minutes.
+            If one is missing and a rank has been silent for ten minutes.
         """
         while left := [number for number in left if not finished(number)]:
             self._show()
@@ -107,8 +109,8 @@ class Progress:
                 hosts = {rank: self._word(rank).get("host", "never seen") for rank in silent}
                 names = (f"{rank} ({host})" for rank, host in hosts.items())
                 message = f"nothing heard from rank {', '.join(names)} for {SILENT:.0f} s"
-                message = f"{message}; {len(left)} shards are missing, first {left[0]}"
-                raise IsodenseError(message, "run it again: finished shards are kept")
+                message = f"{message}; {len(left)} {self._what} are missing, first {left[0]}"
+                raise IsodenseError(message, f"run it again: finished {self._what} are kept")
             time.sleep(EVERY / 4)
 
     def _tell(self, done: bool) -> None:
@@ -122,9 +124,9 @@ class Progress:
         if self._bar.disable:
             return
         others = [self._word(rank) for rank in range(self._rank.world) if rank != self._rank.index]
-        tokens = self._tokens + sum(word.get("tokens", 0) for word in others)
-        rate = tokens / max(time.monotonic() - self._start, 1e-9)
-        self._bar.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
+        if tokens := self._tokens + sum(word.get("tokens", 0) for word in others):
+            rate = tokens / max(time.monotonic() - self._start, 1e-9)
+            self._bar.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
         prompts = self._prompts + sum(word.get("prompts", 0) for word in others)
         self._bar.update(prompts - self._bar.n)
 
@@ -143,8 +145,8 @@ class Progress:
             if mine and not word.get("done"):
                 host, prompts = word.get("host", "?"), word.get("prompts", 0)
                 message = "rank %d on %s was cut off in an earlier run after %d prompts; "
-                message += "its unfinished shards are computed again"
-                log.warning(message, rank, host, prompts)
+                message += "its unfinished %s are computed again"
+                log.warning(message, rank, host, prompts, self._what)
             if mine:
                 path.unlink(missing_ok=True)
 

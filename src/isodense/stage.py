@@ -90,7 +90,7 @@ def run(name: str, main: Callable[[list[str]], str]) -> None:
         format=f"[{name}] %(message)s",
         stream=sys.stderr,
     )
-    for noisy in ("httpx", "httpcore", "urllib3", "filelock"):
+    for noisy in ("httpx", "httpcore", "urllib3", "filelock", "faiss"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     start = time.perf_counter()
     try:

@@ -71,12 +71,21 @@ def read_shard_ids(folder: str | Path, manifest: dict[str, Any]) -> list[list[st
     return [(Path(folder) / name).read_text(encoding="ascii").split() for name in names]
 
 
-def load_vectors(folder: str | Path) -> tuple[np.ndarray, dict[str, Any]]:
+def load_vectors(
+    folder: str | Path, rows: np.ndarray | None = None
+) -> tuple[np.ndarray, dict[str, Any]]:
     """Load ``data/embeddings``, with its post-processing applied where it has one.
+
+    Parameters
+    ----------
+    folder : str or Path
+        The artifact; its shards are memory-mapped, and only what is asked for is copied.
+    rows : ndarray of shape (m,), optional
+        Rising numbers of the rows to load; all by default.
 
     Returns
     -------
-    vectors : ndarray of shape (n_prompts, dim), float32
+    vectors : ndarray of shape (m, dim), float32
         Unit rows, in the order of the prompts.
     manifest : dict
 
@@ -87,10 +96,12 @@ def load_vectors(folder: str | Path) -> tuple[np.ndarray, dict[str, Any]]:
     """
     manifest = read_manifest(folder, "embeddings")
     transform = load_transform(folder) if TRANSFORM in manifest["files"] else None
-    vectors = np.empty((manifest["rows"], manifest["dim"]), dtype=np.float32)
+    rows = np.arange(manifest["rows"]) if rows is None else rows
+    vectors = np.empty((len(rows), manifest["dim"]), dtype=np.float32)
     start = 0
     for shard in iter_shards(folder, manifest):
-        part = vectors[start : start + len(shard)]
-        part[:] = shard if transform is None else transform.apply(shard)
+        first, last = np.searchsorted(rows, (start, start + len(shard)))
+        part = shard[rows[first:last] - start]
+        vectors[first:last] = part if transform is None else transform.apply(part)
         start += len(shard)
     return vectors, manifest

@@ -1,0 +1,396 @@
+"""Do density weights even out sets whose make-up is known? Ours and others, on twelve sets.
+
+Usage
+-----
+pip install --no-deps geosketch fbpca        # without them, geosketch's rows are left out
+python benchmarks/density.py                 # everything: weights, subsets, theory
+python benchmarks/density.py weights --only "tail 1" --seeds 10
+
+Text sets are rows of the sample's generator, the intent their truth. *gap* is the share of the
+Kullback-Leibler divergence between uniform sampling and even labels that the weights remove
+(1 perfect, 0 no better than uniform, below 0 worse). Each seed is a set of its own; ± is the 95%
+t-interval of the mean over seeds. Needs models/encoder (`dvc repro models`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import itertools
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.stats import spearmanr, t, vonmises_fisher
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+from sklearn.neighbors import KernelDensity
+
+import isodense
+from isodense.density import intrinsic_dimension
+from isodense.evenness import effective_sample_size, label_statistics
+from isodense.prompts import unique_prompts
+from isodense.promptset import PromptSet
+from isodense.records import raise_bad_row
+from isodense.sources import sample
+
+SKETCH = importlib.util.find_spec("geosketch") is not None
+OURS, WIDER = "**ours**, soft_count", "ours, wider: k 50, h 0.5, a ≤ 1.5"
+EVEN = 0.97  # label entropy, of the largest possible, from which a gap means nothing
+EPS = 0.1  # SemDeDup: cosine similarity above 1 - EPS is a duplicate
+SUBSET, GARBAGE = 256, ""  # size; label of random strings
+LETTERS = list("abcdefghijklmnopqrstuvwxyz0123456789 .,;!?#@")
+Embed = Callable[[list[str]], np.ndarray]
+
+
+@dataclass
+class Data:
+    """Unit vectors with their true labels, and what several schemes need of them."""
+
+    X: np.ndarray
+    labels: np.ndarray
+
+    @cached_property
+    def graph(self) -> isodense.Graph:
+        """Fifty nearest neighbours."""
+        return isodense.knn_graph(self.X, 50)
+
+    @cached_property
+    def clusters(self) -> np.ndarray:
+        """Which of √N clusters of k-means each row is in."""
+        return KMeans(round(len(self.X) ** 0.5), n_init=1, random_state=0).fit_predict(self.X)
+
+    @property
+    def distances(self) -> np.ndarray:
+        """Distances to them, kept off zero."""
+        return np.maximum(self.graph.distances.astype(np.float64), 1e-6)
+
+
+def texts(
+    embed: Embed,
+    seed: int,
+    tail: float = 1,
+    copies: float = 0.08,
+    near: float = 0.15,
+    junk: int = 0,
+) -> Data:
+    """Make 2,000 pairs as `download` does and their prompts as `prompts` does, and embed them."""
+    prompts = generated(seed, tail, copies, near)
+    rng = np.random.default_rng(seed)
+    words = ["".join(rng.choice(LETTERS, rng.integers(10, 80))) for _ in range(junk)]
+    labels = [*(prompts.labels or []), *[GARBAGE] * junk]
+    return Data(embed(prompts.texts + words), np.array(labels))
+
+
+def repeated(embed: Embed, seed: int) -> Data:
+    """Leave 30% exact copies in, which the pipeline never sees."""
+    prompts = generated(seed, 1.0, 0.3, 0.15)
+    counts = [row["count"] for row in prompts.rows]
+    X = np.repeat(embed(prompts.texts), counts, axis=0)
+    return Data(X, np.repeat(np.array(prompts.labels), counts))
+
+
+def generated(seed: int, tail: float, copies: float, near: float) -> PromptSet:
+    """Return the unique prompts of 2,000 pairs of the sample."""
+    rng = np.random.default_rng(seed)
+    params = sample.SampleParams(2000, tail, copies, near, 0.1)
+    pairs = [row | {"source": "sample"} for row in sample.load(params, rng, raise_bad_row)]
+    return unique_prompts(pairs, heldout=0.0)
+
+
+def crowded(embed: Embed, seed: int) -> Data:
+    """Give 40 random prompts 19 near-copies each, at a distance of about 0.1."""
+    rng = np.random.default_rng(seed)
+    data = texts(embed, seed, copies=0, near=0)
+    rows = np.repeat(rng.choice(len(data.X), 40, replace=False), 19)
+    X = np.concatenate([data.X, noisy(data.X[rows], 0.1, rng)])
+    return Data(X, np.concatenate([data.labels, data.labels[rows]]))
+
+
+def mixture(seed: int, dim: int, exponent: float = 1.0) -> Data:
+    """Draw 2,000 points of 100 Gaussians around random directions, sizes by a power law."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(100), sample.intent_counts(2000, exponent, 100))
+    centres = noisy(np.zeros((100, dim)), 1.0, rng)
+    return Data(noisy(centres[labels], 0.4, rng), labels.astype(str))
+
+
+def noisy(X: np.ndarray, size: float, rng: np.random.Generator) -> np.ndarray:
+    """Move rows by Gaussian noise of this length and return them as unit rows."""
+    X = X + size / X.shape[1] ** 0.5 * rng.standard_normal(X.shape)
+    return (X / np.linalg.norm(X, axis=1, keepdims=True)).astype(np.float32)
+
+
+SETS: dict[str, Callable[[Embed, int], Data]] = {
+    "tail 0.5": lambda embed, seed: texts(embed, seed, 0.5),
+    "tail 1": texts,
+    "tail 1.5": lambda embed, seed: texts(embed, seed, 1.5),
+    "no copies": lambda embed, seed: texts(embed, seed, copies=0, near=0),
+    "near copies": lambda embed, seed: texts(embed, seed, copies=0, near=0.5),
+    "20-fold copies": crowded,
+    "exact copies": repeated,
+    "garbage": lambda embed, seed: texts(embed, seed, junk=18),
+    "mixture, 8-d": lambda _, seed: mixture(seed, 8),
+    "mixture, 32-d": lambda _, seed: mixture(seed, 32),
+    "even": lambda embed, seed: texts(embed, seed, 0.0),
+    "even mixture": lambda _, seed: mixture(seed, 32, 0.0),
+}
+
+
+def inverse_kde(data: Data) -> np.ndarray:
+    """Return 1 / density by a Gaussian kernel over all pairs, 0.4 median r₂₀ wide as in ours."""
+    kde = KernelDensity(bandwidth=0.4 * np.median(data.distances[:, 19])).fit(data.X)
+    log = kde.score_samples(data.X)
+    return np.exp(log.min() - log)
+
+
+def semdedup(data: Data, size: int | None = None) -> np.ndarray:
+    """Drop the duplicates of SemDeDup, or all but the `size` least duplicated; then uniform.
+
+    Within a cluster, a prompt is a duplicate of a similar one farther from the centre.
+    """
+    similarity = np.empty(len(data.X))
+    for cluster in range(data.clusters.max() + 1):
+        rows = np.flatnonzero(data.clusters == cluster)
+        central = data.X[rows] @ data.X[rows].mean(axis=0)
+        rows = rows[np.argsort(central, kind="stable")]
+        earlier = np.triu(np.ones((len(rows), len(rows)), dtype=bool), 1)
+        similarity[rows] = np.where(earlier, data.X[rows] @ data.X[rows].T, -1).max(axis=0)
+    limit = np.sort(similarity)[size - 1] if size else 1 - EPS
+    return (similarity <= limit).astype(np.float64)
+
+
+def sketch(data: Data, size: int | None = None) -> np.ndarray:
+    """Return weights uniform over a geometric sketch of half the set, or of `size`."""
+    from geosketch import gs
+
+    # Of 100 principal components, as its authors advise.
+    X = data.X if data.X.shape[1] <= 100 else PCA(100, random_state=0).fit_transform(data.X)
+    return 1.0 * np.isin(np.arange(len(X)), gs(X.astype(np.float64), size or len(X) // 2, seed=0))
+
+
+def ours(**params: float | str) -> Callable[[Data], np.ndarray]:
+    """Return a scheme of our own."""
+    return lambda data: isodense.density_weights(data.graph, **params)
+
+
+SUBSETS = {f"SemDeDup, ε = {EPS}": semdedup} | ({"geosketch, N/2": sketch} if SKETCH else {})
+SCHEMES: dict[str, Callable[[Data], np.ndarray]] = {
+    "uniform": lambda data: np.ones(len(data.X)),
+    "1/r̄₁₀, the prototype": lambda data: 1 / data.distances[:, :10].mean(axis=1),
+    "r̄₁₀": lambda data: data.distances[:, :10].mean(axis=1),
+    "r₂₀^d": lambda data: data.distances[:, 19] ** intrinsic_dimension(data.graph.first(20)),
+    "inverse KDE, all pairs": inverse_kde,
+    "k-means √N, 1/size": lambda data: 1 / np.bincount(data.clusters)[data.clusters],
+    **SUBSETS,
+    "ours, knn (ess 0.7)": ours(method="knn", ess=0.7),
+    "ours, balance (k 50)": ours(method="balance", k=50),
+    WIDER: ours(k=50, bandwidth=0.5, alpha_max=1.5),
+    OURS: ours(),
+}
+
+
+def at_equal_ess(name: str, weights: np.ndarray, data: Data) -> np.ndarray:
+    """Return w^t, or a subset, of the effective sample size of ours, as near as it gets."""
+    target = effective_sample_size(SCHEMES[OURS](data))
+    if name in SUBSETS:
+        return SUBSETS[name](data, round(target))
+    logs = np.log(weights / weights.max())
+
+    def excess(power: float) -> float:
+        return effective_sample_size(np.exp(power * logs)) - target
+
+    return np.exp(logs * (brentq(excess, 0, 64) if excess(64) < 0 < excess(0) else 1))
+
+
+def measure(weights: np.ndarray, data: Data) -> dict[str, float]:
+    """Return what weights do to the labels, and what they cost."""
+    weights, named = weights / weights.sum(), data.labels != GARBAGE
+    real = weights[named]
+    found = label_statistics(real / real.sum(), data.labels[named].tolist())
+    nearly_even = found["entropy_uniform"] >= EVEN
+    change = 100 * (found["entropy"] - found["entropy_uniform"])
+    return {
+        "even": nearly_even,
+        "score": change if nearly_even else found["gap"],
+        "ess": effective_sample_size(weights) / len(weights),
+        "max": weights.max() * len(weights),
+        "garbage": (1 - real.sum()) / max(1 - named.mean(), 1e-9),
+    }
+
+
+Results = dict[str, dict[str, dict[str, np.ndarray]]]  # by set, scheme and measure; over seeds
+
+
+def weights(sets: dict[str, list[Data]]) -> None:
+    """Compare schemes as they are and at equal effective sample size."""
+    plain: Results = {name: {} for name in sets}
+    equal: Results = {name: {} for name in sets}
+    for (name, several), (scheme, weigh) in itertools.product(sets.items(), SCHEMES.items()):
+        found = [(weigh(data), data) for data in several]
+        tempered = [(at_equal_ess(scheme, *pair), pair[1]) for pair in found]
+        for results, pairs in ((plain, found), (equal, tempered)):
+            runs = [measure(*pair) for pair in pairs]
+            results[name][scheme] = {key: np.array([run[key] for run in runs]) for key in runs[0]}
+    compare(plain, "as they are")
+    compare(equal, "at the effective sample size of ours")
+
+
+def compare(results: Results, how: str) -> None:
+    """Print gaps, changes of entropy on nearly even sets, and how ours stands to the best."""
+    flat = [name for name in results if results[name][OURS]["even"].all()]
+    steep = [name for name in results if name not in flat]
+    for measured, sets in (("Gap", steep), ("Change of label entropy, % of the largest,", flat)):
+        rows = [[scheme, *summary(results, scheme, sets)] for scheme in SCHEMES if sets]
+        table(f"{measured} of weights {how}", ["scheme", *sets, "ESS/N", "max/mean"], rows)
+    junk = results.get("garbage", {})
+    rows = [[name, interval(found["garbage"])] for name, found in junk.items()]
+    table(f"Garbage, weights {how}", ["scheme", "mass of garbage, of its share"], rows)
+    header = ["set", "best peer of no lower ESS", "it", "ours", "ours − it", "ours − uniform"]
+    for mine in (OURS, WIDER):
+        rows = [[name, *verdict(results[name], mine)] for name in results]
+        table(f"{mine.replace('*', '')}, against the best, weights {how}", header, rows)
+
+
+def summary(results: Results, scheme: str, sets: list[str]) -> list[str]:
+    """Return the cells of a scheme's row; ESS and largest weight are means over the sets."""
+    found = [results[name][scheme] for name in sets]
+    ess, largest = (np.mean([each[key] for each in found]) for key in ("ess", "max"))
+    return [*(interval(each["score"]) for each in found), f"{ess:.2f}", f"{largest:.1f}"]
+
+
+def verdict(found: dict[str, dict[str, np.ndarray]], mine: str) -> list[str]:
+    """Return ours against the best scheme that is not ours and has no lower ESS, by seed."""
+    score = {scheme: each["score"] for scheme, each in found.items()}
+    least = found[mine]["ess"].mean() - 0.005
+    peers = [peer for peer in found if "ours" not in peer and found[peer]["ess"].mean() >= least]
+    best = max(peers, key=lambda peer: score[peer].mean())
+    gained = (score[mine] - score[peer] for peer in (best, "uniform"))
+    return [best, *map(interval, (score[best], score[mine], *gained))]
+
+
+def farthest_first(data: Data, seed: int) -> np.ndarray:
+    """Choose the prompt farthest from all chosen, again and again (greedy k-centre)."""
+    chosen = [int(np.random.default_rng(seed).integers(len(data.X)))]
+    nearest = np.full(len(data.X), -1.0)
+    while len(chosen) < SUBSET:
+        nearest = np.maximum(nearest, data.X @ data.X[chosen[-1]])
+        chosen.append(int(nearest.argmin()))
+    return np.array(chosen)
+
+
+def selected(data: Data, seed: int, k: int, spread: bool = True) -> np.ndarray:
+    """Choose by weight and, with `spread`, away from the chosen."""
+    return isodense.select(SCHEMES[OURS](data), data.graph.first(k), SUBSET, spread, seed)
+
+
+CHOOSERS: dict[str, Callable[[Data, int], np.ndarray]] = {
+    "random": lambda data, seed: np.random.default_rng(seed).permutation(len(data.X))[:SUBSET],
+    "k-centre, greedy": farthest_first,
+    **({"geosketch": lambda data, _: np.flatnonzero(sketch(data, SUBSET))} if SKETCH else {}),
+    "ours, by weight alone": lambda data, seed: selected(data, seed, 20, spread=False),
+    "**ours**, spread, k 20": lambda data, seed: selected(data, seed, 20),
+    "**ours**, spread, k 50": lambda data, seed: selected(data, seed, 50),
+}
+
+
+def subsets(sets: dict[str, list[Data]]) -> None:
+    """Print the share of labels that subsets of fixed size cover."""
+    rows = [
+        [scheme, *(interval(coverage(choose, several)) for several in sets.values())]
+        for scheme, choose in CHOOSERS.items()
+    ]
+    table(f"Share of labels among {SUBSET} chosen", ["chosen", *sets], rows)
+
+
+def coverage(choose: Callable[[Data, int], np.ndarray], several: list[Data]) -> list[float]:
+    """Return the share of labels that have a prompt among the chosen, for each seed."""
+    pairs = [(data.labels[choose(data, seed)], data.labels) for seed, data in enumerate(several)]
+    return [len({*found} - {GARBAGE}) / len({*labels} - {GARBAGE}) for found, labels in pairs]
+
+
+THEORY = {"1/r̄₁₀, the prototype": "1/d", "r̄₁₀": "−1/d", "r₂₀^d": "−1"}
+THEORY |= {"inverse KDE, all pairs": "−1", WIDER: "−a … 0", OURS: "−a … 0"}
+
+
+def theory(seeds: int) -> None:
+    """Hold weights against von Mises-Fisher densities, which are known at every point."""
+    runs = [[slopes(dim, seed) for seed in range(seeds)] for dim in (2, 4, 8)]
+    rows = [
+        [name, THEORY.get(name, ""), *(interval([run[name] for run in some]) for some in runs)]
+        for name in runs[0][0]
+    ]
+    header = ["slope of log weight on log density", "theory", "d = 2", "d = 4", "d = 8"]
+    table("Sign and exponent", header, rows)
+
+
+def slopes(dim: int, seed: int) -> dict[str, float]:
+    """Return slopes of log weight on true log density for 3,000 points, and estimates."""
+    law = vonmises_fisher(np.eye(dim + 1)[0], 2.0 * dim)
+    X = law.rvs(3000, random_state=np.random.default_rng(seed))
+    truth, data = law.logpdf(X), Data(X.astype(np.float32), np.zeros(len(X)))
+    logs = {name: np.log(SCHEMES[name](data)) for name in THEORY}
+    found = {name: np.polyfit(truth, log, 1)[0] for name, log in logs.items()}
+    ranks = {f"rank correlation, {mine}": spearmanr(logs[mine], truth)[0] for mine in (WIDER, OURS)}
+    return {**found, **ranks, "estimated d": intrinsic_dimension(data.graph.first(20))}
+
+
+def interval(found: np.ndarray | list[float]) -> str:
+    """Return the mean and half of its 95% t-interval."""
+    half = t.ppf(0.975, len(found) - 1) * np.std(found, ddof=1) / len(found) ** 0.5
+    return f"{np.mean(found):.2f} ± {half:.2f}".replace("-", "−")
+
+
+def table(title: str, header: list[str], rows: list[list[str]]) -> None:
+    """Print a Markdown table, if it has rows."""
+    if rows:
+        print(f"### {title}\n\n| {' | '.join(header)} |\n| --- |{' ---: |' * (len(header) - 1)}")
+        print("\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n", flush=True)
+
+
+def caching(folder: Path) -> Embed:
+    """Return a function that embeds each text once."""
+    known: dict[str, np.ndarray] = {}
+    encoder = cache(lambda: isodense.load_encoder(folder))
+
+    def embed(words: list[str]) -> np.ndarray:
+        new = list({word: None for word in words if word not in known})
+        if new:
+            known.update(zip(new, encoder().encode(new), strict=True))
+        return np.stack([known[word] for word in words])
+
+    return embed
+
+
+def main() -> None:
+    """Run the parts asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parts = ("all", "weights", "subsets", "theory")
+    parser.add_argument("part", nargs="?", choices=parts, default="all", help="default: all")
+    parser.add_argument("--encoder", type=Path, default=Path("models/encoder"), help="its folder")
+    parser.add_argument("--seeds", type=int, default=5, help="sets of each kind, 2 or more")
+    parser.add_argument("--only", choices=SETS, metavar="NAME", help=f"one of: {', '.join(SETS)}")
+    args = parser.parse_args()
+    embed, names = caching(args.encoder), [args.only] if args.only else list(SETS)
+    if args.part != "theory":
+        sets = {name: [SETS[name](embed, seed) for seed in range(args.seeds)] for name in names}
+    if args.part in ("all", "weights"):
+        weights(sets)
+    if args.part in ("all", "subsets"):
+        subsets(sets)
+    if args.part in ("all", "theory"):
+        theory(args.seeds)
+    used = ["numpy", "scipy", "scikit-learn", "torch", *(["geosketch"] if SKETCH else [])]
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in used)
+    python = f"{platform.machine()}, Python {platform.python_version()}"
+    print(f"{os.cpu_count()} CPUs, {python}, {versions}, {args.seeds} seeds")
+
+
+if __name__ == "__main__":
+    main()
