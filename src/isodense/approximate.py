@@ -19,7 +19,7 @@ import numpy as np
 from isodense.exact import in_threads, measured, nearest
 from isodense.graph import Graph, recall
 
-SPARE = 1  # candidates beyond k and the row itself
+SPARE = 4  # candidates beyond k and the row itself
 BLOCK = 2048  # queries measured at once
 POINTS = 64  # rows per centroid that k-means sees
 PROBES = (4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 128, 181, 256, 362, 512)
@@ -33,7 +33,7 @@ class InvertedFile:
     Parameters
     ----------
     X : ndarray of shape (n, dim), float32
-        Unit rows; a copy of them is kept.
+        Unit rows; a copy of them in float16 is kept.
     centroids : ndarray of shape (n_lists, dim), float32
         See :func:`centroids`.
     probes : int
@@ -45,9 +45,13 @@ class InvertedFile:
         self._X = X
         lists = faiss.IndexFlatIP(X.shape[1])
         lists.add(centroids)
+        half = faiss.ScalarQuantizer.QT_fp16  # half the memory to stream; we measure in float64
         metric = faiss.METRIC_INNER_PRODUCT
-        self._index = faiss.IndexIVFFlat(lists, X.shape[1], len(centroids), metric)
+        self._index = faiss.IndexIVFScalarQuantizer(
+            lists, X.shape[1], len(centroids), half, metric, False
+        )
         self._lists = lists  # which the index points to
+        self._index.train(X[:1])  # the lists are known: only tells it so
         for start in range(0, len(X), 2**16):
             self._index.add(X[start : start + 2**16])
         self.probes = probes

@@ -154,8 +154,14 @@ def resolve_method(method: Method, rows: int, device: str) -> Method:
     return "exact" if rows <= EXACT_LIMIT or resolve_device(device) == "cuda" else "ivf"
 
 
-def unit_rows(X: np.ndarray) -> np.ndarray:
+def unit_rows(X: np.ndarray, ids: list[str] | None = None) -> np.ndarray:
     """Scale rows that are unit vectors to float16's precision to float32's, in place.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, dim), float32
+    ids : list of str, optional
+        What an error calls the rows; their numbers by default.
 
     Raises
     ------
@@ -174,7 +180,8 @@ def unit_rows(X: np.ndarray) -> np.ndarray:
         ("not of unit length", np.abs(norms - 1) > 1e-3),
     ):
         if wrong.any():
-            message = f"{wrong.sum()} of {len(X)} rows are {name}, first row {wrong.argmax()}"
+            first = f"prompt {ids[wrong.argmax()]}" if ids else f"row {wrong.argmax()}"
+            message = f"{wrong.sum()} of {len(X)} rows are {name}, first {first}"
             raise IsodenseError(message, "divide each row by its L2 norm; drop rows without one")
     for rows in blocks:
         X[rows] = X[rows] / norms[rows, None]
@@ -261,10 +268,15 @@ def publish(
 def _sides(embeddings: Path, prompts: Columns, k: int) -> tuple[list[Side], dict[str, Any]]:
     train, manifest = load_vectors(embeddings, prompts.positions("train"))
     heldout, _ = load_vectors(embeddings, prompts.positions("heldout"))
-    sides = [
-        Side("train", unit_rows(train), min(k, max(len(train) - 1, 0))),
-        Side("heldout", unit_rows(heldout), min(k, len(train))),
-    ]
+    ids = [prompts.split(name).ids for name in ("train", "heldout")]
+    try:
+        sides = [
+            Side("train", unit_rows(train, ids[0]), min(k, max(len(train) - 1, 0))),
+            Side("heldout", unit_rows(heldout, ids[1]), min(k, len(train))),
+        ]
+    except IsodenseError as error:
+        message = f"the embeddings in {embeddings}: {error.message}"
+        raise IsodenseError(message, "run `dvc repro embeddings`") from None
     return sides, manifest
 
 
@@ -342,7 +354,8 @@ def _audited(
     if share < params.recall_floor:
         message = f"{method} found {share:.3f} of the true neighbours"
         message = f"{message}, below neighbors.recall_floor = {params.recall_floor}"
-        raise IsodenseError(message, "raise neighbors.k_max, or set neighbors.method: exact")
+        raised = "recall_sample" if method == "ivf" else "k_max"
+        raise IsodenseError(message, f"raise neighbors.{raised}, or set neighbors.method: exact")
     return round(share, 6)
 
 
