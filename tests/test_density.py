@@ -43,7 +43,7 @@ from isodense.prompts import publish as publish_prompts
 from isodense.promptset import load_prompts
 from tests.tiny import user
 
-PARAMS = DensityParams(20, "soft_count", 0.8, 0.4, 0.15, 4.0, 0.0)
+PARAMS = DensityParams(50, "soft_count", 0.8, 1.0, 0.15, 1.25, 0.0)
 METHODS = ["soft_count", "knn", "balance"]
 
 
@@ -71,7 +71,7 @@ def with_copies(seed, n=120, dim=6, copies=20):
     """Return the graph of unit vectors, some of them repeated."""
     rng = np.random.default_rng(seed)
     X = unit(rng.normal(size=(n, dim)))
-    return knn_graph(np.concatenate([X, X[rng.integers(n, size=copies)]]), 20)
+    return knn_graph(np.concatenate([X, X[rng.integers(n, size=copies)]]), 50)
 
 
 def reordered(graph, order):
@@ -82,7 +82,7 @@ def reordered(graph, order):
 @pytest.mark.parametrize("method", METHODS)
 def test_the_sign_on_a_known_density(method):
     X, truth = lopsided()
-    found = estimate(knn_graph(X, 50), DensityParams(50, method, 0.7, 0.4, 0.15, 4.0, 0.0))
+    found = estimate(knn_graph(X, 50), DensityParams(50, method, 0.7, 1.0, 0.15, 1.25, 0.0))
     assert spearmanr(found.density, truth)[0] > 0.8
     assert spearmanr(found.weights, truth)[0] < -0.8
     sparse, dense = truth < np.quantile(truth, 0.2), truth > np.quantile(truth, 0.8)
@@ -116,13 +116,13 @@ def test_a_small_cluster_gains_and_a_large_one_loses(method):
     centres = unit(rng.normal(size=(2, 16)))
     sizes = (400, 40)
     X = unit(np.repeat(centres, sizes, axis=0) + 0.15 * rng.normal(size=(440, 16)))
-    weights = density_weights(knn_graph(X, 20), method=method, ess=0.6)
+    weights = density_weights(knn_graph(X, 50), method=method, ess=0.6)
     assert weights[400:].sum() > 1.15 * 40 / 440
 
 
 def test_more_exponent_where_the_target_asks_for_it():
     X, _ = lopsided()
-    graph = knn_graph(X, 20)
+    graph = knn_graph(X, 50)
     sizes = [effective_sample_size(density_weights(graph, ess=ess)) for ess in (0.75, 0.6, 0.4)]
     assert sizes[0] > sizes[1] > sizes[2]
     for ess, size in zip((0.75, 0.6, 0.4), sizes, strict=True):
@@ -132,13 +132,13 @@ def test_more_exponent_where_the_target_asks_for_it():
 def test_copies_share_one_weight_and_stay_known():
     rng = np.random.default_rng(2)
     X = unit(rng.normal(size=(300, 8)))
-    alone = density_weights(knn_graph(X, 20))
+    alone = density_weights(knn_graph(X, 50))
     copied = np.concatenate([X, np.repeat(X[:1], 9, axis=0)])
-    weights = density_weights(knn_graph(copied, 20))
+    weights = density_weights(knn_graph(copied, 50))
     group = [0, *range(300, 309)]
     assert 0.8 * alone[0] < weights[group].sum() < 2 * alone[0]  # ten times it, uncorrected
     assert np.ptp(weights[group]) < 1e-9
-    graph = knn_graph(copied, 20)
+    graph = knn_graph(copied, 50)
     report = statistics(estimate(graph, PARAMS), graph, PARAMS)
     assert (report["copy_groups"], report["prompts_in_copy_groups"]) == (1, 10)
     assert report["copies_mass"] < report["copies_mass_uniform"] / 5
@@ -149,9 +149,9 @@ def test_copies_share_one_weight_and_stay_known():
 def test_ten_copies_weigh_like_one_prompt_or_a_few(seed, copies, dim):
     rng = np.random.default_rng(seed)
     X = unit(rng.normal(size=(200, dim)))
-    alone = density_weights(knn_graph(X, 20))[0]
+    alone = density_weights(knn_graph(X, 50))[0]
     copied = np.concatenate([X, np.repeat(X[:1], copies - 1, axis=0)])
-    weights = density_weights(knn_graph(copied, 20))
+    weights = density_weights(knn_graph(copied, 50))
     assert 0.7 * alone < weights[0] + weights[200:].sum() < 4 * alone
 
 
@@ -167,7 +167,7 @@ def test_no_group_outweighs_another_beyond_the_documented_bound(seed, copies, es
     X = unit(rng.normal(size=(80, 5)))
     X = np.concatenate([X, np.repeat(X[:1], copies, axis=0), unit(-10 * X[:1])])
     params = replace(PARAMS, ess=ess, alpha_max=alpha_max)
-    found = estimate(knn_graph(X, 20), params)
+    found = estimate(knn_graph(X, 50), params)
     groups = np.bincount(found.units, weights=found.weights)
     assert 1 <= found.exponent <= alpha_max
     assert groups.max() <= 21**found.exponent * groups.min() * (1 + 1e-9)
@@ -176,7 +176,7 @@ def test_no_group_outweighs_another_beyond_the_documented_bound(seed, copies, es
 def test_garbage_far_from_everything_is_bounded():
     rng = np.random.default_rng(3)
     crowd = unit(np.eye(32)[0] + 0.1 * rng.normal(size=(500, 32)))
-    weights = density_weights(knn_graph(np.concatenate([crowd, unit(-np.eye(32)[:1])]), 20))
+    weights = density_weights(knn_graph(np.concatenate([crowd, unit(-np.eye(32)[:1])]), 50))
     assert 1 < weights[-1] * len(weights) < 10
 
 
@@ -185,14 +185,14 @@ def test_a_hundredth_of_garbage_gets_a_few_hundredths_of_the_draws():
     share = 1 / np.arange(1, 21)
     topics = unit(rng.normal(size=(20, 32)))[rng.choice(20, 990, p=share / share.sum())]
     X = unit(np.concatenate([topics + 0.1 * rng.normal(size=(990, 32)), rng.normal(size=(10, 32))]))
-    assert 0.01 < density_weights(knn_graph(X, 20))[990:].sum() < 0.04
+    assert 0.01 < density_weights(knn_graph(X, 50))[990:].sum() < 0.04
 
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10**6), n=st.integers(25, 120), factor=st.floats(1, 5))
 def test_a_prompt_moved_away_from_its_neighbours_never_loses(seed, n, factor):
     rng = np.random.default_rng(seed)
-    graph = knn_graph(unit(rng.normal(size=(n, 5))), 20)
+    graph = knn_graph(unit(rng.normal(size=(n, 5))), 50)
     row = rng.choice(np.argsort(graph.distances[:, -1])[n // 2 + 1 :])  # r₀ is a median: it stays
     distances = graph.distances.copy()
     distances[row] *= np.float32(factor)
@@ -215,7 +215,7 @@ def test_only_ratios_of_distances_matter(method):
 
 def test_one_two_and_identical_prompts_weigh_alike():
     for X in (circle(np.zeros(1)), circle(np.array([0.0, 1.0])), circle(np.zeros(30))):
-        weights = density_weights(knn_graph(X, 20))
+        weights = density_weights(knn_graph(X, 50))
         np.testing.assert_allclose(weights, 1 / len(X))
 
 
@@ -223,14 +223,14 @@ def test_weights_stay_positive_in_float32_at_extreme_settings():
     rng = np.random.default_rng(5)
     crowd = unit(np.eye(6)[0] + 1e-5 * rng.normal(size=(200, 6)))
     X = np.concatenate([crowd, unit(rng.normal(size=(200, 6)))])
-    weights = density_weights(knn_graph(X, 20), method="knn", ess=0.05, alpha_max=20)
+    weights = density_weights(knn_graph(X, 50), method="knn", ess=0.05, alpha_max=20)
     assert (weights.astype(np.float32) > 0).all()
 
 
 def test_two_different_prompts_are_no_copies():
     graph = knn_graph(circle(np.array([0.0, 1.0])), 5)
     assert statistics(estimate(graph, PARAMS), graph, PARAMS)["copy_groups"] == 0
-    graph = knn_graph(circle(np.zeros(9)), 20)
+    graph = knn_graph(circle(np.zeros(9)), 50)
     assert statistics(estimate(graph, PARAMS), graph, PARAMS)["prompts_in_copy_groups"] == 9
 
 
@@ -264,7 +264,7 @@ def test_weights_are_finite_positive_and_sum_to_one(seed, n, method, copies):
     rng = np.random.default_rng(seed)
     X = unit(rng.normal(size=(n, 5)))
     X = np.concatenate([X, X[rng.integers(n, size=copies)]])
-    weights = density_weights(knn_graph(X, 20), method=method)
+    weights = density_weights(knn_graph(X, 50), method=method)
     assert np.isfinite(weights).all()
     assert (weights > 0).all()
     assert weights.sum() == pytest.approx(1, abs=1e-9)
@@ -277,7 +277,7 @@ def test_the_order_of_prompts_and_a_rotation_change_nothing(seed, method):
     X = unit(rng.normal(size=(150, 6)))
     order = rng.permutation(150)
     turn = np.linalg.qr(rng.normal(size=(6, 6)))[0]
-    weights = density_weights(knn_graph(X, 20), method=method)
+    weights = density_weights(knn_graph(X, 50), method=method)
     other = density_weights(knn_graph(unit(X[order] @ turn), 20), method=method)
     np.testing.assert_allclose(other, weights[order], rtol=1e-3)
 
@@ -313,7 +313,7 @@ def test_blocks_strides_and_memory_maps_change_no_byte(tmp_path, monkeypatch):
 def test_held_out_density_is_what_the_prompt_would_find():
     X, truth = lopsided()
     train, other = X[::2], X[1::2]
-    found = estimate(knn_graph(train, 20), PARAMS)
+    found = estimate(knn_graph(train, 50), PARAMS)
     density = heldout_density(found, nearest(other, train, 20), PARAMS)
     assert spearmanr(density, truth[1::2])[0] > 0.8
     copies = heldout_density(found, nearest(train, train, 20), PARAMS)
@@ -337,10 +337,10 @@ def test_counts_multiply_weights_and_nothing_else(seed, method):
 
 
 def test_counts_weigh_identical_prompts_and_one_prompt_too():
-    graph = knn_graph(circle(np.zeros(4)), 20)
+    graph = knn_graph(circle(np.zeros(4)), 50)
     weights = density_weights(graph, counts=np.array([1, 1, 1, 1000]), count_power=1.0)
     assert weights[3] == pytest.approx(1000 / 1003)
-    one = knn_graph(circle(np.zeros(1)), 20)
+    one = knn_graph(circle(np.zeros(1)), 50)
     assert density_weights(one, counts=np.array([7]), count_power=1.0).tolist() == [1.0]
 
 
@@ -368,7 +368,7 @@ def test_statistics_are_finite_whatever_the_prompts(method, k):
     params = replace(PARAMS, method=method, k=k)
     angles = [np.zeros(1), np.array([0.0, 1]), np.arange(3.0), np.zeros(30), np.linspace(0, 2, 30)]
     for X in map(circle, angles):
-        graph = knn_graph(X, 20)
+        graph = knn_graph(X, 50)
         report = statistics(estimate(graph, params), graph, params)
         json.dumps(report, allow_nan=False)
         assert report["ess"] == pytest.approx(report["ess_share"] * len(X), abs=1e-3)
@@ -380,7 +380,7 @@ def test_statistics_are_finite_whatever_the_prompts(method, k):
 
 def test_weights_of_half_as_many_neighbours_have_the_same_order():
     X, _ = lopsided()
-    graph = knn_graph(X, 20)
+    graph = knn_graph(X, 50)
     report = statistics(estimate(graph, PARAMS), graph, PARAMS)
     expected = spearmanr(density_weights(graph), density_weights(graph, k=10))[0]
     assert report["rank_stability"] == pytest.approx(expected, abs=1e-4)
@@ -390,12 +390,12 @@ def test_weights_of_half_as_many_neighbours_have_the_same_order():
 @pytest.mark.parametrize("dim", [1, 2, 5])
 def test_intrinsic_dimension_of_a_sphere(dim):
     X = unit(np.random.default_rng(4).normal(size=(3000, dim + 1)))
-    assert intrinsic_dimension(knn_graph(X, 20)) == pytest.approx(dim, rel=0.15)
+    assert intrinsic_dimension(knn_graph(X, 50)) == pytest.approx(dim, rel=0.15)
 
 
 def test_the_artifact_has_the_documented_fields(tmp_path):
     X, _ = lopsided()
-    graph = knn_graph(X, 20)
+    graph = knn_graph(X, 50)
     found = estimate(graph, PARAMS)
     ids = [f"{i:032x}" for i in range(len(X))]
     facts = {"dim": 2, "ids_sha256": "x", "heldout_ids_sha256": "y"}
@@ -424,7 +424,7 @@ def test_the_stage_reads_counts_labels_and_recall(tmp_path):
     train, heldout = prompts.split("train"), prompts.split("heldout")
     X = unit(np.random.default_rng(0).normal(size=(len(prompts), 4)))
     rows, others = X[prompts.positions("train")], X[prompts.positions("heldout")]
-    graph, near = knn_graph(rows, 20), nearest(others, rows, 20)
+    graph, near = knn_graph(rows, 50), nearest(others, rows, 50)
     with publishing(tmp_path / "neighbors") as scratch:
         for name, array in (
             (INDICES, graph.indices),

@@ -1,18 +1,24 @@
 """Local density of every prompt, and sampling weights that fall with it.
 
 Default, ``soft_count``: how many *distinct* prompts a prompt has around it, counted with a
-Gaussian kernel over its nearest neighbours; groups of near-copies count, and weigh, as one. The
-weight is a power of that count, just strong enough to bring the effective sample size down to a
-chosen share of the prompts.
+Gaussian kernel; groups of near-copies count, and weigh, as one. The graph holds the nearest k; what
+the kernel would count beyond them follows from r_k and the intrinsic dimension, so that a crowd
+larger than k is told from one of k. The weight is a power of that count, of an exponent that brings
+the effective sample size down to a chosen share of the distinct prompts, within bounds: where
+little contrast is there to be had, more strength would amplify noise.
 
 Sources: inverse-density sampling of training data, Sachdeva et al. 2024 (DENSITY, arXiv
-2402.09668); density-dependent down-sampling, Qiu et al. 2011 (SPADE); effective sample size, Kish
-1965; root finding, Brent 1973; intrinsic dimension, Levina and Bickel 2004 with the average of
-MacKay and Ghahramani 2005.
+2402.09668); density-dependent down-sampling, Qiu et al. 2011 (SPADE); density from the distance to
+the k-th neighbour, Loftsgaarden and Quesenberry 1965; effective sample size, Kish 1965; root
+finding, Brent 1973; intrinsic dimension, Levina and Bickel 2004 with the average of MacKay and
+Ghahramani 2005.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +27,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
+from scipy.special import gammaincc, gammaln
 
 from isodense.artifacts import publishing, write_manifest
 from isodense.errors import IsodenseError
@@ -32,8 +39,12 @@ from isodense.weights import DENSITY, HELDOUT_DENSITY, IDS, WEIGHTS
 Method = Literal["soft_count", "knn", "balance", "uniform"]
 
 COPY = 1e-6  # distance under which two vectors are the same
+RANK = 20  # r₀ is the median distance to this neighbour, whatever k is
+STRAY = 0.05  # ordinary neighbours within the radius of near-copies, at most
+ROUNDS = 3  # of finding near-copies, r₀ and the dimension in turn
+ALPHA_MIN = 0.5  # least exponent
 TINY = 1e-20  # least weight, of the largest
-BLOCK = 4096  # rows whose kernel is held at once; speed and memory only
+BLOCK = 1024  # rows whose kernel is held at once; speed and memory only
 
 
 @dataclass(frozen=True)
@@ -45,8 +56,30 @@ class DensityParams:
     ess: float = param(minimum=0.05, maximum=1.0)
     bandwidth: float = param(minimum=0.01, maximum=10.0)
     dup: float = param(minimum=0.0, maximum=1.0)
-    alpha_max: float = param(minimum=1.0, maximum=20.0)
+    alpha_max: float = param(minimum=ALPHA_MIN, maximum=20.0)
     count_power: float = param(minimum=0.0, maximum=1.0)
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Lengths and the dimension of a set of prompts; all 0 where all are alike.
+
+    Attributes
+    ----------
+    scale : float
+        r₀, the median distance to the 20th neighbour, over groups of near-copies.
+    radius : float
+        Prompts within it are near-copies.
+    width : float
+        Of the kernel: h.
+    dimension : float
+        Intrinsic dimension, near-copies left out.
+    """
+
+    scale: float
+    radius: float
+    width: float
+    dimension: float
 
 
 @dataclass(frozen=True)
@@ -61,8 +94,7 @@ class Estimate:
         Log soft count of distinct prompts, whatever the method; rises with crowding.
     units : ndarray of shape (n,), int32
         Group of near-copies that each prompt belongs to.
-    scale : float
-        r₀, the median distance to the k-th neighbour; 0 where all prompts are alike.
+    scales : Scales
     exponent : float
         a of weight ∝ density^(-a).
     """
@@ -70,18 +102,18 @@ class Estimate:
     weights: np.ndarray
     density: np.ndarray
     units: np.ndarray
-    scale: float
-    exponent: float
+    scales: Scales
+    exponent: float = 0.0
 
 
 def density_weights(
     graph: Graph,
-    k: int = 20,
+    k: int = 50,
     method: Method = "soft_count",
     ess: float = 0.8,
-    bandwidth: float = 0.4,
+    bandwidth: float = 1.0,
     dup: float = 0.15,
-    alpha_max: float = 4.0,
+    alpha_max: float = 1.25,
     counts: np.ndarray | None = None,
     count_power: float = 0.0,
 ) -> np.ndarray:
@@ -94,18 +126,22 @@ def density_weights(
     k : int
         Neighbours used.
     method : {"soft_count", "knn", "balance", "uniform"}
-        ``soft_count``: w ∝ q^(-a) / m, with q = 1 + Σ exp(-d²/2h²) / m_j over the neighbours
-        outside the prompt's own group of m near-copies. ``knn``: w ∝ r̄^a, r̄ the mean distance to
-        the neighbours; simplest, fails on copies (ess 0.7 suits it). ``balance``: three steps
-        w ← w / (K w)^0.7 on the symmetrised kernel graph, after the magnitude weighting of
-        Leinster and Meckes 2016 (k 50 suits it). ``uniform``: all alike.
+        ``soft_count``: w ∝ q^(-a) / m, with q = 1 + Σ exp(-d²/2h²) / m_j over all prompts outside
+        the prompt's own group of m near-copies; those beyond the k-th neighbour are extrapolated.
+        ``knn``: w ∝ (r̄^D)^a, r̄ the mean distance to the neighbours and D the intrinsic dimension;
+        simplest, fails on copies (ess 0.7 suits it). ``balance``: three steps w ← w / (K w)^0.7 on
+        the symmetrised kernel graph, after the magnitude weighting of Leinster and Meckes 2016.
+        ``uniform``: all alike.
     ess : float
         Target of the effective sample size, as a share of the distinct prompts; the exponent a is
-        the smallest in [1, alpha_max] that reaches it (in [0, alpha_max] for ``knn``).
+        the smallest in [0.5, alpha_max] that reaches it (in [0, alpha_max], and over all prompts,
+        for ``knn``).
     bandwidth : float
-        Kernel width h as a multiple of r₀, the median distance to the k-th neighbour.
+        The kernel weighs as much as a ball of this radius, a multiple of r₀, the median distance
+        to the 20th neighbour.
     dup : float
-        Prompts closer than this multiple of r₀ are near-copies.
+        Prompts closer than this multiple of r₀ are near-copies, where the dimension is not so low
+        that ordinary ones are.
     alpha_max : float
         Largest exponent.
     counts : ndarray of shape (n,), optional
@@ -119,8 +155,8 @@ def density_weights(
     -------
     ndarray of shape (n,), float64
         Positive, sum 1. Uniform where there are fewer than 3 prompts or all are identical. With
-        ``soft_count`` no group of near-copies weighs more than (k + 1)^a times another, so that
-        nothing, however odd, takes over; with `count_power` above 0 there is no such bound.
+        ``soft_count`` no group of near-copies weighs more than (n + 1)^a times another, and none
+        more than an isolated prompt; with `count_power` above 0 there is no such bound.
 
     Raises
     ------
@@ -158,21 +194,25 @@ def _estimate(graph: Graph, params: DensityParams) -> Estimate:
     n = len(graph)
     uniform = np.full(n, 1 / n)
     if n < 3 or graph.distances[:, -1].max() <= COPY:  # rows are sorted
-        return Estimate(uniform, np.zeros(n), _connected(graph, COPY), 0.0, 0.0)
-    units, scale = _units(graph, params.dup)
+        return Estimate(uniform, np.zeros(n), _connected(graph, COPY), Scales(0.0, 0.0, 0.0, 0.0))
+    units, scales = _units(graph, params)
     sizes = np.bincount(units)[units]
-    width = params.bandwidth * scale
-    density = _log_counts(graph, units, width)
+    if not scales.scale:
+        return Estimate(1.0 / sizes / (units.max() + 1), np.zeros(n), units, scales)
+    counts, seen = _counts(graph, units, sizes, scales, n)
+    density = _shared(np.log1p(counts), units, seen)
     if params.method == "uniform":
-        return Estimate(uniform, density, units, scale, 0.0)
+        return Estimate(uniform, density, units, scales)
     if params.method == "balance":
-        return Estimate(_balanced(graph, units, width), density, units, scale, 1.0)
-    crowding, low = density, 1.0
-    if params.method == "knn":
-        means = graph.distances.mean(axis=1, dtype=np.float64)
-        crowding, low, sizes = -np.log(np.maximum(means, COPY)), 0.0, np.ones(n)
-    exponent = _exponent(crowding, units, sizes, params.ess, low, params.alpha_max)
-    return Estimate(_weights(crowding, exponent, sizes), density, units, scale, exponent)
+        return Estimate(_balanced(graph, units, scales.width), density, units, scales, 1.0)
+    crowding, low, groups = density, ALPHA_MIN, units
+    if params.method == "knn":  # of single prompts, copies or not
+        means = np.maximum(graph.distances.mean(axis=1, dtype=np.float64), COPY)
+        crowding, low = -max(scales.dimension, 1.0) * np.log(means), 0.0
+        groups, sizes = np.arange(n), np.ones(n)
+    exponent = _exponent(crowding, groups, sizes, params.ess, low, params.alpha_max)
+    weights = _weights(crowding, exponent, sizes)
+    return Estimate(weights, density, units, scales, exponent)
 
 
 def heldout_density(found: Estimate, near: Graph, params: DensityParams) -> np.ndarray:
@@ -192,27 +232,60 @@ def heldout_density(found: Estimate, near: Graph, params: DensityParams) -> np.n
     ndarray of shape (m,), float64
         Zero where all prompts are alike.
     """
-    distances = near.distances[:, : params.k].astype(np.float64)
-    if found.scale == 0:
+    near = Graph(near.indices[:, : params.k], near.distances[:, : params.k])
+    if found.scales.scale == 0:
         return np.zeros(len(near))
     sizes = np.bincount(found.units)[found.units]
-    width = params.bandwidth * found.scale
-    kernel = np.exp(-(distances**2) / (2 * width**2)) / sizes[near.indices[:, : params.k]]
-    own = distances <= max(params.dup * found.scale, COPY)
-    kernel[own] = 0  # the prompt's own group is the 1 of log1p
-    return np.log1p(kernel.sum(axis=1))
+    counts, _ = _counts(near, None, sizes, found.scales, len(found.units))
+    return np.log1p(counts)
 
 
-def intrinsic_dimension(graph: Graph) -> float:
+def intrinsic_dimension(graph: Graph, units: np.ndarray | None = None) -> float:
     """Return the maximum-likelihood intrinsic dimension (Levina and Bickel 2004).
 
-    Averaged over prompts as MacKay and Ghahramani proposed; 0 where distances do not vary.
+    Its inverse is averaged, as MacKay and Ghahramani (2005) proposed, over groups of near-copies,
+    and neighbours in the row's own group are left out.
+
+    Parameters
+    ----------
+    graph : Graph
+    units : ndarray of shape (n,), optional
+        Group of near-copies of each row; by default each is one of its own.
+
+    Returns
+    -------
+    float
+        0 where distances do not vary.
     """
-    distances = graph.distances.astype(np.float64)
-    used = distances[(distances[:, :1] > COPY).all(axis=1)] if graph.k > 2 else distances[:0]
-    logs = np.log(used[:, -1:] / used[:, :-1]) if len(used) else np.zeros((1, 1))
-    inverse = logs.mean(axis=1) * logs.shape[1] / max(logs.shape[1] - 1, 1)
-    return float(1 / inverse.mean()) if inverse.mean() > 0 else 0.0
+    units = np.arange(len(graph)) if units is None else units
+    return _dimension(graph, units, _logs(graph))
+
+
+def _dimension(graph: Graph, units: np.ndarray, logs: np.ndarray) -> float:
+    """Return the intrinsic dimension, given the logs of all neighbours."""
+    shares = 1.0 / np.bincount(units)[units]
+    rows = np.flatnonzero(shares < 1)
+    outside = units[graph.indices[rows]] != units[rows, None]
+    logs, counts = logs.copy(), np.full(len(graph), graph.k - 1)
+    logs[rows] = _logs(Graph(graph.indices[rows], graph.distances[rows]), outside)
+    counts[rows] = outside.sum(axis=1) - 1  # the last one's log is 0
+    used = counts > 1
+    total = (logs[used] / counts[used] * shares[used]).sum()
+    return float(shares[used].sum() / total) if total > 0 else 0.0
+
+
+def _logs(graph: Graph, outside: np.ndarray | None = None) -> np.ndarray:
+    """Return each row's sum of log(r_k / r_j) over its neighbours, or those outside its group."""
+    sums = np.zeros(len(graph))
+
+    def add(rows: slice) -> None:
+        logs = np.log(np.maximum(graph.distances[rows], np.float32(COPY)))
+        logs = logs[:, -1:] - logs
+        kept = logs if outside is None else logs * outside[rows]
+        sums[rows] = kept.sum(axis=1, dtype=np.float64)
+
+    _in_blocks(add, len(graph))
+    return sums
 
 
 def statistics(
@@ -237,8 +310,8 @@ def statistics(
     report = {
         **weight_statistics(found.weights, found.units),
         "exponent": round(found.exponent, 6),
-        "scale": round(found.scale, 6),
-        "intrinsic_dimension": round(intrinsic_dimension(graph), 3),
+        "scale": round(found.scales.scale, 6),
+        "intrinsic_dimension": round(found.scales.dimension, 3),
     }
     if graph.k > 1:
         half = estimate(graph, replace(params, k=graph.k // 2), counts)
@@ -297,7 +370,7 @@ def publish(
             weights_std=float(weights.std(dtype=np.float64)),
             ess=effective_sample_size(weights),
             exponent=found.exponent,
-            scale=found.scale,
+            scale=found.scales.scale,
             ids_sha256=neighbors["ids_sha256"],
             heldout_ids_sha256=neighbors["heldout_ids_sha256"],
             params=as_dict(params),
@@ -336,55 +409,132 @@ def _count_factors(counts: np.ndarray | None, power: float, n: int) -> np.ndarra
     return counts**power
 
 
-def _units(graph: Graph, dup: float) -> tuple[np.ndarray, float]:
-    """Return each prompt's group of near-copies and the scale r₀, a median over groups.
+def _units(graph: Graph, params: DensityParams) -> tuple[np.ndarray, Scales]:
+    """Return each prompt's group of near-copies, and the lengths that are found with them.
 
-    That is the weighted median of the distances above zero, a prompt weighing 1 / size of group.
+    r₀ and the dimension decide what a near-copy is, and near-copies are left out of both, so they
+    are found in turn. Where the dimension is so low that ordinary prompts lie within `dup`, the
+    radius shrinks until `STRAY` of them do: else they would chain.
     """
-    farthest = graph.distances[:, -1].astype(np.float64)
-    order = np.argsort(farthest, kind="stable")
+    close = graph.first(min(RANK, graph.k))
+    farthest = close.distances[:, -1].astype(np.float64)
+    order = np.argsort(farthest)
     order = order[farthest[order] > COPY]
+    if not len(order):  # nothing but groups of copies
+        return _connected(graph, COPY), Scales(0.0, 0.0, 0.0, 0.0)
+    scale = float(farthest[order[3 * len(order) // 4]])  # high, as copies may be in the majority
+    radius, dimension, logs = params.dup * scale, 0.0, _logs(close)
     units = np.arange(len(graph), dtype=np.int32)
-    for _ in range(2):
+    for _ in range(ROUNDS):
+        last, units = units, _connected(graph, max(radius, COPY))
+        if dimension and np.array_equal(units, last):
+            break
         mass = np.cumsum(1.0 / np.bincount(units)[units[order]])
         half = mass[-1] / 2 * (1 - 1e-10)  # sums of thirds round by the order of the rows
         scale = float(farthest[order[np.searchsorted(mass, half)]])
-        units = _connected(graph, max(dup * scale, COPY))
-    return units, scale
+        dimension = _dimension(close, units, logs)
+        stray = (STRAY / RANK) ** (1 / dimension) if dimension else 1.0
+        radius = min(params.dup, stray) * scale
+    ball = float(np.exp(-gammaln(dimension / 2 + 1) / max(dimension, 1e-9))) / 2**0.5
+    return units, Scales(scale, max(radius, COPY), params.bandwidth * scale * ball, dimension)
 
 
 def _connected(graph: Graph, radius: float) -> np.ndarray:
-    """Return the component of each row in the graph of edges no longer than `radius`."""
+    """Return the component of each row in the graph of edges no longer than `radius`, int32."""
     limit = np.float64(radius)  # a bare float would be rounded to float32
-    near = np.flatnonzero(graph.distances[:, :1] <= limit)  # rows are sorted: no others have any
-    rows, columns = np.nonzero(graph.distances[near] <= limit)
-    rows = near[rows]
-    edges = coo_array(
-        (np.ones(len(rows), dtype=np.int8), (rows, graph.indices[rows, columns])),
-        shape=(len(graph), len(graph)),
+    near, heads, tails = np.arange(len(graph)), [], []
+    for column in range(graph.k):  # rows are sorted: who has none here has none to the right
+        near = near[graph.distances[near, column] <= limit]
+        heads.append(near)
+        tails.append(graph.indices[near, column])
+    edges = np.stack([np.concatenate([*ends, near[:0]]) for ends in (heads, tails)])
+    joined = np.zeros(len(graph), dtype=bool)
+    joined[edges] = True
+    nodes, place = np.flatnonzero(joined), np.cumsum(joined) - 1
+    square = coo_array(
+        (np.ones(edges.shape[1], dtype=np.int8), place[edges]), shape=(len(nodes),) * 2
     )
-    return connected_components(edges, directed=False)[1]
+    count, label = connected_components(square, directed=False)
+    first = np.empty(count, dtype=np.int64)
+    first[label[::-1]] = nodes[::-1]  # the last one written stays
+    units = np.arange(len(graph))
+    units[nodes] = first[label]
+    kept = np.ones(len(graph), dtype=bool)
+    kept[nodes] = False
+    kept[first] = True
+    return (np.cumsum(kept, dtype=np.int32) - 1)[units]
 
 
-def _kernel(graph: Graph, units: np.ndarray, width: float, rows: slice) -> np.ndarray:
-    """Return exp(-d²/2h²) of the edges from `rows`, 0 within a group of near-copies."""
-    values = graph.distances[rows].astype(np.float64)
-    np.square(values, out=values)
-    values /= -(2 * width**2)
-    np.exp(values, out=values)
-    values *= units.take(graph.indices[rows]) != units[rows, None]
-    return values
+def _counts(
+    graph: Graph, units: np.ndarray | None, sizes: np.ndarray, scales: Scales, n: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the soft count of distinct prompts around each row, and whether it sees any.
+
+    Parameters
+    ----------
+    graph : Graph
+        Neighbours of each row among n prompts.
+    units : ndarray of shape (n,), optional
+        Group of each row; None for rows from elsewhere, which are in the group of what is near.
+    sizes : ndarray of shape (n,)
+        Of the groups of the n prompts.
+    """
+    counts, inside = np.zeros(len(graph)), np.zeros(len(graph))
+    inverse = 1.0 / sizes
+
+    def count(rows: slice) -> None:
+        scaled, indices = np.array(graph.distances[rows]), graph.indices[rows]  # float32 does
+        shares = inverse.take(indices)
+        if units is None:
+            shares[scaled <= scales.radius] = 0
+        else:
+            grouped = np.flatnonzero(sizes[rows] > 1)  # the others have no neighbour in their group
+            outside = units.take(indices[grouped]) != units[rows][grouped, None]
+            shares[grouped] *= outside
+        inside[rows] = shares.sum(axis=1)
+        np.square(scaled, out=scaled)
+        scaled /= np.float32(2 * scales.width**2)
+        last = scaled[:, -1].astype(np.float64)
+        np.exp(np.negative(scaled, out=scaled), out=scaled)
+        counts[rows] = np.einsum("ij,ij->i", shares, scaled)
+        if graph.k < n - 1:
+            counts[rows] += _beyond(inside[rows], last, scales.dimension)
+
+    _in_blocks(count, len(graph))
+    return np.minimum(counts, n), inside > 0
 
 
-def _log_counts(graph: Graph, units: np.ndarray, width: float) -> np.ndarray:
-    """Return the log soft count of distinct prompts around each."""
-    shares = 1.0 / np.bincount(units)[units]
-    counts = np.empty(len(graph))
-    for start in range(0, len(graph), BLOCK):
-        rows = slice(start, start + BLOCK)
-        kernel = _kernel(graph, units, width, rows)
-        counts[rows] = np.einsum("ij,ij->i", kernel, shares.take(graph.indices[rows]))
-    return np.log1p(counts)
+def _beyond(inside: np.ndarray, last: np.ndarray, dimension: float) -> np.ndarray:
+    """Return what the kernel would count beyond the last neighbour.
+
+    With `inside` distinct prompts within r_k, at a density that stays what it is there in D
+    dimensions: the integral over r > r_k of exp(-r²/2h²) · inside · D · r^(D-1) / r_k^D, which is
+    inside · Γ(D/2 + 1) · t^(-D/2) · Q(D/2, t), with t = r_k²/2h² and Q the regularised upper
+    incomplete gamma function.
+    """
+    if not dimension:
+        return np.zeros(len(inside))
+    last = np.maximum(last, 1e-12)
+    power = gammaln(dimension / 2 + 1) - dimension / 2 * np.log(last)
+    return inside * np.exp(np.minimum(power, 700)) * gammaincc(dimension / 2, last)
+
+
+def _shared(density: np.ndarray, units: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Give the prompts of a group the mean density of those that see beyond the group.
+
+    Where none does, copies fill all their lists, and the density is taken to be the median.
+    """
+    members = np.bincount(units[seen], minlength=units.max() + 1)
+    total = np.bincount(units[seen], weights=density[seen], minlength=len(members))
+    typical = float(np.median(density[seen])) if seen.any() else 0.0
+    return np.where(members > 0, total / np.maximum(members, 1), typical)[units]
+
+
+def _in_blocks(work: Callable[[slice], None], n: int) -> None:
+    """Run `work` on blocks of rows, on all cores; each row's result is its own."""
+    blocks = [slice(start, start + BLOCK) for start in range(0, n, BLOCK)]
+    with ThreadPoolExecutor(min(len(blocks), os.cpu_count() or 1) or 1) as pool:
+        list(pool.map(work, blocks))
 
 
 def _exponent(
@@ -416,9 +566,10 @@ def _weights(log_density: np.ndarray, exponent: float, sizes: np.ndarray) -> np.
 
 def _balanced(graph: Graph, units: np.ndarray, width: float) -> np.ndarray:
     """Return weights after three damped steps towards equal kernel mass everywhere."""
-    values = _kernel(graph, units, width, slice(None)).ravel()
+    values = np.exp(-(graph.distances.astype(np.float64) ** 2) / (2 * width**2))
+    values[units[graph.indices] == units[:, None]] = 0
     pointer = np.arange(0, values.size + 1, graph.k)
-    kernel = csr_array((values, graph.indices.ravel(), pointer), shape=(len(graph),) * 2)
+    kernel = csr_array((values.ravel(), graph.indices.ravel(), pointer), shape=(len(graph),) * 2)
     both = kernel.maximum(kernel.T)
     sizes = np.bincount(units)[units]
     weights = 1.0 / sizes
