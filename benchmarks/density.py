@@ -8,8 +8,10 @@ python benchmarks/density.py weights --only "tail 1" --seeds 10
 
 Text sets are rows of the sample's generator, the intent their truth. *gap* is the share of the
 Kullback-Leibler divergence between uniform sampling and even labels that the weights remove
-(1 perfect, 0 no better than uniform, below 0 worse). Each seed is a set of its own; ± is the 95%
-t-interval of the mean over seeds. Needs models/encoder (`dvc repro models`).
+(1 perfect, 0 no better than uniform, below 0 worse). The effective sample size is of *distinct*
+prompts: the masses of copies are added up first, as 20 draws of 20 copies are not 20 prompts. Each
+seed is a set of its own; ± is the 95% t-interval of the mean over seeds. Needs models/encoder
+(`dvc repro models`).
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from sklearn.decomposition import PCA
 from sklearn.neighbors import KernelDensity
 
 import isodense
-from isodense.density import intrinsic_dimension
+from isodense.density import DensityParams, estimate, intrinsic_dimension
 from isodense.evenness import effective_sample_size, label_statistics
 from isodense.prompts import unique_prompts
 from isodense.promptset import PromptSet
@@ -41,10 +43,11 @@ from isodense.records import raise_bad_row
 from isodense.sources import sample
 
 SKETCH = importlib.util.find_spec("geosketch") is not None
-OURS, WIDER = "**ours**, soft_count", "ours, wider: k 50, h 0.5, a ≤ 1.5"
+OURS, CUT_OFF = "**ours**, soft_count", "ours, kernel cut off at k = 20"
 EVEN = 0.97  # label entropy, of the largest possible, from which a gap means nothing
 EPS = 0.1  # SemDeDup: cosine similarity above 1 - EPS is a duplicate
 SUBSET, GARBAGE = 256, ""  # size; label of random strings
+POWERS = np.array([0, *np.geomspace(0.02, 64, 120)])  # tried on weights, to reach an ESS
 LETTERS = list("abcdefghijklmnopqrstuvwxyz0123456789 .,;!?#@")
 Embed = Callable[[list[str]], np.ndarray]
 
@@ -55,6 +58,7 @@ class Data:
 
     X: np.ndarray
     labels: np.ndarray
+    copied: np.ndarray | None = None  # group of copies of each row, where it is known
 
     @cached_property
     def graph(self) -> isodense.Graph:
@@ -65,6 +69,16 @@ class Data:
     def clusters(self) -> np.ndarray:
         """Which of √N clusters of k-means each row is in."""
         return KMeans(round(len(self.X) ** 0.5), n_init=1, random_state=0).fit_predict(self.X)
+
+    @cached_property
+    def units(self) -> np.ndarray:
+        """Groups of near-copies as the default finds them."""
+        return estimate(self.graph, DensityParams(50, "soft_count", 0.8, 1, 0.15, 1.25, 0)).units
+
+    @property
+    def groups(self) -> np.ndarray:
+        """Groups of copies: the true ones, or else those found."""
+        return self.units if self.copied is None else self.copied
 
     @property
     def distances(self) -> np.ndarray:
@@ -110,7 +124,8 @@ def crowded(embed: Embed, seed: int) -> Data:
     data = texts(embed, seed, copies=0, near=0)
     rows = np.repeat(rng.choice(len(data.X), 40, replace=False), 19)
     X = np.concatenate([data.X, noisy(data.X[rows], 0.1, rng)])
-    return Data(X, np.concatenate([data.labels, data.labels[rows]]))
+    copied = np.concatenate([np.arange(len(data.X)), rows])
+    return Data(X, np.concatenate([data.labels, data.labels[rows]]), copied)
 
 
 def mixture(seed: int, dim: int, exponent: float = 1.0) -> Data:
@@ -118,7 +133,7 @@ def mixture(seed: int, dim: int, exponent: float = 1.0) -> Data:
     rng = np.random.default_rng(seed)
     labels = np.repeat(np.arange(100), sample.intent_counts(2000, exponent, 100))
     centres = noisy(np.zeros((100, dim)), 1.0, rng)
-    return Data(noisy(centres[labels], 0.4, rng), labels.astype(str))
+    return Data(noisy(centres[labels], 0.4, rng), labels.astype(str), np.arange(len(labels)))
 
 
 def noisy(X: np.ndarray, size: float, rng: np.random.Generator) -> np.ndarray:
@@ -144,7 +159,7 @@ SETS: dict[str, Callable[[Embed, int], Data]] = {
 
 
 def inverse_kde(data: Data) -> np.ndarray:
-    """Return 1 / density by a Gaussian kernel over all pairs, 0.4 median r₂₀ wide as in ours."""
+    """Return 1 / density by a Gaussian kernel over all pairs, 0.4 median r₂₀ wide."""
     kde = KernelDensity(bandwidth=0.4 * np.median(data.distances[:, 19])).fit(data.X)
     log = kde.score_samples(data.X)
     return np.exp(log.min() - log)
@@ -175,6 +190,17 @@ def sketch(data: Data, size: int | None = None) -> np.ndarray:
     return 1.0 * np.isin(np.arange(len(X)), gs(X.astype(np.float64), size or len(X) // 2, seed=0))
 
 
+def cut_off(data: Data) -> np.ndarray:
+    """Return the former default: count in a kernel over 20 neighbours, and nothing beyond them."""
+    sizes = np.bincount(data.units)
+    near, distances = data.units[data.graph.indices[:, :20]], data.distances[:, :20]
+    kernel = np.exp(-((distances / np.median(distances[:, -1]) / 0.4) ** 2) / 2) / sizes[near]
+    log = np.log1p((kernel * (near != data.units[:, None])).sum(axis=1))
+    logs = -np.bincount(data.units, weights=log) / sizes
+    power = tempered(logs, np.arange(len(sizes)), 0.8 * len(sizes), 1, 4)
+    return (np.exp(power * logs) / sizes)[data.units]
+
+
 def ours(**params: float | str) -> Callable[[Data], np.ndarray]:
     """Return a scheme of our own."""
     return lambda data: isodense.density_weights(data.graph, **params)
@@ -190,23 +216,44 @@ SCHEMES: dict[str, Callable[[Data], np.ndarray]] = {
     "k-means √N, 1/size": lambda data: 1 / np.bincount(data.clusters)[data.clusters],
     **SUBSETS,
     "ours, knn (ess 0.7)": ours(method="knn", ess=0.7),
-    "ours, balance (k 50)": ours(method="balance", k=50),
-    WIDER: ours(k=50, bandwidth=0.5, alpha_max=1.5),
+    "ours, balance": ours(method="balance"),
+    CUT_OFF: cut_off,
     OURS: ours(),
 }
 
 
-def at_equal_ess(name: str, weights: np.ndarray, data: Data) -> np.ndarray:
-    """Return w^t, or a subset, of the effective sample size of ours, as near as it gets."""
-    target = effective_sample_size(SCHEMES[OURS](data))
-    if name in SUBSETS:
-        return SUBSETS[name](data, round(target))
-    logs = np.log(weights / weights.max())
+def ess(weights: np.ndarray, groups: np.ndarray) -> float:
+    """Return the effective number of groups."""
+    return effective_sample_size(np.bincount(groups, weights=weights))
+
+
+def tempered(
+    logs: np.ndarray, groups: np.ndarray, target: float, low: float = 0, high: float = 64
+) -> float:
+    """Return the largest power in bounds with this effective number of groups, or the nearest."""
 
     def excess(power: float) -> float:
-        return effective_sample_size(np.exp(power * logs)) - target
+        return ess(np.exp(power * (logs - logs.max())), groups) - target
 
-    return np.exp(logs * (brentq(excess, 0, 64) if excess(64) < 0 < excess(0) else 1))
+    powers = np.unique(np.clip(POWERS, low, high))
+    found = np.array([excess(power) for power in powers])
+    if (found < 0).all() or found[-1] >= 0:
+        return powers[found.argmax() if (found < 0).all() else -1]
+    last = np.flatnonzero(found >= 0)[-1]
+    return brentq(excess, *powers[last : last + 2])
+
+
+def at_equal_ess(name: str, weights: np.ndarray, data: Data, groups: np.ndarray) -> np.ndarray:
+    """Return w^t, or a subset, of the effective number of groups of ours, as near as it gets."""
+    target = ess(SCHEMES[OURS](data), groups)
+    if name not in SUBSETS:
+        logs = np.log(np.maximum(weights / weights.max(), 1e-300))
+        return np.exp(tempered(logs, groups, target) * (logs - logs.max()))
+    size = target
+    for _ in range(3):  # a subset can hold copies, so it takes more of them
+        weights = SUBSETS[name](data, round(size))
+        size = min(size * target / ess(weights, groups), len(data.X))
+    return weights
 
 
 def measure(weights: np.ndarray, data: Data) -> dict[str, float]:
@@ -219,7 +266,7 @@ def measure(weights: np.ndarray, data: Data) -> dict[str, float]:
     return {
         "even": nearly_even,
         "score": change if nearly_even else found["gap"],
-        "ess": effective_sample_size(weights) / len(weights),
+        "ess": ess(weights, data.groups) / len(np.unique(data.groups)),
         "max": weights.max() * len(weights),
         "garbage": (1 - real.sum()) / max(1 - named.mean(), 1e-9),
     }
@@ -229,33 +276,39 @@ Results = dict[str, dict[str, dict[str, np.ndarray]]]  # by set, scheme and meas
 
 
 def weights(sets: dict[str, list[Data]]) -> None:
-    """Compare schemes as they are and at equal effective sample size."""
-    plain: Results = {name: {} for name in sets}
-    equal: Results = {name: {} for name in sets}
-    for (name, several), (scheme, weigh) in itertools.product(sets.items(), SCHEMES.items()):
-        found = [(weigh(data), data) for data in several]
-        tempered = [(at_equal_ess(scheme, *pair), pair[1]) for pair in found]
-        for results, pairs in ((plain, found), (equal, tempered)):
-            runs = [measure(*pair) for pair in pairs]
-            results[name][scheme] = {key: np.array([run[key] for run in runs]) for key in runs[0]}
-    compare(plain, "as they are")
-    compare(equal, "at the effective sample size of ours")
+    """Compare schemes as they are, at equal effective sample size, and at that of single rows."""
+    kinds = ("as they are", "at equal ESS of distinct prompts", "at equal ESS of rows")
+    results: list[Results] = [{name: {} for name in sets} for _ in kinds]
+    for (name, several), scheme in itertools.product(sets.items(), SCHEMES):
+        runs = zip(*(strengths(scheme, data) for data in several), strict=True)
+        for found, run in zip(results, runs, strict=True):
+            found[name][scheme] = {key: np.array([one[key] for one in run]) for key in run[0]}
+    for found, how in zip(results[:2], kinds, strict=False):
+        compare(found, how)
+    for found, how in zip(results, kinds, strict=True):
+        header = ["set", "best peer", "it", "ours", "ours − it", "ours − uniform"]
+        rows = [[name, *verdict(found[name], how == kinds[0])] for name in found]
+        table(f"Ours against the best peer, {how}", header, rows)
+
+
+def strengths(scheme: str, data: Data) -> list[dict[str, float]]:
+    """Measure a scheme as it is, and tempered over distinct prompts and over rows."""
+    found = SCHEMES[scheme](data)
+    several = (data.groups, np.arange(len(data.X)))
+    tried = [found, *(at_equal_ess(scheme, found, data, groups) for groups in several)]
+    return [measure(weights, data) for weights in tried]
 
 
 def compare(results: Results, how: str) -> None:
-    """Print gaps, changes of entropy on nearly even sets, and how ours stands to the best."""
+    """Print gaps, changes of entropy on nearly even sets, and what garbage gets."""
     flat = [name for name in results if results[name][OURS]["even"].all()]
     steep = [name for name in results if name not in flat]
     for measured, sets in (("Gap", steep), ("Change of label entropy, % of the largest,", flat)):
         rows = [[scheme, *summary(results, scheme, sets)] for scheme in SCHEMES if sets]
-        table(f"{measured} of weights {how}", ["scheme", *sets, "ESS/N", "max/mean"], rows)
+        table(f"{measured} of weights {how}", ["scheme", *sets, "ESS", "max/mean"], rows)
     junk = results.get("garbage", {})
     rows = [[name, interval(found["garbage"])] for name, found in junk.items()]
     table(f"Garbage, weights {how}", ["scheme", "mass of garbage, of its share"], rows)
-    header = ["set", "best peer of no lower ESS", "it", "ours", "ours − it", "ours − uniform"]
-    for mine in (OURS, WIDER):
-        rows = [[name, *verdict(results[name], mine)] for name in results]
-        table(f"{mine.replace('*', '')}, against the best, weights {how}", header, rows)
 
 
 def summary(results: Results, scheme: str, sets: list[str]) -> list[str]:
@@ -265,14 +318,14 @@ def summary(results: Results, scheme: str, sets: list[str]) -> list[str]:
     return [*(interval(each["score"]) for each in found), f"{ess:.2f}", f"{largest:.1f}"]
 
 
-def verdict(found: dict[str, dict[str, np.ndarray]], mine: str) -> list[str]:
-    """Return ours against the best scheme that is not ours and has no lower ESS, by seed."""
+def verdict(found: dict[str, dict[str, np.ndarray]], weaker: bool) -> list[str]:
+    """Return ours against the best peer, by seed; `weaker`: of those that have no lower ESS."""
     score = {scheme: each["score"] for scheme, each in found.items()}
-    least = found[mine]["ess"].mean() - 0.005
+    least = found[OURS]["ess"].mean() - 0.005 if weaker else 0
     peers = [peer for peer in found if "ours" not in peer and found[peer]["ess"].mean() >= least]
     best = max(peers, key=lambda peer: score[peer].mean())
-    gained = (score[mine] - score[peer] for peer in (best, "uniform"))
-    return [best, *map(interval, (score[best], score[mine], *gained))]
+    gained = (score[OURS] - score[peer] for peer in (best, "uniform"))
+    return [best, *map(interval, (score[best], score[OURS], *gained))]
 
 
 def farthest_first(data: Data, seed: int) -> np.ndarray:
@@ -316,7 +369,7 @@ def coverage(choose: Callable[[Data, int], np.ndarray], several: list[Data]) -> 
 
 
 THEORY = {"1/r̄₁₀, the prototype": "1/d", "r̄₁₀": "−1/d", "r₂₀^d": "−1"}
-THEORY |= {"inverse KDE, all pairs": "−1", WIDER: "−a … 0", OURS: "−a … 0"}
+THEORY |= {"inverse KDE, all pairs": "−1", CUT_OFF: "−a … 0", OURS: "−a … 0"}
 
 
 def theory(seeds: int) -> None:
@@ -337,7 +390,9 @@ def slopes(dim: int, seed: int) -> dict[str, float]:
     truth, data = law.logpdf(X), Data(X.astype(np.float32), np.zeros(len(X)))
     logs = {name: np.log(SCHEMES[name](data)) for name in THEORY}
     found = {name: np.polyfit(truth, log, 1)[0] for name, log in logs.items()}
-    ranks = {f"rank correlation, {mine}": spearmanr(logs[mine], truth)[0] for mine in (WIDER, OURS)}
+    ranks = {
+        f"rank correlation, {mine}": spearmanr(logs[mine], truth)[0] for mine in (CUT_OFF, OURS)
+    }
     return {**found, **ranks, "estimated d": intrinsic_dimension(data.graph.first(20))}
 
 
@@ -375,11 +430,13 @@ def main() -> None:
     parser.add_argument("part", nargs="?", choices=parts, default="all", help="default: all")
     parser.add_argument("--encoder", type=Path, default=Path("models/encoder"), help="its folder")
     parser.add_argument("--seeds", type=int, default=5, help="sets of each kind, 2 or more")
+    parser.add_argument("--first", type=int, default=0, help="first seed")
     parser.add_argument("--only", choices=SETS, metavar="NAME", help=f"one of: {', '.join(SETS)}")
     args = parser.parse_args()
     embed, names = caching(args.encoder), [args.only] if args.only else list(SETS)
     if args.part != "theory":
-        sets = {name: [SETS[name](embed, seed) for seed in range(args.seeds)] for name in names}
+        seeds = range(args.first, args.first + args.seeds)
+        sets = {name: [SETS[name](embed, seed) for seed in seeds] for name in names}
     if args.part in ("all", "weights"):
         weights(sets)
     if args.part in ("all", "subsets"):

@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from isodense import params, stage
-from isodense.artifacts import read_manifest, require_same_ids, write_json
+from isodense.artifacts import write_json
 from isodense.base import BaseParams
 from isodense.neighbors import NeighborsParams, publish
 from isodense.promptset import load_columns
@@ -30,8 +30,6 @@ def main(argv: list[str]) -> str:
     base = params.load(args.params, "base", BaseParams)
     section = params.load(args.params, "neighbors", NeighborsParams)
     prompts = load_columns(args.prompts)
-    manifest = read_manifest(args.embeddings, "embeddings")
-    require_same_ids(prompts.ids_sha256, manifest, f"the embeddings in {args.embeddings}")
     report = publish(
         args.embeddings,
         prompts,

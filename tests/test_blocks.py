@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 
 import numpy as np
 import pytest
 
 from isodense import blocks
-from isodense.blocks import Search, Side, exact_search, keep_last, load_last, search_blocks
+from isodense.blocks import (
+    Search,
+    Side,
+    exact_search,
+    fingerprint,
+    finish,
+    load_last,
+    search_blocks,
+)
+from isodense.errors import ArtifactError
 from isodense.exact import Exact, nearest
 from isodense.ranks import Rank
 from tests.test_exact import unit
@@ -107,10 +118,12 @@ def test_a_rank_that_falls_silent_is_named_with_its_blocks(tmp_path, monkeypatch
         run(tmp_path, rank=Rank(0, 2))
 
 
-def kept(folder, count, held, k=7):
-    """Keep the graph of the first rows."""
+def finished(store, count, held, k=7, recipe="r"):
+    """Search among the first rows, as an earlier run did."""
     given = sides(X[:count], HELD[:held], k)
-    keep_last(folder, given, at_once(given))
+    folder = store / f"{recipe}-{count}-{held}"
+    search_blocks(given, lambda: exact_search(given[0], None, "cpu"), folder, ALONE)
+    finish(folder, recipe, given, [fingerprint(side.vectors) for side in given])
 
 
 @pytest.mark.parametrize(
@@ -118,15 +131,37 @@ def kept(folder, count, held, k=7):
     [(290, 30, 7), (299, 29, 7), (42, 3, 7), (5, 1, 7), (300, 30, 7), (300, 2, 7), (150, 30, 200)],
 )
 def test_a_grown_graph_has_the_bytes_of_a_new_one(tmp_path, count, held, k):
-    kept(tmp_path / "last", count, held, k)
+    finished(tmp_path, count, held, k)
     given = sides(k=k)
-    last = load_last(tmp_path / "last", given)
+    last = load_last(tmp_path, "r", given)
     assert last.rows == count
     assert same(run(tmp_path / "run", given, last=last), at_once(given))
 
 
+def test_the_largest_finished_graph_that_fits_is_grown(tmp_path):
+    for count in (100, 250, 200):
+        finished(tmp_path, count, 30)
+    finished(tmp_path, 280, 30, recipe="another")
+    other = sides(X[::-1][:290])
+    folder = tmp_path / "other"
+    search_blocks(other, lambda: exact_search(other[0], None, "cpu"), folder, ALONE)
+    finish(folder, "r", other, [fingerprint(side.vectors) for side in other])
+    assert load_last(tmp_path, "r", sides()).rows == 250
+    assert load_last(tmp_path, "r", sides(X[:240])).rows == 200
+    assert load_last(tmp_path, "none", sides()) is None
+
+
+def test_folders_nobody_used_for_a_week_are_deleted(tmp_path):
+    for count, days in ((100, 8), (200, 6)):
+        finished(tmp_path, count, 30)
+        then = time.time() - days * 86_400
+        os.utime(tmp_path / f"r-{count}-30", (then, then))
+    finished(tmp_path, 300, 30)
+    assert {path.name for path in tmp_path.iterdir()} == {"r-200-30", "r-300-30"}
+
+
 def test_growing_compares_old_rows_with_new_ones_only(tmp_path, monkeypatch):
-    kept(tmp_path / "last", 290, 30)
+    finished(tmp_path, 290, 30)
     compared = []
     real = Exact.nearest
 
@@ -134,25 +169,47 @@ def test_growing_compares_old_rows_with_new_ones_only(tmp_path, monkeypatch):
         compared.append(len(queries) * len(self.X))
         return real(self, queries, *rest, **settings)
 
-    last = load_last(tmp_path / "last", sides())
+    last = load_last(tmp_path, "r", sides())
     monkeypatch.setattr(Exact, "nearest", counting)
     run(tmp_path / "run", last=last)
     assert sum(compared) == 290 * 10 + 10 * 300 + 30 * 10
 
 
-@pytest.mark.parametrize("change", ["row", "fewer", "heldout", "stump", "none"])
+def test_a_first_rank_without_work_still_prepares_for_the_others(tmp_path):
+    run(tmp_path)
+    for number in (1, 3):  # both of the second rank
+        (tmp_path / f"train-0000{number}.safetensors").unlink()
+    ready = threading.Event()
+    search = exact_search(sides()[0], None, "cpu")
+
+    def second():
+        search_blocks(sides(), lambda: ready.wait(20) and search, tmp_path, Rank(1, 2), 64)
+
+    other = threading.Thread(target=second)
+    other.start()
+    found = search_blocks(sides(), lambda: ready.set() or search, tmp_path, Rank(0, 2), 64)
+    other.join()
+    assert same(found, at_once(sides()))
+
+
+def test_blocks_that_miss_a_row_are_never_joined(tmp_path):
+    twice = np.arange(len(X))
+    twice[70] = 0
+    with pytest.raises(ArtifactError, match="do not hold each row once"):
+        run(tmp_path, order=twice)
+
+
+@pytest.mark.parametrize("change", ["row", "fewer", "heldout", "none"])
 def test_a_graph_of_other_rows_is_not_grown(tmp_path, change):
     if change != "none":
-        kept(tmp_path / "last", 290, 20)
+        finished(tmp_path, 290, 20)
     train, heldout = X.copy(), HELD.copy()
     if change == "row":
         train[289] = train[0]
     if change == "heldout":
         heldout[0] = heldout[1]
-    if change == "stump":
-        (tmp_path / "last" / "train-indices.npy").write_bytes(b"\x93NUMPY")
     given = sides(train[:200] if change == "fewer" else train, heldout)
-    assert load_last(tmp_path / "last", given) is None
+    assert load_last(tmp_path, "r", given) is None
 
 
 def test_no_rows_are_no_trouble(tmp_path):

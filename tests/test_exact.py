@@ -93,6 +93,31 @@ def test_a_crowd_nearer_than_float32_can_tell_is_measured_in_full():
     np.testing.assert_array_equal(graph.distances[rows], distances)
 
 
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_scores_as_wrong_as_float32_allows_change_nothing(sign):
+    X = unit(600, 256)
+    X[100:160] = X[100] + 1e-4 * unit(60, 256, seed=2)
+    X[100:160] /= np.linalg.norm(X[100:160], axis=1, keepdims=True)
+    searching = Exact(X, "cpu")
+    real, worst = searching._scorer, sign * 256 * 2.0**-24
+
+    def wrong(X, size):
+        def score(queries, own):
+            tile = queries @ X.T
+            tile += (worst * np.where(np.arange(len(X)) % 2, 1, -1)).astype(np.float32)
+            tile[np.flatnonzero(own >= 0), own[own >= 0]] = -np.inf
+            top = np.argsort(-tile, axis=1)[:, :size]
+            return top, np.take_along_axis(tile, top, axis=1)
+
+        return score if real else None
+
+    searching._scorer = wrong
+    found = searching.nearest(X, 10, np.arange(600))
+    indices, distances = brute(X, X, 10, np.arange(600))
+    np.testing.assert_array_equal(found.indices, indices)
+    np.testing.assert_array_equal(found.distances, distances)
+
+
 def test_bytes_ignore_tiles_and_threads(monkeypatch):
     X = unit(5000)
     X[100:140], X[300:340] = X[100], X[200:240]

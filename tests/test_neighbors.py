@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -165,7 +166,68 @@ def test_an_audit_that_fails_loses_no_block(tmp_path, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(blocks, "keep", lambda *_: pytest.fail("all is there"))
     run(tmp_path, IVF)
-    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+def test_the_audit_is_on_other_rows_than_the_tuning(tmp_path, monkeypatch):
+    artifacts(tmp_path, unit(1500, dim=8))
+    seen = []
+    real = neighbors._exact
+    monkeypatch.setattr(
+        neighbors,
+        "_exact",
+        lambda train, rows, device: seen.append(rows) or real(train, rows, device),
+    )
+    run(tmp_path, IVF)
+    tuned, audited = map(set, seen)
+    assert len(tuned) == len(audited) == 200
+    assert len(tuned & audited) < 60
+
+
+def test_other_params_never_take_the_blocks_of_these(tmp_path):
+    X = unit(300)
+    artifacts(tmp_path, X)
+    run(tmp_path, EXACT)
+    run(tmp_path, NeighborsParams(9, "auto", 200, 0.9, 1), out="wider")
+    assert (load_graph(tmp_path / "wider")[0].indices == exact_graph(tmp_path, X, 9).indices).all()
+
+
+def test_a_damaged_file_of_centroids_is_made_again(tmp_path):
+    artifacts(tmp_path, unit(1500, dim=8))
+    run(tmp_path, IVF)
+    for path in (tmp_path / "cache").rglob("*.safetensors"):
+        path.unlink() if path.name.startswith("train") else path.write_bytes(b"cut")
+    run(tmp_path, IVF, out="again")
+    assert content(tmp_path / "again") == content(tmp_path / "out")
+
+
+def test_unusable_vectors_are_named_with_their_prompt(tmp_path):
+    X = unit(60)
+    X[33] = 0
+    artifacts(tmp_path, X)
+    with pytest.raises(IsodenseError, match=f"1 of 54 rows are zero, first prompt {33:032x}"):
+        run(tmp_path, EXACT)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda prompts: prompts.split("train"), "embeddings"),
+        (lambda prompts: replace(prompts, heldout=prompts.heldout | True), "all 60 .* held out"),
+    ],
+)
+def test_embeddings_of_other_prompts_and_no_training_prompts_are_refused(tmp_path, change, words):
+    artifacts(tmp_path, unit(60))
+    prompts = change(load_columns(tmp_path / "prompts"))
+    with pytest.raises(IsodenseError, match=words):
+        publish(tmp_path / "embeddings", prompts, EXACT, "cpu", 0, tmp_path, tmp_path / "out")
+
+
+def test_two_runs_of_the_same_side_by_side_give_the_same_bytes(tmp_path):
+    artifacts(tmp_path, unit(40_000, 8))
+    both = [script(tmp_path, name) for name in ("one", "two")]
+    said = [child.communicate(timeout=120)[0] for child in both]
+    assert [child.returncode for child in both] == [0, 0], said
+    assert content(tmp_path / "one") == content(tmp_path / "two")
 
 
 @pytest.mark.parametrize("params", [EXACT, IVF])

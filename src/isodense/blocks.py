@@ -2,9 +2,10 @@
 
 A finished block is kept outside the DVC outputs, in a folder named by the hash of the vectors and
 of all else that its bytes depend on: a run that was cut off computes only what is not there, and
-ranks started by torchrun take turns at the missing blocks. The last exact graph is kept as well.
-When the present rows begin with those that it is of, old rows are compared with the new ones only:
-what they had and what they find hold the k nearest, in the bytes of a search from nothing.
+ranks started by torchrun take turns at the missing blocks. The folder stays when the graph is
+published. If the present rows begin with those of an exact graph that was finished earlier, old
+rows are compared with the new ones only: what they had and what they find hold the k nearest, in
+the bytes of a search from nothing. Folders that nobody has used for a week are deleted.
 """
 
 from __future__ import annotations
@@ -13,22 +14,27 @@ import hashlib
 import json
 import logging
 import os
+import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
-from isodense.artifacts import load_array, publishing, write_json
+from isodense.artifacts import write_json
 from isodense.errors import ArtifactError
 from isodense.exact import Exact
 from isodense.graph import Graph
 from isodense.ranks import Progress, Rank
 
 ROWS = 16_384  # queries of a block
+NOTE = "finished.json"
+KEPT = 7 * 86_400  # seconds for which a folder is kept after its last use
 
 log = logging.getLogger("isodense")
 
@@ -76,7 +82,7 @@ class Search:
 
 @dataclass(frozen=True)
 class Last:
-    """An earlier exact graph, of rows that the present ones begin with.
+    """An exact graph finished earlier, of rows that the present ones begin with.
 
     Attributes
     ----------
@@ -97,7 +103,9 @@ def digest(*parts: Any) -> str:
 
 def fingerprint(vectors: np.ndarray) -> str:
     """Return a hash of all rows."""
-    return hashlib.sha256(np.ascontiguousarray(vectors).data).hexdigest()
+    found = hashlib.sha256(str(vectors.shape[1:]).encode())
+    found.update(np.ascontiguousarray(vectors).data)
+    return found.hexdigest()
 
 
 def search_blocks(
@@ -122,28 +130,25 @@ def search_blocks(
         Of each side; None on ranks but the first.
     """
     blocks = [(side, start) for side in sides for start in range(0, len(side.vectors), size)]
-    paths = [run / f"{side.name}-{start // size:05d}.safetensors" for side, start in blocks]
-    missing = [number for number, path in enumerate(paths) if not _sound(path)]
+    paths = [path for side in sides for path in _paths(run, side, size)]
+    missing = [number for number, path in enumerate(paths) if not sound(path)]
     mine = [number for number in missing if number % rank.world == rank.index]
     counts = [min(size, len(side.vectors) - start) for side, start in blocks]
-    search: Search | None = None
     with Progress(run, rank, sum(counts[number] for number in missing), "blocks") as bar:
-        for number in mine:
-            search = search or prepare()
-            side, start = blocks[number]
-            order = search.order if side.name == "train" else np.arange(len(side.vectors))
-            rows = order[start : start + size]
-            graph = search.find(side, rows, bar.add)
-            keep(paths[number], rows=rows, indices=graph.indices, distances=graph.distances)
+        if mine or (missing and not rank.index):  # others may wait for what the first prepares
+            search = prepare()
+            for number in mine:
+                side, start = blocks[number]
+                order = search.order if side.name == "train" else np.arange(len(side.vectors))
+                rows = order[start : start + size]
+                graph = search.find(side, rows, bar.add)
+                keep(paths[number], rows=rows, indices=graph.indices, distances=graph.distances)
         if rank.index:
             return None
-        bar.wait(missing, lambda number: _sound(paths[number]))
+        bar.wait(missing, lambda number: sound(paths[number]))
     if len(missing) < len(blocks):
         log.info("%d of %d blocks computed, the rest were in %s", len(missing), len(blocks), run)
-    return [
-        _joined(side, [path for path, block in zip(paths, blocks, strict=True) if block[0] is side])
-        for side in sides
-    ]
+    return [_joined(side, _paths(run, side, size)) for side in sides]
 
 
 def exact_search(train: Side, last: Last | None, device: str) -> Search:
@@ -176,36 +181,54 @@ def exact_search(train: Side, last: Last | None, device: str) -> Search:
 def keep(path: Path, **arrays: np.ndarray) -> None:
     """Write arrays as safetensors, whole or not at all, also where experiments run side by side."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(f".{os.getpid()}.tmp")
+    scratch = path.with_suffix(f".{uuid4().hex}.tmp")
     save_file(arrays, scratch)
     with scratch.open("rb") as stream:
         os.fsync(stream.fileno())
     scratch.replace(path)
 
 
-def load_last(folder: Path, sides: list[Side]) -> Last | None:
-    """Return the graph kept in `folder` if the present rows begin with those that it is of."""
-    try:
-        kept = json.loads((folder / "rows.json").read_text(encoding="utf-8"))
-        graphs = {side.name: _load(folder, side.name) for side in sides}
-        for side in sides:
-            rows, known = kept[side.name]
-            if rows > len(side.vectors) or fingerprint(side.vectors[:rows]) != known:
-                return None
-    except (ArtifactError, OSError, ValueError, KeyError):
-        return None
-    log.info("growing the graph of the first %d training prompts", len(graphs["train"]))
-    return Last(len(graphs["train"]), graphs)
+def finish(run: Path, recipe: str, sides: list[Side], prints: list[str]) -> None:
+    """Note in the folder of a finished search what it is of, and delete what nobody uses."""
+    rows = {s.name: [len(s.vectors), p] for s, p in zip(sides, prints, strict=True)}
+    write_json(run / NOTE, {"recipe": recipe, "rows": rows, "k": [side.k for side in sides]})
+    for other in run.parent.iterdir():
+        if time.time() - other.stat().st_mtime > KEPT:
+            shutil.rmtree(other, ignore_errors=True)
 
 
-def keep_last(folder: Path, sides: list[Side], graphs: list[Graph]) -> None:
-    """Keep an exact graph for a later run to grow."""
-    with publishing(folder) as scratch:
-        for side, graph in zip(sides, graphs, strict=True):
-            np.save(scratch / f"{side.name}-indices.npy", graph.indices)
-            np.save(scratch / f"{side.name}-distances.npy", graph.distances)
-        kept = {side.name: [len(side.vectors), fingerprint(side.vectors)] for side in sides}
-        write_json(scratch / "rows.json", kept)
+def load_last(store: Path, recipe: str, sides: list[Side]) -> Last | None:
+    """Return the largest finished graph of rows that the present ones begin with.
+
+    Parameters
+    ----------
+    store : Path
+        Folder of the folders of searches.
+    recipe : str
+        What the graph must depend on besides the vectors.
+    sides : list of Side
+        The present rows.
+    """
+    notes = [note for note in map(_note, store.glob(f"*/{NOTE}")) if note["recipe"] == recipe]
+    for note in sorted(notes, key=lambda note: -note["rows"]["train"][0]):
+        known = [note["rows"][side.name] for side in sides]
+        if all(_begins(s, *found) for s, found in zip(sides, known, strict=True)):
+            log.info("growing the graph of the first %d training prompts", known[0][0])
+            old = [
+                Side(side.name, side.vectors[:count], k)
+                for side, (count, _), k in zip(sides, known, note["k"], strict=True)
+            ]
+            graphs = {side.name: _joined(side, _paths(note["run"], side)) for side in old}
+            return Last(known[0][0], graphs)
+    return None
+
+
+def _note(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) | {"run": path.parent}
+
+
+def _begins(side: Side, rows: int, known: str) -> bool:
+    return rows <= len(side.vectors) and fingerprint(side.vectors[:rows]) == known
 
 
 def _grown(last: Last, side: Side, rows: np.ndarray, new: Exact, told: Told) -> Graph:
@@ -220,12 +243,7 @@ def _grown(last: Last, side: Side, rows: np.ndarray, new: Exact, told: Told) -> 
     )
 
 
-def _load(folder: Path, side: str) -> Graph:
-    arrays = (load_array(folder / f"{side}-{name}.npy", True) for name in ("indices", "distances"))
-    return Graph(*arrays)
-
-
-def _sound(path: Path) -> bool:
+def sound(path: Path) -> bool:
     """Return whether a finished block is there; safetensors knows a stump by its length."""
     try:
         with safe_open(path, "numpy"):
@@ -234,10 +252,22 @@ def _sound(path: Path) -> bool:
         return False
 
 
+def _paths(run: Path, side: Side, size: int = ROWS) -> list[Path]:
+    return [
+        run / f"{side.name}-{number:05d}.safetensors"
+        for number in range(-(-len(side.vectors) // size))
+    ]
+
+
 def _joined(side: Side, paths: list[Path]) -> Graph:
-    graph = Graph.empty(len(side.vectors), side.k)
+    """Put blocks together; each row has to be in one of them."""
+    graph, found = Graph.empty(len(side.vectors), side.k), np.zeros(len(side.vectors), dtype=int)
     for path in paths:
         block = load_file(path)
         graph.indices[block["rows"]] = block["indices"]
         graph.distances[block["rows"]] = block["distances"]
+        found[block["rows"]] += 1
+    if (found != 1).any():
+        message = f"the blocks in {paths[0].parent} do not hold each row once"
+        raise ArtifactError(message, "delete that folder and run it again")
     return graph

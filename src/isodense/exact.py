@@ -5,11 +5,12 @@ candidates than asked. A float32 dot product of unit vectors is off by at most d
 the order of its sums (Higham, *Accuracy and Stability of Numerical Algorithms*, 2002, §3.1), so
 all that lie within that margin of the k-th are measured in float64, and a query whose candidates
 end inside the margin is scored again for every row that could compete. The result is therefore
-the true one, ties by row number, at any block size and thread count.
+the true one, ties by row number, at any block size and thread count, up to some 8,000 dimensions.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -25,6 +26,7 @@ from isodense.stage import progress
 SPARE = 8  # candidates beyond k
 TILE = 2048  # rows scored at once on a CPU; 16 times as many on a GPU
 CHUNK = 1024  # pairs measured at once
+CROWDED = 16  # queries scored again at once: each may compete for a whole crowd
 
 Pairs = tuple[np.ndarray, np.ndarray]  # numbers of queries and of rows
 Arrays = tuple[np.ndarray, np.ndarray]
@@ -66,8 +68,9 @@ class Exact:
         def search(start: int) -> int:
             rows = slice(start, start + block)
             candidates, scores = score(queries[rows], own[rows])
-            pairs = _competing(queries[rows], self.X, own[rows], candidates, scores, k)
-            graph.indices[rows], graph.distances[rows] = measured(queries[rows], self.X, pairs, k)
+            graph.indices[rows], graph.distances[rows] = _kept(
+                queries[rows], self.X, own[rows], candidates, scores, k
+            )
             return len(candidates)
 
         settings = progress() | ({} if done is None else {"disable": True})
@@ -151,38 +154,41 @@ def in_threads(work: Callable[[int], int], starts: Iterable[int]) -> Iterator[in
     NumPy lets go of the interpreter while it computes. What is not begun is dropped on Ctrl-C.
     """
     blas = [lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"]
-    with threadpool_limits(1, user_api="blas"):
-        pool = ThreadPoolExecutor(max(blas, default=1))
-        try:
-            yield from pool.map(work, starts)
-        finally:
-            pool.shutdown(cancel_futures=True)
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(max(blas, default=1)) as pool:
+        yield from pool.map(work, starts)
 
 
-def _competing(
+def _kept(
     queries: np.ndarray,
     X: np.ndarray,
     own: np.ndarray,
     candidates: np.ndarray,
     scores: np.ndarray,
     k: int,
-) -> Pairs:
-    """Return all (query, row) that may be among the `k` nearest, for all float32 can tell."""
+) -> Arrays:
+    """Keep the `k` nearest of a block's candidates, scoring a query again if they may not do."""
     size = scores.shape[1]
     margin = 2 * X.shape[1] * 2.0**-24 + 1e-6  # of two scores, and of distances that round alike
     least = np.partition(scores, size - k, axis=1)[:, size - k].astype(np.float64) - margin
     query, slot = np.nonzero(scores >= least[:, None])
-    row = candidates[query, slot]
+    indices, distances = measured(queries, X, (query, candidates[query, slot]), k)
     cut_short = (scores.min(axis=1) >= least) & (size < len(X) - (own >= 0))
-    if not cut_short.any():
-        return query, row
-    keep, again = ~cut_short[query], np.flatnonzero(cut_short)
-    found = [(query[keep], row[keep])]
+    again = np.flatnonzero(cut_short)
+    for start in range(0, len(again), CROWDED):
+        part = again[start : start + CROWDED]
+        pairs = _competing(queries[part], X, own[part], least[part])
+        indices[part], distances[part] = measured(queries[part], X, pairs, k)
+    return indices, distances
+
+
+def _competing(queries: np.ndarray, X: np.ndarray, own: np.ndarray, least: np.ndarray) -> Pairs:
+    """Return all (query, row) whose score is at least what the query asks for."""
+    found = []
     for start in range(0, len(X), TILE):
-        tile = queries[again] @ X[start : start + TILE].T
-        _leave_out(tile, own[again], start)
-        hit, column = np.nonzero(tile >= least[again, None])
-        found.append((again[hit], column + start))
+        tile = queries @ X[start : start + TILE].T
+        _leave_out(tile, own, start)
+        query, column = np.nonzero(tile >= least[:, None])
+        found.append((query, column + start))
     return np.concatenate([q for q, _ in found]), np.concatenate([r for _, r in found])
 
 
@@ -255,9 +261,11 @@ class _Best:
 
 
 def _uploaded(X: np.ndarray) -> Any:
+    """Return the rows on this process's GPU; its products must not round to TF32."""
     import torch
 
-    return torch.from_numpy(X).cuda()
+    torch.backends.cuda.matmul.allow_tf32 = False
+    return torch.from_numpy(X).to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
 
 
 def _on_gpu(X: Any, size: int) -> Scorer:
@@ -267,9 +275,9 @@ def _on_gpu(X: Any, size: int) -> Scorer:
     width = max(16 * TILE, size)
 
     def score(queries: np.ndarray, own: np.ndarray) -> Arrays:
-        part = torch.from_numpy(queries).cuda()
-        best = torch.empty((len(part), 0), device="cuda")
-        rows = torch.empty((len(part), 0), dtype=torch.long, device="cuda")
+        part = torch.from_numpy(queries).to(X.device)
+        best = torch.empty((len(part), 0), device=X.device)
+        rows = torch.empty((len(part), 0), dtype=torch.long, device=X.device)
         for start in range(0, len(X), width):
             tile = part @ X[start : start + width].T
             _leave_out(tile, own, start)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import logging
-import shutil
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +17,8 @@ from isodense.artifacts import (
     FORMAT_VERSION,
     content_sha256,
     publishing,
+    read_manifest,
+    require_same_ids,
     sha256_file,
     write_manifest,
 )
@@ -31,10 +31,11 @@ from isodense.blocks import (
     digest,
     exact_search,
     fingerprint,
+    finish,
     keep,
-    keep_last,
     load_last,
     search_blocks,
+    sound,
 )
 from isodense.errors import IsodenseError
 from isodense.exact import nearest
@@ -240,13 +241,13 @@ def publish(
     sides, manifest = _sides(embeddings, prompts, params.k_max)
     train = sides[0]
     method = resolve_method(params.method, len(train.vectors), device) if train.k else "exact"
-    recipe, store = _recipe(replace(params, method=method), seed), cache / "neighbors"
-    run = store / digest(recipe, [fingerprint(side.vectors) for side in sides])
-    last = store / f"last-{digest(recipe)}"
+    recipe, store = _recipe(params, method, seed), cache / "neighbors"
+    prints = [fingerprint(side.vectors) for side in sides]
+    run = store / digest(recipe, prints)
 
     def prepare() -> Search:
         if method == "exact":
-            return exact_search(train, load_last(last, sides), device)
+            return exact_search(train, load_last(store, recipe, sides), device)
         if method == "pynndescent":
             return _descent_search(train, params, device, seed)
         return _ivf_search(train, params, device, seed, run / "lists.safetensors", rank)
@@ -256,74 +257,71 @@ def publish(
     if graphs is None:
         return None
     report = {"method": method, "rows": len(train.vectors), "k_max": train.k, "recall": 1.0}
-    if method == "exact":
-        keep_last(last, sides, graphs)
-    else:
+    if method != "exact":
         report["recall"] = _audited(train, graphs[0], params, method, device, seed + 1)
     _write(graphs, prompts, train, params, report, manifest, out)
-    shutil.rmtree(run, ignore_errors=True)
+    finish(run, recipe, sides, prints)
     return report
 
 
 def _sides(embeddings: Path, prompts: Columns, k: int) -> tuple[list[Side], dict[str, Any]]:
-    train, manifest = load_vectors(embeddings, prompts.positions("train"))
-    heldout, _ = load_vectors(embeddings, prompts.positions("heldout"))
-    ids = [prompts.split(name).ids for name in ("train", "heldout")]
+    manifest = read_manifest(embeddings, "embeddings")
+    require_same_ids(prompts.ids_sha256, manifest, f"the embeddings in {embeddings}")
+    train, heldout = prompts.split("train"), prompts.split("heldout")
+    if not len(train):
+        message = f"all {len(prompts)} prompts are held out"
+        raise IsodenseError(message, "lower prompts.heldout, or add prompts")
+    rows = [prompts.positions("train"), prompts.positions("heldout")]
+    vectors = [load_vectors(embeddings, found)[0] for found in rows]
     try:
-        sides = [
-            Side("train", unit_rows(train, ids[0]), min(k, max(len(train) - 1, 0))),
-            Side("heldout", unit_rows(heldout, ids[1]), min(k, len(train))),
-        ]
+        for part, found in zip((train, heldout), vectors, strict=True):
+            unit_rows(found, part.ids)
     except IsodenseError as error:
         message = f"the embeddings in {embeddings}: {error.message}"
-        raise IsodenseError(message, "run `dvc repro embeddings`") from None
+        remedy = "the encoder made them so: see models.encoder and section embeddings"
+        raise IsodenseError(message, remedy) from None
+    sides = [
+        Side("train", vectors[0], min(k, len(train) - 1)),
+        Side("heldout", vectors[1], min(k, len(train))),
+    ]
     return sides, manifest
 
 
-def _recipe(params: NeighborsParams, seed: int) -> dict[str, Any]:
-    """Return what a graph's bytes depend on besides the vectors."""
-    specs = [importlib.util.find_spec(f"isodense.{name}") for name in CODE]
-    recipe = {
-        "format_version": FORMAT_VERSION,
-        "code": [sha256_file(str(spec and spec.origin)) for spec in specs],
-        "k_max": params.k_max,
-    }
-    if params.method == "exact":
-        return recipe
-    version = importlib.metadata.version(PACKAGES[params.method])
-    return recipe | {"params": as_dict(params), "seed": seed, "version": version}
+def _recipe(params: NeighborsParams, method: Method, seed: int) -> str:
+    """Return the hash of what a graph's bytes depend on besides the vectors."""
+    code = [sha256_file(Path(__file__).with_name(f"{name}.py")) for name in CODE]
+    recipe: list[Any] = [FORMAT_VERSION, code, method, params.k_max]
+    if method != "exact":
+        recipe += [seed, importlib.metadata.version(PACKAGES[method])]
+    if method == "ivf":
+        recipe += [params.recall_floor, params.recall_sample]
+    if method == "pynndescent":
+        recipe += [params.n_jobs]
+    return digest(recipe)
 
 
 def _ivf_search(
     train: Side, params: NeighborsParams, device: str, seed: int, lists: Path, rank: Rank
 ) -> Search:
     """Build the index; the first rank finds its centroids and its depth, for all."""
-    while rank.index and not lists.exists():  # torchrun ends all ranks if the first one fails
+    while rank.index and not sound(lists):  # torchrun ends all ranks if the first one fails
         time.sleep(0.25)
-    if lists.exists():
+    if not sound(lists):
+        middle = centroids(train.vectors, seed)
+        index = InvertedFile(train.vectors, middle)
+        rows = sample(len(train.vectors), params.recall_sample, seed)
+        index.tune(rows, _exact(train, rows, device), (1 + params.recall_floor) / 2)
+        keep(lists, centroids=middle, probes=np.array([index.probes]), order=index.order())
+    else:
         known = load_file(lists)
         index = InvertedFile(train.vectors, known["centroids"], int(known["probes"][0]))
-    else:
-        index = _tuned(train, params, device, seed, lists)
 
     def find(side: Side, rows: np.ndarray, told: Told) -> Graph:
         graph = index.search(side.vectors[rows], side.own(rows), side.k)
         told(len(rows))
         return graph
 
-    return Search(index.order(), find)
-
-
-def _tuned(
-    train: Side, params: NeighborsParams, device: str, seed: int, lists: Path
-) -> InvertedFile:
-    """Find centroids, and how many lists each query looks into, and keep both."""
-    middle = centroids(train.vectors, seed)
-    index = InvertedFile(train.vectors, middle)
-    rows = sample(len(train.vectors), params.recall_sample, seed)
-    index.tune(rows, _exact(train, rows, device), (1 + params.recall_floor) / 2)
-    keep(lists, centroids=middle, probes=np.array([index.probes]))
-    return index
+    return Search(load_file(lists)["order"], find)
 
 
 def _descent_search(train: Side, params: NeighborsParams, device: str, seed: int) -> Search:

@@ -97,6 +97,9 @@ def load_vectors(
     manifest = read_manifest(folder, "embeddings")
     transform = load_transform(folder) if TRANSFORM in manifest["files"] else None
     rows = np.arange(manifest["rows"]) if rows is None else rows
+    if len(rows) and rows[-1] >= manifest["rows"]:
+        message = f"{folder} has {manifest['rows']} rows, but row {rows[-1]} is wanted"
+        raise ArtifactError(message, REMEDY)
     vectors = np.empty((len(rows), manifest["dim"]), dtype=np.float32)
     start = 0
     for shard in iter_shards(folder, manifest):
