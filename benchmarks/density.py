@@ -9,9 +9,8 @@ python benchmarks/density.py weights --only "tail 1" --seeds 10
 Text sets are rows of the sample's generator, the intent their truth. *gap* is the share of the
 Kullback-Leibler divergence between uniform sampling and even labels that the weights remove
 (1 perfect, 0 no better than uniform, below 0 worse). The effective sample size is of *distinct*
-prompts: the masses of copies are added up first, as 20 draws of 20 copies are not 20 prompts. Each
-seed is a set of its own; ± is the 95% t-interval of the mean over seeds. Needs models/encoder
-(`dvc repro models`).
+prompts: copies' masses are added up first, as 20 draws of 20 copies are not 20 prompts. Each seed
+is another set; ± is the 95% t-interval over seeds. Needs models/encoder (`dvc repro models`).
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -38,18 +37,17 @@ import isodense
 from isodense.density import DensityParams, estimate, intrinsic_dimension
 from isodense.evenness import effective_sample_size, label_statistics
 from isodense.prompts import unique_prompts
-from isodense.promptset import PromptSet
 from isodense.records import raise_bad_row
 from isodense.sources import sample
 
 SKETCH = importlib.util.find_spec("geosketch") is not None
 OURS, CUT_OFF = "**ours**, soft_count", "ours, kernel cut off at k = 20"
-EVEN = 0.97  # label entropy, of the largest possible, from which a gap means nothing
-EPS = 0.1  # SemDeDup: cosine similarity above 1 - EPS is a duplicate
+EVEN, EPS = 0.97, 0.1  # label entropy from which a gap means nothing; 1 - cosine of duplicates
+PLAIN, DISTINCT = "as they are", "at equal ESS of distinct prompts"
 SUBSET, GARBAGE = 256, ""  # size; label of random strings
-POWERS = np.array([0, *np.geomspace(0.02, 64, 120)])  # tried on weights, to reach an ESS
 LETTERS = list("abcdefghijklmnopqrstuvwxyz0123456789 .,;!?#@")
 Embed = Callable[[list[str]], np.ndarray]
+Results = dict[str, dict[str, dict[str, np.ndarray]]]  # by set, scheme and measure; over seeds
 
 
 @dataclass
@@ -58,7 +56,10 @@ class Data:
 
     X: np.ndarray
     labels: np.ndarray
-    copied: np.ndarray | None = None  # group of copies of each row, where it is known
+    groups: np.ndarray | None = None  # of copies, one of each row; by default as ours finds them
+
+    def __post_init__(self) -> None:
+        self.groups = self.units if self.groups is None else self.groups
 
     @cached_property
     def graph(self) -> isodense.Graph:
@@ -76,46 +77,22 @@ class Data:
         return estimate(self.graph, DensityParams(50, "soft_count", 0.8, 1, 0.15, 1.25, 0)).units
 
     @property
-    def groups(self) -> np.ndarray:
-        """Groups of copies: the true ones, or else those found."""
-        return self.units if self.copied is None else self.copied
-
-    @property
     def distances(self) -> np.ndarray:
         """Distances to them, kept off zero."""
         return np.maximum(self.graph.distances.astype(np.float64), 1e-6)
 
 
-def texts(
-    embed: Embed,
-    seed: int,
-    tail: float = 1,
-    copies: float = 0.08,
-    near: float = 0.15,
-    junk: int = 0,
-) -> Data:
-    """Make 2,000 pairs as `download` does and their prompts as `prompts` does, and embed them."""
-    prompts = generated(seed, tail, copies, near)
+def texts(embed: Embed, seed: int, junk: int = 0, repeat: bool = False, **changes: float) -> Data:
+    """Embed the prompts of 2,000 pairs, and random strings; `repeat` leaves exact copies in."""
+    chosen = {"tail": 1.0, "copies": 0.08, "near": 0.15} | changes
+    params = sample.SampleParams(2000, *chosen.values(), 0.1)
+    pairs = sample.load(params, np.random.default_rng(seed), raise_bad_row)
+    prompts = unique_prompts([row | {"source": "sample"} for row in pairs], heldout=0.0)
     rng = np.random.default_rng(seed)
     words = ["".join(rng.choice(LETTERS, rng.integers(10, 80))) for _ in range(junk)]
-    labels = [*(prompts.labels or []), *[GARBAGE] * junk]
-    return Data(embed(prompts.texts + words), np.array(labels))
-
-
-def repeated(embed: Embed, seed: int) -> Data:
-    """Leave 30% exact copies in, which the pipeline never sees."""
-    prompts = generated(seed, 1.0, 0.3, 0.15)
-    counts = [row["count"] for row in prompts.rows]
-    X = np.repeat(embed(prompts.texts), counts, axis=0)
-    return Data(X, np.repeat(np.array(prompts.labels), counts))
-
-
-def generated(seed: int, tail: float, copies: float, near: float) -> PromptSet:
-    """Return the unique prompts of 2,000 pairs of the sample."""
-    rng = np.random.default_rng(seed)
-    params = sample.SampleParams(2000, tail, copies, near, 0.1)
-    pairs = [row | {"source": "sample"} for row in sample.load(params, rng, raise_bad_row)]
-    return unique_prompts(pairs, heldout=0.0)
+    labels = np.array([*(prompts.labels or []), *[GARBAGE] * junk])
+    times = [*(row["count"] if repeat else 1 for row in prompts.rows), *[1] * junk]
+    return Data(np.repeat(embed(prompts.texts + words), times, axis=0), np.repeat(labels, times))
 
 
 def crowded(embed: Embed, seed: int) -> Data:
@@ -124,8 +101,7 @@ def crowded(embed: Embed, seed: int) -> Data:
     data = texts(embed, seed, copies=0, near=0)
     rows = np.repeat(rng.choice(len(data.X), 40, replace=False), 19)
     X = np.concatenate([data.X, noisy(data.X[rows], 0.1, rng)])
-    copied = np.concatenate([np.arange(len(data.X)), rows])
-    return Data(X, np.concatenate([data.labels, data.labels[rows]]), copied)
+    return Data(X, np.concatenate([data.labels, data.labels[rows]]), np.r_[: len(data.X), rows])
 
 
 def mixture(seed: int, dim: int, exponent: float = 1.0) -> Data:
@@ -143,17 +119,17 @@ def noisy(X: np.ndarray, size: float, rng: np.random.Generator) -> np.ndarray:
 
 
 SETS: dict[str, Callable[[Embed, int], Data]] = {
-    "tail 0.5": lambda embed, seed: texts(embed, seed, 0.5),
+    "tail 0.5": lambda embed, seed: texts(embed, seed, tail=0.5),
     "tail 1": texts,
-    "tail 1.5": lambda embed, seed: texts(embed, seed, 1.5),
+    "tail 1.5": lambda embed, seed: texts(embed, seed, tail=1.5),
     "no copies": lambda embed, seed: texts(embed, seed, copies=0, near=0),
     "near copies": lambda embed, seed: texts(embed, seed, copies=0, near=0.5),
     "20-fold copies": crowded,
-    "exact copies": repeated,
+    "exact copies": lambda embed, seed: texts(embed, seed, copies=0.3, repeat=True),
     "garbage": lambda embed, seed: texts(embed, seed, junk=18),
     "mixture, 8-d": lambda _, seed: mixture(seed, 8),
     "mixture, 32-d": lambda _, seed: mixture(seed, 32),
-    "even": lambda embed, seed: texts(embed, seed, 0.0),
+    "even": lambda embed, seed: texts(embed, seed, tail=0.0),
     "even mixture": lambda _, seed: mixture(seed, 32, 0.0),
 }
 
@@ -166,15 +142,11 @@ def inverse_kde(data: Data) -> np.ndarray:
 
 
 def semdedup(data: Data, size: int | None = None) -> np.ndarray:
-    """Drop the duplicates of SemDeDup, or all but the `size` least duplicated; then uniform.
-
-    Within a cluster, a prompt is a duplicate of a similar one farther from the centre.
-    """
+    """Drop prompts like one farther from their cluster's centre, or all but `size` of them."""
     similarity = np.empty(len(data.X))
     for cluster in range(data.clusters.max() + 1):
         rows = np.flatnonzero(data.clusters == cluster)
-        central = data.X[rows] @ data.X[rows].mean(axis=0)
-        rows = rows[np.argsort(central, kind="stable")]
+        rows = rows[np.argsort(data.X[rows] @ data.X[rows].mean(axis=0), kind="stable")]
         earlier = np.triu(np.ones((len(rows), len(rows)), dtype=bool), 1)
         similarity[rows] = np.where(earlier, data.X[rows] @ data.X[rows].T, -1).max(axis=0)
     limit = np.sort(similarity)[size - 1] if size else 1 - EPS
@@ -183,27 +155,21 @@ def semdedup(data: Data, size: int | None = None) -> np.ndarray:
 
 def sketch(data: Data, size: int | None = None) -> np.ndarray:
     """Return weights uniform over a geometric sketch of half the set, or of `size`."""
-    from geosketch import gs
+    from geosketch import gs  # of 100 principal components, as its authors advise
 
-    # Of 100 principal components, as its authors advise.
     X = data.X if data.X.shape[1] <= 100 else PCA(100, random_state=0).fit_transform(data.X)
     return 1.0 * np.isin(np.arange(len(X)), gs(X.astype(np.float64), size or len(X) // 2, seed=0))
 
 
 def cut_off(data: Data) -> np.ndarray:
-    """Return the former default: count in a kernel over 20 neighbours, and nothing beyond them."""
+    """Return weights by the former idea: a kernel over 20 neighbours, and nothing beyond them."""
     sizes = np.bincount(data.units)
     near, distances = data.units[data.graph.indices[:, :20]], data.distances[:, :20]
     kernel = np.exp(-((distances / np.median(distances[:, -1]) / 0.4) ** 2) / 2) / sizes[near]
     log = np.log1p((kernel * (near != data.units[:, None])).sum(axis=1))
     logs = -np.bincount(data.units, weights=log) / sizes
-    power = tempered(logs, np.arange(len(sizes)), 0.8 * len(sizes), 1, 4)
+    power = min(tempered(logs, np.arange(len(sizes)), 0.8 * len(sizes), low=1), 4)
     return (np.exp(power * logs) / sizes)[data.units]
-
-
-def ours(**params: float | str) -> Callable[[Data], np.ndarray]:
-    """Return a scheme of our own."""
-    return lambda data: isodense.density_weights(data.graph, **params)
 
 
 SUBSETS = {f"SemDeDup, ε = {EPS}": semdedup} | ({"geosketch, N/2": sketch} if SKETCH else {})
@@ -215,10 +181,10 @@ SCHEMES: dict[str, Callable[[Data], np.ndarray]] = {
     "inverse KDE, all pairs": inverse_kde,
     "k-means √N, 1/size": lambda data: 1 / np.bincount(data.clusters)[data.clusters],
     **SUBSETS,
-    "ours, knn (ess 0.7)": ours(method="knn", ess=0.7),
-    "ours, balance": ours(method="balance"),
+    "ours, knn (ess 0.7)": lambda data: isodense.density_weights(data.graph, method="knn", ess=0.7),
+    "ours, balance": lambda data: isodense.density_weights(data.graph, method="balance"),
     CUT_OFF: cut_off,
-    OURS: ours(),
+    OURS: lambda data: isodense.density_weights(data.graph),
 }
 
 
@@ -227,31 +193,32 @@ def ess(weights: np.ndarray, groups: np.ndarray) -> float:
     return effective_sample_size(np.bincount(groups, weights=weights))
 
 
-def tempered(
-    logs: np.ndarray, groups: np.ndarray, target: float, low: float = 0, high: float = 64
-) -> float:
-    """Return the largest power in bounds with this effective number of groups, or the nearest."""
+def tempered(logs: np.ndarray, groups: np.ndarray, target: float, low: float = 0) -> float:
+    """Return the largest power, at least `low`, of this effective number of groups, or nearest."""
 
     def excess(power: float) -> float:
         return ess(np.exp(power * (logs - logs.max())), groups) - target
 
-    powers = np.unique(np.clip(POWERS, low, high))
+    powers = np.array([low, *np.geomspace(max(low, 0.02), 64, 120)])
     found = np.array([excess(power) for power in powers])
-    if (found < 0).all() or found[-1] >= 0:
-        return powers[found.argmax() if (found < 0).all() else -1]
+    if found[-1] >= 0 or found.max() < 0:
+        return powers[-1 if found[-1] >= 0 else found.argmax()]
     last = np.flatnonzero(found >= 0)[-1]
     return brentq(excess, *powers[last : last + 2])
 
 
-def at_equal_ess(name: str, weights: np.ndarray, data: Data, groups: np.ndarray) -> np.ndarray:
-    """Return w^t, or a subset, of the effective number of groups of ours, as near as it gets."""
+def weighed(scheme: str, weights: np.ndarray, data: Data, how: str) -> np.ndarray:
+    """Return weights, or their power (or a subset) of as nearly the ESS of ours as it gets."""
+    if how == PLAIN:
+        return weights
+    groups = data.groups if how == DISTINCT else np.arange(len(data.X))
     target = ess(SCHEMES[OURS](data), groups)
-    if name not in SUBSETS:
+    if scheme not in SUBSETS:
         logs = np.log(np.maximum(weights / weights.max(), 1e-300))
         return np.exp(tempered(logs, groups, target) * (logs - logs.max()))
     size = target
     for _ in range(3):  # a subset can hold copies, so it takes more of them
-        weights = SUBSETS[name](data, round(size))
+        weights = SUBSETS[scheme](data, round(size))
         size = min(size * target / ess(weights, groups), len(data.X))
     return weights
 
@@ -272,31 +239,21 @@ def measure(weights: np.ndarray, data: Data) -> dict[str, float]:
     }
 
 
-Results = dict[str, dict[str, dict[str, np.ndarray]]]  # by set, scheme and measure; over seeds
-
-
 def weights(sets: dict[str, list[Data]]) -> None:
     """Compare schemes as they are, at equal effective sample size, and at that of single rows."""
-    kinds = ("as they are", "at equal ESS of distinct prompts", "at equal ESS of rows")
-    results: list[Results] = [{name: {} for name in sets} for _ in kinds]
+    kinds = (PLAIN, DISTINCT, "at equal ESS of rows")
+    results: dict[str, Results] = {how: {name: {} for name in sets} for how in kinds}
     for (name, several), scheme in itertools.product(sets.items(), SCHEMES):
-        runs = zip(*(strengths(scheme, data) for data in several), strict=True)
-        for found, run in zip(results, runs, strict=True):
-            found[name][scheme] = {key: np.array([one[key] for one in run]) for key in run[0]}
-    for found, how in zip(results[:2], kinds, strict=False):
-        compare(found, how)
-    for found, how in zip(results, kinds, strict=True):
+        pairs = [(SCHEMES[scheme](data), data) for data in several]
+        for how in kinds:
+            runs = [measure(weighed(scheme, *pair, how), pair[1]) for pair in pairs]
+            results[how][name][scheme] = {k: np.array([run[k] for run in runs]) for k in runs[0]}
+    for how, found in results.items():
+        if how in (PLAIN, DISTINCT):
+            compare(found, how)
         header = ["set", "best peer", "it", "ours", "ours − it", "ours − uniform"]
-        rows = [[name, *verdict(found[name], how == kinds[0])] for name in found]
+        rows = [[name, *verdict(found[name], how == PLAIN)] for name in found]
         table(f"Ours against the best peer, {how}", header, rows)
-
-
-def strengths(scheme: str, data: Data) -> list[dict[str, float]]:
-    """Measure a scheme as it is, and tempered over distinct prompts and over rows."""
-    found = SCHEMES[scheme](data)
-    several = (data.groups, np.arange(len(data.X)))
-    tried = [found, *(at_equal_ess(scheme, found, data, groups) for groups in several)]
-    return [measure(weights, data) for weights in tried]
 
 
 def compare(results: Results, how: str) -> None:
@@ -304,26 +261,23 @@ def compare(results: Results, how: str) -> None:
     flat = [name for name in results if results[name][OURS]["even"].all()]
     steep = [name for name in results if name not in flat]
     for measured, sets in (("Gap", steep), ("Change of label entropy, % of the largest,", flat)):
-        rows = [[scheme, *summary(results, scheme, sets)] for scheme in SCHEMES if sets]
+        rows = []
+        for scheme in SCHEMES if sets else ():
+            found = [results[name][scheme] for name in sets]
+            means = [f"{np.mean([each[key] for each in found]):.2f}" for key in ("ess", "max")]
+            rows.append([scheme, *(interval(each["score"]) for each in found), *means])
         table(f"{measured} of weights {how}", ["scheme", *sets, "ESS", "max/mean"], rows)
-    junk = results.get("garbage", {})
-    rows = [[name, interval(found["garbage"])] for name, found in junk.items()]
+    rows = [[name, interval(f["garbage"])] for name, f in results.get("garbage", {}).items()]
     table(f"Garbage, weights {how}", ["scheme", "mass of garbage, of its share"], rows)
-
-
-def summary(results: Results, scheme: str, sets: list[str]) -> list[str]:
-    """Return the cells of a scheme's row; ESS and largest weight are means over the sets."""
-    found = [results[name][scheme] for name in sets]
-    ess, largest = (np.mean([each[key] for each in found]) for key in ("ess", "max"))
-    return [*(interval(each["score"]) for each in found), f"{ess:.2f}", f"{largest:.1f}"]
 
 
 def verdict(found: dict[str, dict[str, np.ndarray]], weaker: bool) -> list[str]:
     """Return ours against the best peer, by seed; `weaker`: of those that have no lower ESS."""
     score = {scheme: each["score"] for scheme, each in found.items()}
-    least = found[OURS]["ess"].mean() - 0.005 if weaker else 0
+    least = weaker * (found[OURS]["ess"].mean() - 0.005)
     peers = [peer for peer in found if "ours" not in peer and found[peer]["ess"].mean() >= least]
-    best = max(peers, key=lambda peer: score[peer].mean())
+    best = max(peers, key=lambda peer: score[peer].mean(), default="none")
+    score["none"] = np.nan * score[OURS]
     gained = (score[OURS] - score[peer] for peer in (best, "uniform"))
     return [best, *map(interval, (score[best], score[OURS], *gained))]
 
@@ -338,7 +292,7 @@ def farthest_first(data: Data, seed: int) -> np.ndarray:
     return np.array(chosen)
 
 
-def selected(data: Data, seed: int, k: int, spread: bool = True) -> np.ndarray:
+def selected(data: Data, seed: int, k: int = 20, spread: bool = True) -> np.ndarray:
     """Choose by weight and, with `spread`, away from the chosen."""
     return isodense.select(SCHEMES[OURS](data), data.graph.first(k), SUBSET, spread, seed)
 
@@ -347,17 +301,17 @@ CHOOSERS: dict[str, Callable[[Data, int], np.ndarray]] = {
     "random": lambda data, seed: np.random.default_rng(seed).permutation(len(data.X))[:SUBSET],
     "k-centre, greedy": farthest_first,
     **({"geosketch": lambda data, _: np.flatnonzero(sketch(data, SUBSET))} if SKETCH else {}),
-    "ours, by weight alone": lambda data, seed: selected(data, seed, 20, spread=False),
-    "**ours**, spread, k 20": lambda data, seed: selected(data, seed, 20),
-    "**ours**, spread, k 50": lambda data, seed: selected(data, seed, 50),
+    "ours, by weight alone": partial(selected, spread=False),
+    "**ours**, spread, k 20": selected,
+    "**ours**, spread, k 50": partial(selected, k=50),
 }
 
 
 def subsets(sets: dict[str, list[Data]]) -> None:
     """Print the share of labels that subsets of fixed size cover."""
     rows = [
-        [scheme, *(interval(coverage(choose, several)) for several in sets.values())]
-        for scheme, choose in CHOOSERS.items()
+        [name, *(interval(coverage(choose, several)) for several in sets.values())]
+        for name, choose in CHOOSERS.items()
     ]
     table(f"Share of labels among {SUBSET} chosen", ["chosen", *sets], rows)
 
@@ -390,16 +344,14 @@ def slopes(dim: int, seed: int) -> dict[str, float]:
     truth, data = law.logpdf(X), Data(X.astype(np.float32), np.zeros(len(X)))
     logs = {name: np.log(SCHEMES[name](data)) for name in THEORY}
     found = {name: np.polyfit(truth, log, 1)[0] for name, log in logs.items()}
-    ranks = {
-        f"rank correlation, {mine}": spearmanr(logs[mine], truth)[0] for mine in (CUT_OFF, OURS)
-    }
-    return {**found, **ranks, "estimated d": intrinsic_dimension(data.graph.first(20))}
+    found["rank correlation, **ours**"] = spearmanr(logs[OURS], truth)[0]
+    return {**found, "estimated d": intrinsic_dimension(data.graph.first(20))}
 
 
 def interval(found: np.ndarray | list[float]) -> str:
     """Return the mean and half of its 95% t-interval."""
     half = t.ppf(0.975, len(found) - 1) * np.std(found, ddof=1) / len(found) ** 0.5
-    return f"{np.mean(found):.2f} ± {half:.2f}".replace("-", "−")
+    return f"{np.mean(found):.2f} ± {half:.2f}".replace("-", "−").replace("nan ± nan", "")
 
 
 def table(title: str, header: list[str], rows: list[list[str]]) -> None:
@@ -415,8 +367,7 @@ def caching(folder: Path) -> Embed:
     encoder = cache(lambda: isodense.load_encoder(folder))
 
     def embed(words: list[str]) -> np.ndarray:
-        new = list({word: None for word in words if word not in known})
-        if new:
+        if new := list(dict.fromkeys(word for word in words if word not in known)):
             known.update(zip(new, encoder().encode(new), strict=True))
         return np.stack([known[word] for word in words])
 
@@ -425,28 +376,23 @@ def caching(folder: Path) -> Embed:
 
 def main() -> None:
     """Run the parts asked for."""
+    parts = {"weights": weights, "subsets": subsets, "theory": lambda _: theory(args.seeds)}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parts = ("all", "weights", "subsets", "theory")
-    parser.add_argument("part", nargs="?", choices=parts, default="all", help="default: all")
+    parser.add_argument("part", nargs="?", default="all", choices=["all", *parts])
     parser.add_argument("--encoder", type=Path, default=Path("models/encoder"), help="its folder")
     parser.add_argument("--seeds", type=int, default=5, help="sets of each kind, 2 or more")
     parser.add_argument("--first", type=int, default=0, help="first seed")
     parser.add_argument("--only", choices=SETS, metavar="NAME", help=f"one of: {', '.join(SETS)}")
     args = parser.parse_args()
-    embed, names = caching(args.encoder), [args.only] if args.only else list(SETS)
-    if args.part != "theory":
-        seeds = range(args.first, args.first + args.seeds)
-        sets = {name: [SETS[name](embed, seed) for seed in seeds] for name in names}
-    if args.part in ("all", "weights"):
-        weights(sets)
-    if args.part in ("all", "subsets"):
-        subsets(sets)
-    if args.part in ("all", "theory"):
-        theory(args.seeds)
+    seeds, embed = range(args.first, args.first + args.seeds), caching(args.encoder)
+    names = [] if args.part == "theory" else [args.only] if args.only else list(SETS)
+    sets = {name: [SETS[name](embed, seed) for seed in seeds] for name in names}
+    for part in parts if args.part == "all" else [args.part]:
+        parts[part](sets)
     used = ["numpy", "scipy", "scikit-learn", "torch", *(["geosketch"] if SKETCH else [])]
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in used)
-    python = f"{platform.machine()}, Python {platform.python_version()}"
-    print(f"{os.cpu_count()} CPUs, {python}, {versions}, {args.seeds} seeds")
+    python = platform.python_version()
+    print(f"{args.seeds} seeds, {os.cpu_count()} CPUs, Python {python}, {versions}")
 
 
 if __name__ == "__main__":

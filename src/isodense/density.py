@@ -41,7 +41,8 @@ Method = Literal["soft_count", "knn", "balance", "uniform"]
 COPY = 1e-6  # distance under which two vectors are the same
 RANK = 20  # r₀ is the median distance to this neighbour, whatever k is
 STRAY = 0.05  # ordinary neighbours within the radius of near-copies, at most
-ROUNDS = 3  # of finding near-copies, r₀ and the dimension in turn
+ROUNDS = 5  # at most, of finding near-copies, r₀ and the dimension in turn
+SURVEYED = 100_000  # rows that the dimension is measured on
 ALPHA_MIN = 0.5  # least exponent
 TINY = 1e-20  # least weight, of the largest
 BLOCK = 1024  # rows whose kernel is held at once; speed and memory only
@@ -193,12 +194,13 @@ def estimate(graph: Graph, params: DensityParams, counts: np.ndarray | None = No
 def _estimate(graph: Graph, params: DensityParams) -> Estimate:
     n = len(graph)
     uniform = np.full(n, 1 / n)
-    if n < 3 or graph.distances[:, -1].max() <= COPY:  # rows are sorted
+    if n < 3:
         return Estimate(uniform, np.zeros(n), _connected(graph, COPY), Scales(0.0, 0.0, 0.0, 0.0))
     units, scales = _units(graph, params)
     sizes = np.bincount(units)[units]
     if not scales.scale:
-        return Estimate(1.0 / sizes / (units.max() + 1), np.zeros(n), units, scales)
+        weights = uniform if params.method == "uniform" else 1.0 / sizes / (units.max() + 1)
+        return Estimate(weights, np.zeros(n), units, scales)
     counts, seen = _counts(graph, units, sizes, scales, n)
     density = _shared(np.log1p(counts), units, seen)
     if params.method == "uniform":
@@ -237,14 +239,16 @@ def heldout_density(found: Estimate, near: Graph, params: DensityParams) -> np.n
         return np.zeros(len(near))
     sizes = np.bincount(found.units)[found.units]
     counts, _ = _counts(near, None, sizes, found.scales, len(found.units))
-    return np.log1p(counts)
+    copies = near.distances[:, 0] <= np.float64(found.scales.radius)  # of a group: its density
+    return np.where(copies, found.density[near.indices[:, 0]], np.log1p(counts))
 
 
 def intrinsic_dimension(graph: Graph, units: np.ndarray | None = None) -> float:
     """Return the maximum-likelihood intrinsic dimension (Levina and Bickel 2004).
 
-    Its inverse is averaged, as MacKay and Ghahramani (2005) proposed, over groups of near-copies,
-    and neighbours in the row's own group are left out.
+    Its inverse is averaged, as MacKay and Ghahramani (2005) proposed, over groups of near-copies.
+    Each group counts as one neighbour, and the row's own as none. Of many rows some 100,000 at
+    equal steps are enough.
 
     Parameters
     ----------
@@ -258,34 +262,16 @@ def intrinsic_dimension(graph: Graph, units: np.ndarray | None = None) -> float:
         0 where distances do not vary.
     """
     units = np.arange(len(graph)) if units is None else units
-    return _dimension(graph, units, _logs(graph))
-
-
-def _dimension(graph: Graph, units: np.ndarray, logs: np.ndarray) -> float:
-    """Return the intrinsic dimension, given the logs of all neighbours."""
     shares = 1.0 / np.bincount(units)[units]
-    rows = np.flatnonzero(shares < 1)
-    outside = units[graph.indices[rows]] != units[rows, None]
-    logs, counts = logs.copy(), np.full(len(graph), graph.k - 1)
-    logs[rows] = _logs(Graph(graph.indices[rows], graph.distances[rows]), outside)
-    counts[rows] = outside.sum(axis=1) - 1  # the last one's log is 0
-    used = counts > 1
-    total = (logs[used] / counts[used] * shares[used]).sum()
-    return float(shares[used].sum() / total) if total > 0 else 0.0
-
-
-def _logs(graph: Graph, outside: np.ndarray | None = None) -> np.ndarray:
-    """Return each row's sum of log(r_k / r_j) over its neighbours, or those outside its group."""
-    sums = np.zeros(len(graph))
-
-    def add(rows: slice) -> None:
-        logs = np.log(np.maximum(graph.distances[rows], np.float32(COPY)))
-        logs = logs[:, -1:] - logs
-        kept = logs if outside is None else logs * outside[rows]
-        sums[rows] = kept.sum(axis=1, dtype=np.float64)
-
-    _in_blocks(add, len(graph))
-    return sums
+    rows = np.arange(0, len(graph), max(1, len(graph) // SURVEYED))
+    indices = graph.indices[rows]
+    distinct = shares[indices] * (units[indices] != units[rows, None])
+    logs = np.log(np.maximum(graph.distances[rows].astype(np.float64), COPY))
+    total = np.einsum("ij,ij->i", logs[:, -1:] - logs, distinct)
+    count = distinct[:, :-1].sum(axis=1)  # the last one's log is 0
+    used = count > 1
+    inverse = (total[used] / count[used] * shares[rows[used]]).sum()
+    return float(shares[rows[used]].sum() / inverse) if inverse > 0 else 0.0
 
 
 def statistics(
@@ -423,20 +409,21 @@ def _units(graph: Graph, params: DensityParams) -> tuple[np.ndarray, Scales]:
     if not len(order):  # nothing but groups of copies
         return _connected(graph, COPY), Scales(0.0, 0.0, 0.0, 0.0)
     scale = float(farthest[order[3 * len(order) // 4]])  # high, as copies may be in the majority
-    radius, dimension, logs = params.dup * scale, 0.0, _logs(close)
+    radius, dimension = params.dup * scale, 0.0
     units = np.arange(len(graph), dtype=np.int32)
     for _ in range(ROUNDS):
-        last, units = units, _connected(graph, max(radius, COPY))
+        limit = max(radius, COPY)
+        last, units = units, _connected(graph, limit)
         if dimension and np.array_equal(units, last):
             break
         mass = np.cumsum(1.0 / np.bincount(units)[units[order]])
         half = mass[-1] / 2 * (1 - 1e-10)  # sums of thirds round by the order of the rows
         scale = float(farthest[order[np.searchsorted(mass, half)]])
-        dimension = _dimension(close, units, logs)
+        dimension = intrinsic_dimension(close, units)
         stray = (STRAY / RANK) ** (1 / dimension) if dimension else 1.0
         radius = min(params.dup, stray) * scale
     ball = float(np.exp(-gammaln(dimension / 2 + 1) / max(dimension, 1e-9))) / 2**0.5
-    return units, Scales(scale, max(radius, COPY), params.bandwidth * scale * ball, dimension)
+    return units, Scales(scale, limit, params.bandwidth * scale * ball, dimension)
 
 
 def _connected(graph: Graph, radius: float) -> np.ndarray:
@@ -475,7 +462,7 @@ def _counts(
     graph : Graph
         Neighbours of each row among n prompts.
     units : ndarray of shape (n,), optional
-        Group of each row; None for rows from elsewhere, which are in the group of what is near.
+        Group of each row; None for rows from elsewhere, which are in none.
     sizes : ndarray of shape (n,)
         Of the groups of the n prompts.
     """
@@ -485,9 +472,7 @@ def _counts(
     def count(rows: slice) -> None:
         scaled, indices = np.array(graph.distances[rows]), graph.indices[rows]  # float32 does
         shares = inverse.take(indices)
-        if units is None:
-            shares[scaled <= scales.radius] = 0
-        else:
+        if units is not None:
             grouped = np.flatnonzero(sizes[rows] > 1)  # the others have no neighbour in their group
             outside = units.take(indices[grouped]) != units[rows][grouped, None]
             shares[grouped] *= outside
