@@ -35,7 +35,7 @@ check: .venv/dev
 	$(BIN)/mypy
 
 bench: .venv/dev
-	$(PIP) --no-deps sentence-transformers==6.2.0
+	$(PIP) --no-deps sentence-transformers==6.2.0 geosketch==1.3 fbpca==1.0
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
 lock:
