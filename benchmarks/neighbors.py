@@ -7,6 +7,7 @@ python benchmarks/neighbors.py exact --rows 33698    # ours and faiss.IndexFlat 
 python benchmarks/neighbors.py scale --sizes 30000,100000,300000,1000000
 python benchmarks/neighbors.py start --rows 33000    # each method in a process of its own
 python benchmarks/neighbors.py grow                  # append 1% to 50,000 prompts
+python benchmarks/neighbors.py weights               # density and weights of a million
 
 The vectors are made: clusters whose sizes follow a power law, in a space of 32 dimensions turned
 into 384, a tenth of them near-copies of others. ``scale`` runs the stages ``neighbors`` and
@@ -27,6 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parts = ("all", "exact", "scale", "start", "grow")
+    parts = ("all", "exact", "scale", "start", "grow", "weights")
     parser.add_argument("part", nargs="?", choices=parts, default="all")
     parser.add_argument("--rows", type=int, default=33_698, help="of exact and start")
     parser.add_argument("--k", type=int, default=20, help="neighbours")
@@ -60,6 +62,8 @@ def main() -> None:
         start(args.rows, args.k)
     if args.part in ("all", "grow"):
         grow(args.k)
+    if args.part in ("all", "weights"):
+        weights()
     if args.part in ("all", "scale"):
         scale([int(size) for size in args.sizes.split(",")], args.method, args.k, args.recall)
     names = ("numpy", "faiss-cpu", "pynndescent", "numba")
@@ -185,6 +189,35 @@ def grow(k: int, rows: int = 50_000, more: int = 500) -> None:
         print(f"| {name} | {found:.1f} |")
     _, grown, rebuilt = hashes.values()
     print(f"\nbytes of the grown graph and the rebuilt one: {'the same' * (grown == rebuilt)}\n")
+
+
+# --- weights --------------------------------------------------------------------------------------
+
+
+def weights(rows: int = 1_000_000, copies: int = 100_000) -> None:
+    """Time the estimate alone on a made graph with pairs of near-copies."""
+    from isodense.density import DensityParams, estimate
+    from isodense.graph import Graph
+    from isodense.params import load
+
+    rng = np.random.default_rng(0)
+    indices = rng.integers(rows, size=(rows, 50), dtype=np.int32)
+    distances = np.sort(rng.random((rows, 50), dtype=np.float32) ** 0.25, axis=1)
+    distances *= rng.uniform(0.3, 1.2, size=(rows, 1)).astype(np.float32)
+    one, two = rng.choice(rows, size=(2, copies // 2), replace=False)
+    indices[one, 0], indices[two, 0] = two, one
+    distances[one, 0] = distances[two, 0] = 0.01
+    params = load(STAGES.parent / "params.yaml", "density", DensityParams)
+    print(f"| {rows:,} prompts, {copies:,} in pairs of near-copies | s, median of 7 |")
+    print("| --- | ---: |")
+    for k in (20, 50):
+        seconds = []
+        for _ in range(7):
+            begin = time.perf_counter()
+            estimate(Graph(indices, distances), replace(params, k=k))
+            seconds.append(time.perf_counter() - begin)
+        print(f"| density and weights, k = {k} | {np.median(seconds):.2f} |", flush=True)
+    print()
 
 
 # --- scale ----------------------------------------------------------------------------------------

@@ -88,7 +88,7 @@ def test_auto_is_exact_for_few_rows_and_the_inverted_file_beyond(monkeypatch):
     monkeypatch.setattr(neighbors, "EXACT_LIMIT", 1999)
     monkeypatch.setattr(neighbors, "nearest", lambda *a, **b: nearest(*a, **b, done=str))
     found = knn_graph(X, 5, device="cpu", recall_floor=0.9)
-    assert 0.95 <= recall(found, exact) < 1
+    assert 0.92 <= recall(found, exact) < 1
     whole = knn_graph(X, 5, device="cpu", recall_floor=1.0)
     assert recall(whole, exact) == 1
 

@@ -22,7 +22,7 @@ from isodense.graph import Graph, recall
 SPARE = 4  # candidates beyond k and the row itself
 BLOCK = 2048  # queries measured at once
 POINTS = 64  # rows per centroid that k-means sees
-PROBES = (4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 128, 181, 256, 362, 512)
+PROBES = tuple(round(4 * 2 ** (step / 4)) for step in range(32))  # lists to try, 4 to 861
 
 log = logging.getLogger("isodense")
 

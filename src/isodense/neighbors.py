@@ -75,7 +75,7 @@ class NeighborsParams:
         ``ivf``, faiss' inverted file.
     recall_sample, recall_floor : int, float
         An approximate graph is compared with the exact neighbours of this many prompts, and fails
-        below the floor; ``ivf`` looks as far as it takes to get halfway from the floor to 1.
+        below the floor; ``ivf`` looks as far as it takes to get a third of the way from there to 1.
     n_jobs : int
         Threads of pynndescent, whose graph depends on it.
     """
@@ -117,7 +117,7 @@ def knn_graph(
     seed : int
         Of the approximate methods.
     recall_floor : float
-        ``ivf`` looks as far as it takes to get halfway from here to 1 on a sample.
+        ``ivf`` looks as far as it takes to get a third of the way from here to 1, on a sample.
 
     Returns
     -------
@@ -141,7 +141,7 @@ def knn_graph(
         return descent(X, k, n_jobs, seed)
     index = InvertedFile(X, centroids(X, seed))
     rows = sample(len(X), 1000, seed)
-    index.tune(rows, nearest(X[rows], X, k, own=rows, device=device), (1 + recall_floor) / 2)
+    index.tune(rows, nearest(X[rows], X, k, own=rows, device=device), _aim(recall_floor))
     order = index.order()
     found = index.search(X[order], order, k)
     back = np.argsort(order)
@@ -187,6 +187,11 @@ def unit_rows(X: np.ndarray, ids: list[str] | None = None) -> np.ndarray:
     for rows in blocks:
         X[rows] = X[rows] / norms[rows, None]
     return X
+
+
+def _aim(floor: float) -> float:
+    """Return a recall that, reached on one sample, stays above `floor` on another."""
+    return floor + (1 - floor) / 3
 
 
 def sample(rows: int, size: int, seed: int) -> np.ndarray:
@@ -310,7 +315,7 @@ def _ivf_search(
         middle = centroids(train.vectors, seed)
         index = InvertedFile(train.vectors, middle)
         rows = sample(len(train.vectors), params.recall_sample, seed)
-        index.tune(rows, _exact(train, rows, device), (1 + params.recall_floor) / 2)
+        index.tune(rows, _exact(train, rows, device), _aim(params.recall_floor))
         keep(lists, centroids=middle, probes=np.array([index.probes]), order=index.order())
     else:
         known = load_file(lists)
