@@ -19,7 +19,6 @@ ROOT = Path(__file__).parents[2]
 SMALL = {
     "download.sample.pairs": 120,
     "embeddings.max_tokens": 128,
-    "neighbors.k_max": 20,
     "reward.layer": 2,
     "reward.max_tokens": 256,
     "train.max_steps": 2,
