@@ -3,10 +3,11 @@ r"""Compare the untrained with the trained policy on the held-out prompts, and w
 Example
 -------
 python stages/evaluate.py --prompts data/prompts --density data/density --policy models/policy \
-    --trained models/grpo --reward models/reward --figures reports/plots/density \
-    --training reports/train/plots/metrics --inputs reports/metrics/density.json … \
-    --metrics reports/metrics/evaluate.json --deciles reports/plots/reward_by_decile.csv \
-    --completions reports/completions.jsonl --report reports/index.html
+    --trained models/grpo --reward models/reward --encoder models/encoder \
+    --figures reports/plots/density --training reports/train/plots/metrics \
+    --inputs reports/metrics/density.json … --metrics reports/metrics/evaluate.json \
+    --deciles reports/plots/reward_by_decile.csv --completions reports/completions.jsonl \
+    --report reports/index.html
 """
 
 import sys
@@ -15,9 +16,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from isodense import params, stage
+from isodense.answers import write_tables
 from isodense.artifacts import write_json
 from isodense.base import BaseParams, resolve_device
-from isodense.evaluate import EvaluateParams, evaluate, load_heldout, write_tables
+from isodense.evaluate import EvaluateParams, evaluate, load_heldout
 from isodense.promptset import load_prompts
 from isodense.report import decile_figure, read_metrics, training_figure, write_report
 from isodense.weights import load_weights
@@ -31,6 +33,7 @@ def main(argv: list[str]) -> str:
     parser.add_argument("--policy", type=Path, required=True, help="untrained policy to read")
     parser.add_argument("--trained", type=Path, required=True, help="trained policy to read")
     parser.add_argument("--reward", type=Path, required=True, help="reward artifact to read")
+    parser.add_argument("--encoder", type=Path, required=True, help="encoder folder to read")
     parser.add_argument("--figures", type=Path, required=True, help="density's plots to show")
     parser.add_argument("--training", type=Path, required=True, help="training's series to show")
     parser.add_argument("--inputs", type=Path, nargs="+", required=True, help="metrics to show")
@@ -48,9 +51,11 @@ def main(argv: list[str]) -> str:
         args.policy,
         args.trained,
         args.reward,
+        args.encoder,
         section,
         base.seed_of("evaluate"),
         resolve_device(base.device),
+        stage.cache(),
     )
     metrics = {"eval": result.metrics()}
     write_json(args.metrics, metrics)

@@ -1,9 +1,9 @@
-r"""Fit the reward on the pairs of the training prompts and check it on the held-out ones.
+r"""Make the reward and check it on the pairs of the held-out prompts.
 
 Example
 -------
-python stages/reward.py --pairs data/pairs --prompts data/prompts --policy models/policy \
-    --out models/reward --metrics reports/metrics/reward.json
+python stages/reward.py --pairs data/pairs --prompts data/prompts --density data/density \
+    --policy models/policy --out models/reward --metrics reports/metrics/reward.json
 """
 
 import sys
@@ -17,6 +17,7 @@ from isodense.base import BaseParams, resolve_device
 from isodense.pairs import load_pairs
 from isodense.promptset import load_prompts
 from isodense.reward import RewardParams, fit
+from isodense.weights import load_weights
 
 
 def main(argv: list[str]) -> str:
@@ -24,6 +25,7 @@ def main(argv: list[str]) -> str:
     parser = stage.parser("reward", __doc__)
     parser.add_argument("--pairs", type=Path, required=True, help="pairs artifact to read")
     parser.add_argument("--prompts", type=Path, required=True, help="prompts artifact to read")
+    parser.add_argument("--density", type=Path, required=True, help="density artifact to read")
     parser.add_argument("--policy", type=Path, required=True, help="policy folder to read")
     parser.add_argument("--out", type=Path, required=True, help="reward artifact to write")
     parser.add_argument("--metrics", type=Path, required=True, help="metrics file to write")
@@ -31,14 +33,29 @@ def main(argv: list[str]) -> str:
     base = params.load(args.params, "base", BaseParams)
     section = params.load(args.params, "reward", RewardParams)
     pairs, prompts = load_pairs(args.pairs), load_prompts(args.prompts)
-    device = resolve_device(base.device)
     inputs = {
         "pairs": content_sha256(read_manifest(args.pairs, "download")),
         "prompts": content_sha256(read_manifest(args.prompts, "prompts")),
     }
-    report = fit(pairs, prompts, args.policy, section, device, inputs, args.out)
+    weights = load_weights(args.density) if section.reads_weights else None
+    if weights is not None:  # a reward that does not use them stays the same when they change
+        inputs["density"] = content_sha256(weights.metadata)
+    report = fit(
+        pairs,
+        prompts,
+        args.policy,
+        section,
+        base.seed_of("reward"),
+        resolve_device(base.device),
+        stage.cache(),
+        inputs,
+        args.out,
+        weights,
+    )
     write_json(args.metrics, {"reward": report})
     heldout, length = report["heldout"], report["length_only"]
+    if not heldout["accuracy"] > length["accuracy"]:
+        stage.log.warning("no better than length alone: train.on_weak_reward says what follows")
     return (
         f"held-out accuracy {heldout['accuracy']:.3f} ({heldout['low']:.3f} to "
         f"{heldout['high']:.3f}) on {report['heldout_pairs']} pairs, by length "

@@ -15,7 +15,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 from isodense import params, stage
 from isodense.base import BaseParams, resolve_device
 from isodense.promptset import load_prompts
-from isodense.train import TrainParams, input_hashes, live_folder, prompt_weights, train
+from isodense.train import (
+    TrainParams,
+    check_reward,
+    input_hashes,
+    live_folder,
+    prompt_weights,
+    train,
+)
 from isodense.weights import load_weights
 
 
@@ -30,18 +37,20 @@ def main(argv: list[str]) -> str:
     parser.add_argument("--metrics", type=Path, required=True, help="dvclive's metrics.json")
     parser.add_argument("--plots", type=Path, required=True, help="dvclive's plots/metrics")
     args = parser.parse_args(argv)
+    stage.relaunch(argv)
     base = params.load(args.params, "base", BaseParams)
     section = params.load(args.params, "train", TrainParams)
     live = live_folder(args.metrics, args.plots)
     prompts = load_prompts(args.prompts).split("train")
     weights = prompt_weights(prompts, load_weights(args.density), section.sampling)
     inputs = input_hashes(args.prompts, args.density, args.policy, args.reward)
-    from isodense.reward_model import load_reward  # here, so that a wrong param shows at once
+    check_reward(args.reward, section.on_weak_reward)
+    from isodense.rewards.model import load_reward  # here, so that a wrong param shows at once
 
     report = train(
         prompts,
         weights,
-        lambda device: load_reward(args.reward, args.policy, device).score,
+        lambda device: load_reward(args.reward, args.policy, device, prompts).score,
         args.policy,
         section,
         seed=base.seed_of("train"),

@@ -15,16 +15,30 @@ from isodense.artifacts import ids_sha256, publishing, write_manifest
 from isodense.prompts import unique_prompts
 from isodense.promptset import FILE, PromptSet
 from isodense.records import write_jsonl
-from isodense.reward import RewardParams, fit
+from isodense.reward import FullParams, RewardParams, SourceParams, fit
 from isodense.weights import DENSITY, HELDOUT_DENSITY, IDS, WEIGHTS
 from tests.tiny import WORDS, policy, user
 
 ROOT = Path(__file__).parents[1]
 SECTIONS: dict[str, dict[str, Any]] = {
     "base": {"seed": 0, "device": "cpu"},
-    "reward": {"layer": 2, "pooling": "both", "max_tokens": 128, "l2": 0.01, "batch_tokens": 2048},
+    "reward": {
+        "kind": "head",
+        "sampling": "uniform",
+        "layer": 2,
+        "pooling": "both",
+        "max_tokens": 128,
+        "l2": 0.01,
+        "batch_tokens": 2048,
+        "full": {"epochs": 1.0, "batch_size": 8, "learning_rate": 0.001, "trainer": {}},
+        "model": {"source": None, "name": None, "version": None},
+        "function": None,
+    },
     "train": {
         "sampling": "density",
+        "replacement": True,
+        "uniform_share": 0.0,
+        "seed": 0,
         "max_steps": 2,
         "prompts_per_step": 2,
         "num_generations": 4,
@@ -34,23 +48,28 @@ SECTIONS: dict[str, dict[str, Any]] = {
         "learning_rate": 0.01,
         "beta": 0.0,
         "temperature": 1.0,
+        "save_steps": 100,
+        "on_weak_reward": "error",
+        "lora": None,
         "grpo": {},
     },
     "evaluate": {
         "max_prompts": 8,
+        "num_generations": 2,
         "max_completion_tokens": 6,
-        "temperature": 0.0,
+        "temperature": 1.0,
         "batch_tokens": 512,
     },
 }
 FLAGS = {
     "reward": "--pairs data/pairs --prompts data/prompts --policy models/policy "
-    "--out models/reward --metrics reports/metrics/reward.json",
+    "--density data/density --out models/reward --metrics reports/metrics/reward.json",
     "train": "--prompts data/prompts --density data/density --policy models/policy "
     "--reward models/reward --out models/grpo --metrics reports/train/metrics.json "
     "--plots reports/train/plots/metrics",
     "evaluate": "--prompts data/prompts --density data/density --policy models/policy "
-    "--trained models/grpo --reward models/reward --figures reports/plots/density "
+    "--trained models/grpo --reward models/reward --encoder models/encoder "
+    "--figures reports/plots/density "
     "--training reports/train/plots/metrics --inputs reports/metrics/all.json "
     "--metrics reports/metrics/evaluate.json --deciles reports/plots/reward_by_decile.csv "
     "--completions reports/completions.jsonl --report reports/index.html",
@@ -108,11 +127,19 @@ def write_inputs(folder: Path, count: int = 60, heldout: float = 0.3) -> PromptS
     return prompts
 
 
-def write_reward(folder: Path, prompts: PromptSet, count: int = 60) -> None:
-    """Fit ``models/reward`` on the inputs of `write_inputs`."""
-    params = RewardParams(**SECTIONS["reward"])
+def reward_params(**changes: Any) -> RewardParams:
+    """Return the params of the reward stage, with `changes`."""
+    section = SECTIONS["reward"] | changes
+    full, model = FullParams(**section["full"]), SourceParams(**section["model"])
+    return RewardParams(**(section | {"full": full, "model": model}))
+
+
+def write_reward(folder: Path, prompts: PromptSet, count: int = 60, **changes: Any) -> None:
+    """Make ``models/reward`` from the inputs of `write_inputs`, with `changes` of its params."""
     policy, reward = folder / "models/policy", folder / "models/reward"
-    fit(make_pairs(count), prompts, policy, params, "cpu", {}, reward)
+    settings = reward_params(**changes)
+    pairs = make_pairs(count)
+    fit(pairs, prompts, policy, settings, 0, "cpu", folder / ".cache/isodense", {}, reward)
 
 
 def write_density(folder: Path, prompts: PromptSet) -> None:

@@ -14,6 +14,7 @@ from isodense.cli import main
 from isodense.embeddings import embed
 from isodense.prompts import PromptsParams, publish
 from isodense.promptset import load_prompts
+from isodense.sampling import draw
 from isodense.vectors import load_vectors, read_ids
 from tests import tiny
 from tests.test_embeddings import PARAMS
@@ -219,6 +220,26 @@ def test_an_export_has_prompt_weight_and_vector_of_each_training_prompt(tmp_path
     assert json.loads((folder / "embeddings_metadata.json").read_text())["model_n_embd"] == 32
 
 
+def test_an_exported_plan_follows_the_flags(tmp_path, models, capsys):
+    data = data_folder(tmp_path / "data", models[0], 20)
+    out, heldout = tmp_path / "plan.jsonl", tmp_path / "heldout.jsonl"
+    options = ["--format", "openrlhf", "--output", out, "--data", data]
+    for flag, value in (("--seed", "1"), ("--sampling", "uniform")):
+        status, _, error = run(capsys, "export", *options, flag, value)
+        assert status == 1
+        assert f"{flag} says how to draw" in error
+        assert "add --draws N" in error
+    plan = ["--draws", "40", "--seed", "6", "--sampling", "uniform"]
+    status, said, _ = run(capsys, "export", *options, *plan, "--heldout", heldout)
+    train = load_prompts(data / "prompts").split("train")
+    assert status == 0
+    assert f"{out}: 40 draws as openrlhf" in said
+    assert f"{heldout}: {20 - len(train)} held-out prompts" in said
+    ids = [json.loads(line)["id"] for line in out.read_text().splitlines()]
+    assert ids == [train.ids[row] for row in draw(np.ones(len(train)), 40, seed=6)]
+    assert run(capsys, "export", *options, *plan)[0] == 1
+
+
 @pytest.mark.parametrize("missing", ["prompts", "density", "embeddings"])
 def test_what_an_export_lacks_is_named(tmp_path, models, capsys, missing):
     data = data_folder(tmp_path / "data", models[0], 20)
@@ -248,6 +269,11 @@ def test_the_help_of_each_command_shows_an_example(capsys, command):
         ["verify", "a", "--recompute", "0"],
         ["merge", "a", "b"],
         ["export", "--format", "csv", "--output", "a"],
+        ["export", "--format", "verl", "--output", "a.parquet", "--draws", "0"],
+        ["export", "--format", "verl", "--output", "a.parquet", "--draws", "-5"],
+        ["export", "--format", "verl", "--output", "a.parquet", "--draws", "many"],
+        ["export", "--format", "verl", "--output", "a.parquet", "--draws", "5", "--seed", "-1"],
+        ["export", "--format", "verl", "--output", "a.parquet", "--draws", "5", "--sampling", "x"],
     ],
 )
 def test_a_wrong_call_shows_how_it_is_used(capsys, words):

@@ -1,108 +1,24 @@
 from __future__ import annotations
 
-import csv
-import itertools
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy import stats
+import yaml
 
+import isodense.evaluate
+from isodense import params
+from isodense.answers import Comparison, Heldout
 from isodense.artifacts import content_sha256, read_manifest, write_manifest
-from isodense.errors import ArtifactError, TrainingError
-from isodense.evaluate import (
-    Answers,
-    Comparison,
-    EvaluateParams,
-    Heldout,
-    bins,
-    evaluate,
-    interval,
-    load_heldout,
-    sample,
-    write_tables,
-)
-from isodense.generation import Completion
+from isodense.errors import ArtifactError, ParamsError, TrainingError
+from isodense.evaluate import EvaluateParams, evaluate, load_heldout, open_encoder, sample
 from isodense.policy import load_policy
 from isodense.promptset import PromptSet, load_prompts
-from isodense.reward import RewardParams, fit
 from tests import tiny
-from tests.rl import make_pairs, write_density, write_inputs
+from tests.rl import SECTIONS, write_density, write_inputs, write_reward
 
-PARAMS = EvaluateParams(max_prompts=12, max_completion_tokens=8, temperature=0.0, batch_tokens=512)
-
-
-def heldout(count: int) -> Heldout:
-    rows = [{"id": f"{number:032x}", "text": f"p{number}", "prompt": []} for number in range(count)]
-    return Heldout(PromptSet(rows), np.arange(count, dtype=np.float32)[::-1].copy())
-
-
-def answers(rewards: np.ndarray, text: str = "a b c d e") -> Answers:
-    completions = [Completion(text, 4, number % 2 == 0) for number in range(len(rewards))]
-    return Answers(completions, rewards.astype(np.float32))
-
-
-def test_the_interval_is_students():
-    values = np.random.default_rng(0).normal(size=30)
-    mean, low, high = interval(values)
-    expected = stats.ttest_1samp(values, 0).confidence_interval()
-    assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-5)
-    assert mean == pytest.approx(values.mean(), abs=1e-5)
-
-
-@pytest.mark.parametrize(("count", "expected"), [(100, 10), (49, 9), (12, 2), (4, 1), (2, 1)])
-def test_bins_are_fewer_where_prompts_are_few(count: int, expected: int):
-    density = np.random.default_rng(0).normal(size=count)
-    parts = bins(density)
-    assert len(parts) == expected
-    assert sorted(np.concatenate(parts).tolist()) == list(range(count))
-    assert min(map(len, parts)) >= min(5, count)
-    for sparse, crowded in itertools.pairwise(parts):
-        assert density[sparse].max() <= density[crowded].min()
-
-
-def test_a_gain_is_paired_and_sorted_by_density():
-    spread = np.random.default_rng(0).normal(scale=10, size=50)
-    gain = np.linspace(1.0, 2.0, 50)  # the first rows are the most crowded
-    found = Comparison(heldout(50), answers(spread), answers(spread + gain)).metrics()
-    assert found["prompts"] == 50
-    assert found["gain"]["reward"] == pytest.approx(1.5, abs=1e-3)
-    assert found["gain"]["reward_high"] - found["gain"]["reward_low"] < 0.25
-    assert found["base"]["reward_high"] - found["base"]["reward_low"] > 4
-    by_decile = list(found["gain"]["by_decile"].values())
-    assert list(found["gain"]["by_decile"]) == [f"{number:02d}" for number in range(1, 11)]
-    assert by_decile == sorted(by_decile, reverse=True)
-    assert found["base"]["truncated"] == 0.5
-    assert found["base"]["tokens"] == 4
-    assert found["base"]["distinct_1"] == pytest.approx(5 / 250)
-    json.dumps(found, allow_nan=False)
-
-
-def test_tables_hold_every_prompt_and_both_policies(tmp_path: Path):
-    base, trained = answers(np.zeros(20)), answers(np.ones(20), "x")
-    comparison = Comparison(heldout(20), base, trained)
-    write_tables(comparison, tmp_path / "plots/deciles.csv", tmp_path / "completions.jsonl")
-    with (tmp_path / "plots/deciles.csv").open() as stream:
-        rows = list(csv.DictReader(stream))
-    assert list(rows[0]) == ["decile", "density", "policy", "reward", "low", "high"]
-    assert [(row["decile"], row["policy"]) for row in rows[:3]] == [
-        ("1", "base"),
-        ("1", "trained"),
-        ("2", "base"),
-    ]
-    assert {float(row["reward"]) for row in rows if row["policy"] == "trained"} == {1.0}
-    lines = (tmp_path / "completions.jsonl").read_text().splitlines()
-    assert len(lines) == 20
-    assert json.loads(lines[3]) == {
-        "id": f"{3:032x}",
-        "text": "p3",
-        "density": 16.0,
-        "base": "a b c d e",
-        "base_reward": 0.0,
-        "trained": "x",
-        "trained_reward": 1.0,
-    }
+SAMPLED = EvaluateParams(12, 3, 8, 1.0, 512)
+GREEDY = EvaluateParams(12, 1, 8, 0.0, 512)
 
 
 def test_a_sample_keeps_order_and_changes_little_when_prompts_are_added():
@@ -123,47 +39,122 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give all inputs of the stage; the trained policy is the base policy or another one."""
     folder = tmp_path_factory.mktemp("evaluate")
     prompts = write_inputs(folder)
-    settings = RewardParams(layer=1, pooling="last", max_tokens=128, l2=0.1, batch_tokens=2048)
-    policy = folder / "models/policy"
-    fit(make_pairs(60), prompts, policy, settings, "cpu", {}, folder / "models/reward")
-    source = content_sha256(read_manifest(policy, "models"))
+    write_reward(folder, prompts)
+    tiny.encoder(folder / "models/encoder")
+    source = content_sha256(read_manifest(folder / "models/policy", "models"))
     for name in ("same", "other"):
-        made = tiny.policy(folder / name)
-        write_manifest(made, "train", inputs={"policy": source})
+        tiny.policy(folder / name)
     contrary = load_policy(folder / "other")
     contrary.model.norm.weight.data.neg_()  # the likeliest token becomes the least likely
     contrary.save_pretrained(folder / "other")
-    write_manifest(folder / "other", "train", inputs={"policy": source})
+    for name in ("same", "other"):
+        write_manifest(folder / name, "train", inputs={"policy": source})
     return folder
 
 
-def compare(world: Path, trained: str, params: EvaluateParams = PARAMS, seed: int = 0):
+def compare(
+    world: Path, trained: str, settings: EvaluateParams, seed: int = 0, cache: str = "cache"
+) -> Comparison:
     found = load_heldout(load_prompts(world / "data/prompts"), world / "data/density")
-    policy, reward = world / "models/policy", world / "models/reward"
-    return evaluate(found, policy, world / trained, reward, params, seed, "cpu")
+    policy, reward, encoder = (world / "models" / name for name in ("policy", "reward", "encoder"))
+    paths = policy, world / trained, reward, encoder
+    return evaluate(found, *paths, settings, seed, "cpu", world / cache)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_policy_gains_nothing_over_itself(world: Path, temperature: float):
-    params = EvaluateParams(12, 8, temperature, 512)
-    comparison = compare(world, "same", params)
+def test_answers_of_the_untrained_policy_are_drawn_once(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+):
+    first = compare(world, "other", SAMPLED, cache="kept")
+    asked = []
+    draw = isodense.evaluate.respond
+    monkeypatch.setattr(
+        "isodense.evaluate.respond",
+        lambda policy, *rest: asked.append(policy.name) or draw(policy, *rest),
+    )
+    assert compare(world, "other", SAMPLED, cache="kept").metrics() == first.metrics()
+    assert asked == ["other"]
+    assert compare(world, "other", SAMPLED, cache="fresh").metrics() == first.metrics()
+    compare(world, "other", SAMPLED, seed=1, cache="kept")
+    assert asked == ["other", "policy", "other", "policy", "other"]
+
+
+@pytest.mark.parametrize("settings", [GREEDY, SAMPLED])
+def test_a_policy_gains_nothing_over_itself_and_does_not_diverge(
+    world: Path, settings: EvaluateParams
+):
+    comparison = compare(world, "same", settings)
     assert comparison.gain.tolist() == [0.0] * 12
-    assert [row.text for row in comparison.base.completions] == [
-        row.text for row in comparison.trained.completions
-    ]
+    assert comparison.base.completions == comparison.trained.completions
+    metrics = comparison.metrics()
+    kl = {name: metrics["trained"].pop(name, 0) for name in ("kl", "kl_low", "kl_high")}
+    assert set(kl.values()) == {0}
+    metrics["trained"].pop("kl_per_token", 0)
+    assert metrics["base"] == metrics["trained"]
 
 
-def test_another_policy_answers_otherwise_and_the_result_repeats(world: Path):
-    one, two = (compare(world, "other").metrics() for _ in range(2))
-    assert one == two
-    assert one["gain"]["reward"] != 0
+def test_another_policy_answers_otherwise_diverges_and_the_result_repeats(world: Path):
+    one, two = (compare(world, "other", SAMPLED) for _ in range(2))
+    assert one.metrics() == two.metrics()
+    assert one.completions() == two.completions()
+    metrics = one.metrics()
+    assert metrics["gain"]["reward"] != 0
+    assert metrics["trained"]["kl"] > 0
+    assert metrics["trained"]["kl_per_token"] * 8 >= metrics["trained"]["kl"]
+    assert compare(world, "other", SAMPLED, seed=1).completions() != one.completions()
+
+
+def test_the_divergence_is_of_the_policies_as_drawn_from(world: Path):
+    metrics = compare(world, "other", GREEDY).metrics()
+    assert "kl" not in metrics["trained"]
+    cold = compare(world, "other", EvaluateParams(12, 1, 8, 0.2, 512)).metrics()
+    hot = compare(world, "other", EvaluateParams(12, 1, 8, 5.0, 512)).metrics()
+    assert hot["trained"]["kl_high"] < cold["trained"]["kl_low"]
+
+
+def test_batches_do_not_change_what_greedy_policies_measure(world: Path):
+    one, other = (
+        compare(world, "other", EvaluateParams(12, 1, 8, 0.0, batch)) for batch in (64, 4096)
+    )
+    assert one.base.completions == other.base.completions
+    assert one.trained.completions == other.trained.completions
+    assert one.metrics() == other.metrics()
+
+
+def test_rewards_are_those_of_the_completions_one_by_one(world: Path):
+    from isodense.rewards.model import load_reward
+
+    comparison = compare(world, "other", SAMPLED)
+    prompts = comparison.heldout.prompts
+    reward = load_reward(world / "models/reward", world / "models/policy", "cpu", prompts)
+    for row in (0, 7):
+        for place, made in enumerate(comparison.trained.completions[row]):
+            (alone,) = reward.score([prompts.rows[row]["prompt"]], [made.text])
+            assert comparison.trained.rewards[row, place] == pytest.approx(alone, abs=1e-5)
+
+
+def test_vectors_are_of_the_completions_in_order_and_empty_ones_have_one(world: Path):
+    comparison = compare(world, "other", SAMPLED)
+    encoder = open_encoder(world / "models/encoder", "cpu")
+    made, vectors = comparison.base.completions, comparison.base.vectors
+    for row, place in ((0, 0), (5, 2), (11, 1)):
+        (alone,) = encoder.encode([made[row][place].text or "."])
+        np.testing.assert_allclose(vectors[row, place], alone, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=2), 1, atol=1e-5)
+
+
+def test_greedy_completions_of_a_prompt_would_all_be_equal(tmp_path: Path):
+    path = tmp_path / "params.yaml"
+    section = SECTIONS["evaluate"] | {"num_generations": 4, "temperature": 0}
+    path.write_text(yaml.safe_dump({"evaluate": section}))
+    with pytest.raises(ParamsError, match="num_generations = 4 at temperature = 0"):
+        params.load(path, "evaluate", EvaluateParams)
 
 
 def test_a_policy_trained_from_another_base_is_refused(world: Path, tmp_path: Path):
     made = tiny.policy(tmp_path / "stray")
     write_manifest(made, "train", inputs={"policy": "0" * 64})
     with pytest.raises(ArtifactError, match="trained from another policy"):
-        compare(world, str(made))
+        compare(world, str(made), GREEDY)
 
 
 def test_an_empty_heldout_split_says_what_to_raise(tmp_path: Path):

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+import isodense
 from isodense import export as module
+from isodense import handover
 from isodense.artifacts import publishing, write_manifest
+from isodense.cli import main
 from isodense.errors import ArtifactError, IsodenseError
-from isodense.export import export
+from isodense.export import Draws, export
 from isodense.prompts import PromptsParams, publish
 from isodense.promptset import load_prompts
 from isodense.transform import Transform
+from tests import tiny
 from tests.test_prompts import pair
 from tests.tiny import user
 
 COUNT, DIM = 60, 5
+PAGE = (Path(__file__).parents[1] / "docs/other-trainers.md").read_text(encoding="utf-8")
+MANY = {"parquet": "parquet", "jsonl": "jsonl", "verl": "parquet", "openrlhf": "jsonl"}  # suffixes
 COLUMNS = ["id", "prompt", "text", "count", "label", "weight", "density"]
 
 
@@ -47,11 +56,11 @@ def data(tmp_path, monkeypatch):
     return write(tmp_path / "data", [*pairs, pairs[5]])
 
 
-def write(data, pairs):
-    publish(pairs, PromptsParams(0.2), "0", data / "prompts")
+def write(data, pairs, heldout=0.2):
+    publish(pairs, PromptsParams(heldout), "0", data / "prompts")
     prompts = load_prompts(data / "prompts")
     train = prompts.split("train")
-    assert 0 < len(train) < len(prompts)
+    assert (0 < len(train) < len(prompts)) == bool(heldout)
     weights = np.array([relative_weight(text) for text in train.texts], dtype=np.float64)
     with publishing(data / "density") as scratch:
         np.save(scratch / "density_weights.npy", (weights / weights.sum()).astype(np.float32))
@@ -216,7 +225,7 @@ def test_what_exists_is_kept_and_unknown_things_are_named(data, tmp_path):
         with pytest.raises(ArtifactError, match="out exists already"):
             export(data, fmt, tmp_path / "out")
     assert (tmp_path / "out").read_text() == "mine"
-    with pytest.raises(IsodenseError, match="use prototype, parquet or jsonl"):
+    with pytest.raises(IsodenseError, match="use prototype, parquet, jsonl, verl, openrlhf"):
         export(data, "csv", tmp_path / "new")
     with pytest.raises(IsodenseError, match="no readable config"):
         export(data, "prototype", tmp_path / "new", encoder=tmp_path)
@@ -224,8 +233,300 @@ def test_what_exists_is_kept_and_unknown_things_are_named(data, tmp_path):
 
 
 def test_an_interrupted_export_leaves_no_file(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_columns", lambda row: 1 / 0)
-    for fmt in ("parquet", "jsonl"):
+    monkeypatch.setattr(handover, "_messages", lambda row: 1 / 0)
+    for fmt, suffix in MANY.items():
+        out, heldout = tmp_path / f"out.{suffix}", tmp_path / f"heldout.{suffix}"
         with pytest.raises(ZeroDivisionError):
-            export(data, fmt, tmp_path / "out")
-        assert not (tmp_path / "out").exists()
+            export(data, fmt, out, heldout=heldout)
+        assert not out.exists()
+        assert not heldout.exists()
+
+
+# --- plans, held-out prompts and other trainers ---------------------------------------------------
+
+DIALOGUE = [
+    {"role": "system", "content": "Sé breve. 简短。"},
+    {"role": "user", "content": '¿Qué hora es?\n\t"ahora" \u2028 🕰️'},
+    {"role": "assistant", "content": "Son las 3."},
+    {"role": "user", "content": "prompt 0"},
+]
+EXTRA = ["index", "split", "id", "count", "weight", "density"]
+VERL = ["data_source", "prompt", "ability", "reward_model", "extra_info"]
+OPENRLHF = ["id", "prompt", "label", "datasource", "count", "weight", "density"]
+
+
+@pytest.fixture
+def talks(tmp_path, monkeypatch):
+    """Give a data folder with a dialogue, prompts without a label and one asked by two sources."""
+    monkeypatch.setattr(module, "ROWS", 7)
+    pairs = [
+        pair(user(f"prompt {i}"), source="web", **({"label": f"answer {i}"} if i % 2 else {}))
+        for i in range(1, COUNT)
+    ]
+    return write(tmp_path / "data", [pair(DIALOGUE), *pairs, pair(user("prompt 5"), source="s")])
+
+
+def load(path, cache):
+    """Return the rows of a file as verl and OpenRLHF load it."""
+    loader = {".parquet": "parquet", ".jsonl": "json"}[path.suffix]
+    loaded = datasets.load_dataset(loader, data_files=str(path), cache_dir=str(cache))["train"]
+    return loaded.features, list(loaded)
+
+
+def flat(row):
+    """Return a row of any layout with verl's nested columns at the top."""
+    return {**row, **row.get("extra_info", {})}
+
+
+def by_id(prompts):
+    return {row["id"]: row for row in prompts.rows}
+
+
+def test_verl_finds_its_columns(talks, tmp_path):
+    export(talks, "verl", tmp_path / "train.parquet")
+    features, rows = load(tmp_path / "train.parquet", tmp_path)
+    train = load_prompts(talks / "prompts").split("train")
+    assert list(features) == VERL
+    assert list(features["extra_info"]) == EXTRA
+    assert features["prompt"] == datasets.List(
+        {"role": datasets.Value("string"), "content": datasets.Value("string")}
+    )
+    assert features["reward_model"] == {
+        "style": datasets.Value("string"),
+        "ground_truth": datasets.Value("string"),
+    }
+    assert [row["extra_info"]["id"] for row in rows] == train.ids
+    assert [row["extra_info"]["index"] for row in rows] == list(range(len(train)))
+    for row in rows:
+        asked = number(row["prompt"][-1]["content"])
+        assert row["prompt"] == (user(f"prompt {asked}") if asked else DIALOGUE)
+        assert row["reward_model"]["ground_truth"] == (f"answer {asked}" if asked % 2 else "")
+        assert row["data_source"] == ("web" if asked else "s")
+        assert row["extra_info"]["split"] == "train"
+        assert row["extra_info"]["count"] == (2 if asked == 5 else 1)
+
+
+def test_openrlhf_finds_its_fields(talks, tmp_path):
+    export(talks, "openrlhf", tmp_path / "train.jsonl")
+    features, rows = load(tmp_path / "train.jsonl", tmp_path)
+    assert list(features) == OPENRLHF
+    assert features["label"] == datasets.Value("string")
+    assert [row["id"] for row in rows] == load_prompts(talks / "prompts").split("train").ids
+    template = tiny.tokenizer().apply_chat_template
+    for row in rows:
+        asked = number(row["prompt"][-1]["content"])
+        assert row["prompt"] == (user(f"prompt {asked}") if asked else DIALOGUE)
+        assert row["label"] == (f"answer {asked}" if asked % 2 else "")
+        assert row["datasource"] == ("web" if asked else "s")
+        text = template(row["prompt"], tokenize=False, add_generation_prompt=True)
+        assert all(message["content"] in text for message in row["prompt"])
+
+
+@pytest.mark.parametrize("fmt", MANY)
+def test_the_weight_of_a_row_is_its_prompts(talks, tmp_path, fmt):
+    out = tmp_path / f"train.{MANY[fmt]}"
+    export(talks, fmt, out)
+    rows = [flat(row) for row in load(out, tmp_path)[1]]
+    weights = isodense.load_weights(talks / "density")
+    found = np.array([row["weight"] for row in rows])
+    np.testing.assert_allclose(found, weights.align([row["id"] for row in rows]), rtol=1e-6)
+    density = [-np.log(relative_weight(row["prompt"][-1]["content"])) for row in rows]
+    np.testing.assert_allclose([row["density"] for row in rows], density, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("fmt", MANY)
+def test_a_plan_has_the_draws_in_their_order(talks, tmp_path, fmt):
+    out, prompts = tmp_path / f"plan.{MANY[fmt]}", load_prompts(talks / "prompts")
+    report = export(talks, fmt, out, draws=Draws(100, seed=3))
+    assert report == {"format": fmt, "rows": 100, "dim": 0}
+    weights = isodense.load_weights(talks / "density")
+    expected = [
+        weights.prompt_ids[row].decode() for row in isodense.draw(weights.weights, 100, seed=3)
+    ]
+    rows = [flat(row) for row in load(out, tmp_path)[1]]
+    assert [row["id"] for row in rows] == expected
+    assert len(set(expected)) < 60
+    assert [row["draw"] for row in rows] == list(range(100))
+    known = by_id(prompts)
+    shares = dict(zip(weights.prompt_ids.tolist(), weights.weights.tolist(), strict=True))
+    for row in rows:
+        assert row["prompt"] == known[row["id"]]["prompt"]
+        assert row["weight"] == pytest.approx(shares[row["id"].encode()], rel=1e-6)
+        if fmt == "verl":
+            assert row["index"] == row["draw"]
+
+
+def test_a_plan_is_the_start_of_a_longer_one_and_repeats_to_the_byte(talks, tmp_path):
+    for name, size in (("one", 50), ("again", 50), ("long", 80)):
+        export(talks, "openrlhf", tmp_path / f"{name}.jsonl", draws=Draws(size))
+        export(talks, "verl", tmp_path / f"{name}.parquet", draws=Draws(size))
+    one, again, long = ((tmp_path / f"{n}.jsonl").read_bytes() for n in ("one", "again", "long"))
+    assert one == again
+    assert long.startswith(one)
+    first, second = ((tmp_path / f"{n}.parquet").read_bytes() for n in ("one", "again"))
+    assert first == second
+
+
+def test_the_sampling_sets_the_odds(tmp_path):
+    """Of prompts asked once and prompt 5 asked 31 times, and weights from 1 to 7."""
+    pairs = [pair(user(f"prompt {i}")) for i in range(COUNT)]
+    data = write(tmp_path / "data", [*pairs, *[pairs[5]] * 30])
+    train = load_prompts(data / "prompts").split("train")
+    assert "prompt 5" in train.texts
+    heavy = [text for text in train.texts if relative_weight(text) == 7]
+    total = sum(relative_weight(text) for text in train.texts)
+    odds = {
+        "density": (6 / total, 7 * len(heavy) / total),
+        "uniform": (1 / len(train), len(heavy) / len(train)),
+        "count": (31 / (len(train) + 30), len(heavy) / (len(train) + 30)),
+    }
+    for sampling, (of_five, of_heavy) in odds.items():
+        out = tmp_path / f"{sampling}.jsonl"
+        export(data, "jsonl", out, draws=Draws(20_000, 1, sampling))
+        texts = [json.loads(line)["text"] for line in out.read_text().splitlines()]
+        assert texts.count("prompt 5") / 20_000 == pytest.approx(of_five, rel=0.15)
+        assert sum(map(texts.count, heavy)) / 20_000 == pytest.approx(of_heavy, rel=0.15)
+
+
+@pytest.mark.parametrize("fmt", MANY)
+@pytest.mark.parametrize("draws", [None, Draws(5)])
+def test_held_out_prompts_go_to_a_second_file(talks, tmp_path, fmt, draws):
+    out, second = tmp_path / f"a.{MANY[fmt]}", tmp_path / f"new/b.{MANY[fmt]}"
+    report = export(talks, fmt, out, draws=draws, heldout=second)
+    heldout = load_prompts(talks / "prompts").split("heldout")
+    assert report["heldout"] == len(heldout)
+    rows = [flat(row) for row in load(second, tmp_path)[1]]
+    assert [row["id"] for row in rows] == heldout.ids
+    assert [row["prompt"] for row in rows] == [row["prompt"] for row in heldout.rows]
+    assert not {"weight", "density", "draw"} & set(rows[0])
+    assert not {row["id"] for row in rows} & {flat(row)["id"] for row in load(out, tmp_path)[1]}
+    if fmt == "verl":
+        assert {row["split"] for row in rows} == {"heldout"}
+
+
+def test_vectors_follow_draws_and_held_out_prompts(data, tmp_path):
+    out, heldout = tmp_path / "plan.parquet", tmp_path / "heldout.parquet"
+    export(data, "parquet", out, vectors=True, draws=Draws(30), heldout=heldout)
+    for path, rows in ((out, 30), (heldout, COUNT - len(training_texts(data)))):
+        found = load(path, tmp_path)[1]
+        assert len(found) == rows
+        for row in found:
+            np.testing.assert_array_equal(np.float32(row["embedding"]), vector(row["text"]))
+
+
+def test_what_a_format_has_no_place_for_is_refused(data, tmp_path):
+    out, other = tmp_path / "out.parquet", tmp_path / "other.parquet"
+    for more in ({"draws": Draws(3)}, {"heldout": other}):
+        with pytest.raises(IsodenseError, match="every training prompt once"):
+            export(data, "prototype", out, **more)
+    with pytest.raises(IsodenseError, match="verl has no use for vectors"):
+        export(data, "verl", out, vectors=True)
+    with pytest.raises(IsodenseError, match=r"openrlhf does not read .*out\.parquet"):
+        export(data, "openrlhf", out)
+    with pytest.raises(IsodenseError, match=r"verl does not read .*heldout"):
+        export(data, "verl", out, heldout=tmp_path / "heldout")
+    with pytest.raises(IsodenseError, match="cannot hold both splits"):
+        export(data, "verl", out, heldout=out)
+    other.write_text("mine")
+    with pytest.raises(ArtifactError, match=r"other\.parquet exists already"):
+        export(data, "verl", out, heldout=other)
+    assert other.read_text() == "mine"
+    assert not out.exists()
+
+
+def test_a_second_file_needs_held_out_prompts(tmp_path):
+    data = write(tmp_path / "data", [pair(user(f"prompt {i}")) for i in range(COUNT)], heldout=0.0)
+    with pytest.raises(ArtifactError, match="no prompt is held out"):
+        export(data, "jsonl", tmp_path / "a", heldout=tmp_path / "b")
+    assert not (tmp_path / "a").exists()
+
+
+# --- docs/other-trainers.md -----------------------------------------------------------------------
+
+
+def test_the_commands_of_the_page_write_loadable_files(talks, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    commands = re.findall(r"^isodense (export .*?)(?: +#.*)?$", PAGE, flags=re.M)
+    assert len(commands) == 7
+    for command in dict.fromkeys(commands):
+        for path in tmp_path.glob("*.*"):
+            path.unlink()
+        assert main(command.split()) == 0
+        written = {path.name for path in tmp_path.glob("*.*")}
+        named = set(re.findall(r"--(?:output|heldout) (\S+)", command))
+        assert written == named
+        for name in named:
+            _, rows = load(tmp_path / name, tmp_path / "cache")
+            plan = "--draws" in command and "heldout" not in name
+            assert len(rows) == 4096 if plan else len(rows) < COUNT
+
+
+def test_the_sampler_of_the_page_draws_by_weight(talks, tmp_path):
+    """With a data set that has what verl's has: a length and the loaded file as `dataframe`."""
+    blocks = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    source = next(block for block in blocks if "density_sampler.py" in block)
+    scope = {}
+    exec(source, scope)  # noqa: S102 (our own page)
+    export(talks, "verl", tmp_path / "train.parquet")
+
+    class Data(torch.utils.data.Dataset):
+        dataframe = datasets.load_dataset(
+            "parquet", data_files=str(tmp_path / "train.parquet"), cache_dir=str(tmp_path)
+        )["train"]
+
+        def __len__(self):
+            return len(self.dataframe)
+
+        def __getitem__(self, row):
+            return self.dataframe[row]["extra_info"]["id"]
+
+    made = Data()
+    config = OmegaConf.create({"seed": 4, "shuffle": True, "train_batch_size": 8})
+    sampler = scope["DensitySampler"](data_source=made, data_config=config)
+    assert isinstance(sampler, torch.utils.data.Sampler)
+    weights = isodense.load_weights(talks / "density")
+    loader = torch.utils.data.DataLoader(made, batch_size=8, sampler=sampler)
+    seen = [name for _ in range(2) for batch in loader for name in batch]
+    drawn = isodense.draw(weights.weights, 2 * len(made), seed=4)
+    assert seen == [weights.prompt_ids[row].decode() for row in drawn]
+    unseeded = OmegaConf.create({"seed": None})
+    first = list(scope["DensitySampler"](data_source=made, data_config=unseeded))
+    assert first == isodense.draw(weights.weights, len(made), seed=0).tolist()
+
+
+def test_trl_trains_on_a_plan_in_its_order(talks, tmp_path):
+    from trl import GRPOConfig, GRPOTrainer
+
+    export(talks, "parquet", tmp_path / "plan.parquet", draws=Draws(12, seed=1))
+    _, plan = load(tmp_path / "plan.parquet", tmp_path)
+    seen = []
+
+    def reward(prompts, completions, **columns):
+        seen.extend(zip(prompts, columns["draw"], columns["weight"], strict=True))
+        return [float(len(answer[0]["content"])) for answer in completions]
+
+    config = GRPOConfig(
+        output_dir=str(tmp_path / "out"),
+        shuffle_dataset=False,
+        num_train_epochs=1,
+        num_generations=2,
+        per_device_train_batch_size=8,
+        max_completion_length=2,
+        use_cpu=True,
+        bf16=False,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    trainer = GRPOTrainer(
+        str(tiny.policy(tmp_path / "policy")),
+        reward,
+        args=config,
+        train_dataset=datasets.load_dataset(
+            "parquet", data_files=str(tmp_path / "plan.parquet"), cache_dir=str(tmp_path)
+        )["train"],
+        processing_class=tiny.tokenizer(),
+    )
+    trainer.train()
+    expected = [(row["prompt"], row["draw"], row["weight"]) for row in plan for _ in range(2)]
+    assert seen == expected

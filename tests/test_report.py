@@ -26,11 +26,15 @@ METRICS = {
         "length_only": {"accuracy": 0.52},
     },
     "eval": {
-        "base": {"reward": -0.5},
-        "trained": {"reward": 0.25},
+        "base": {"reward": -0.5, "self_bleu": 12.34, "truncated": 0.75},
+        "trained": {"reward": 0.25, "self_bleu": 45.67, "truncated": 0.05, "kl": 3.21},
         "gain": {"reward": 0.75, "reward_low": 0.4, "reward_high": 1.1},
     },
 }
+
+
+def width(png: bytes) -> int:
+    return int.from_bytes(png[16:20], "big")
 
 
 class Reader(html.parser.HTMLParser):
@@ -60,10 +64,10 @@ def page(tmp_path):
     )
     completion = {
         "text": EVIL,
-        "base": EVIL,
-        "base_reward": -1.0,
-        "trained": "y",
-        "trained_reward": 1,
+        "base": [EVIL, "second"],
+        "base_reward": [-1.0, 0.0],
+        "trained": ["y", "z"],
+        "trained_reward": [1, 1.5],
     }
     out = tmp_path / "deep" / "index.html"
     write_report(out, weights, train, METRICS, {"a figure": b"PNG"}, [completion])
@@ -76,6 +80,14 @@ def test_the_headlines_are_there(page):
     for words in ("77%", "0.903", "87%", "length alone 52%", "-0.50 → 0.25", "+0.40 to +1.10"):
         assert words in page.text
     assert "reward.heldout.accuracy" in page.text
+
+
+def test_both_policies_stand_side_by_side(page):
+    _, table = page.text.split("Base against trained policy")
+    table, _ = table.split("Most weighted prompts")
+    for words in ("-0.500.25", "12.345.7", "75%5%", "–3.21"):
+        assert words in table
+    assert "Vendi" not in table  # was not measured
 
 
 def test_prompts_are_inert_and_nothing_is_fetched(page):
@@ -100,8 +112,19 @@ def test_figures_are_pngs_whose_bytes_repeat(tmp_path):
     table = tmp_path / "deciles.csv"
     lines = [f"{d},0.5,{p},{d},{d - 1},{d + 1}\n" for d in (1, 2) for p in ("base", "trained")]
     table.write_text("decile,density,policy,reward,low,high\n" + "".join(lines))
-    for figure in (training_figure(tmp_path / "live"), decile_figure(table)):
+    narrow = decile_figure(table)
+    table.write_text(
+        "".join(
+            f"{line},{extra}\n"
+            for line, extra in zip(
+                table.read_text().splitlines(), ["zero_signal", 0, 0.5, 1, 0.25], strict=True
+            )
+        )
+    )
+    wide = decile_figure(table)
+    for figure in (training_figure(tmp_path / "live"), narrow, wide):
         assert figure.startswith(b"\x89PNG")
+    assert width(wide) > width(narrow)
     assert training_figure(tmp_path / "live") == training_figure(tmp_path / "live")
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from isodense.text_metrics import distinct, ngrams, repetition, words
+from isodense.text_metrics import distinct, ngrams, repetition, stock_phrases, words
 
 
 def test_words_ignore_case_and_split_punctuation():
@@ -35,3 +35,35 @@ def test_short_and_empty_texts_measure_zero(measure):
 def test_ngrams_are_all_windows():
     assert ngrams("abcd", 3) == [("a", "b", "c"), ("b", "c", "d")]
     assert ngrams("ab", 3) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "It is not just fast but cheap.",
+        "Not only is it fast, but it is cheap!",
+        "This isn't merely a tool, but a friend.",
+        "This isn’t just\na tool but a friend.",
+    ],
+)
+def test_not_just_but_is_found(text: str):
+    assert stock_phrases([text])["not_just_but"] == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "It is not just fast. But it is cheap.",
+        "It is not just fast, it is a butter knife.",
+        "I can not but agree; it is just.",
+        "The knot just held, but barely.",
+        "It is just not fast but cheap.",
+    ],
+)
+def test_not_just_but_is_a_phrase_of_one_sentence(text: str):
+    assert stock_phrases([text])["not_just_but"] == 0
+
+
+def test_stock_phrases_are_shares_of_texts_not_of_phrases():
+    found = stock_phrases(["a — b — c —", "hyphen-ated – dashed -- twice", "", "x—y"])
+    assert found == {"em_dash": 0.5, "not_just_but": 0.0}

@@ -13,6 +13,7 @@ from isodense.promptset import PromptSet
 from isodense.train import (
     OWN_FIELDS,
     TrainParams,
+    check_reward,
     draws_needed,
     input_hashes,
     live_folder,
@@ -22,10 +23,13 @@ from isodense.train import (
     train,
 )
 from isodense.weights import load_weights
-from tests.rl import make_pairs, snapshot, write_density, write_inputs
+from tests.rl import snapshot, write_density, write_inputs, write_reward
 
 SECTION = {
     "sampling": "density",
+    "replacement": True,
+    "uniform_share": 0.0,
+    "seed": 0,
     "max_steps": 12,
     "prompts_per_step": 4,
     "num_generations": 4,
@@ -35,6 +39,9 @@ SECTION = {
     "learning_rate": 3e-2,
     "beta": 0.0,
     "temperature": 1.0,
+    "save_steps": 100,
+    "on_weak_reward": "error",
+    "lora": None,
     "grpo": {"lr_scheduler_type": "constant"},
 }
 
@@ -70,6 +77,15 @@ def test_a_plan_follows_the_weights():
     assert plan.passed_over == 0
 
 
+def test_a_plan_without_replacement_repeats_no_prompt_and_a_mix_reaches_all():
+    weights = np.array([0.5, 0.25, 0.25, 0.0])
+    once = make_plan(weights, 300, seed=3, replacement=False)
+    assert [set(part) for part in np.split(once.rows, 100)] == [{0, 1, 2}] * 100
+    mixed = make_plan(weights, 40_000, seed=3, uniform=0.4)
+    shares = np.bincount(mixed.rows, minlength=4) / 40_000
+    np.testing.assert_allclose(shares, [0.4, 0.25, 0.25, 0.1], atol=0.01)
+
+
 def test_passing_over_a_prompt_leaves_the_odds_of_the_others():
     weights = np.array([0.5, 0.3, 0.2])
     asked: list[int] = []
@@ -102,12 +118,31 @@ def test_weights_of_other_prompts_are_refused(tmp_path: Path):
     weights = load_weights(tmp_path / "data/density")
     assert np.array_equal(prompt_weights(prompts, weights, "density"), weights.weights)
     assert set(prompt_weights(prompts, weights, "uniform").tolist()) == {1.0}
+    asked = [row | {"count": number} for number, row in enumerate(prompts.rows, start=1)]
+    assert prompt_weights(PromptSet(asked), weights, "count").tolist() == [
+        *range(1, len(prompts) + 1)
+    ]
     other = PromptSet(prompts.rows[::-1])
     for sampling in ("density", "uniform"):
         with pytest.raises(ArtifactError, match=r"other prompts(.|\n)*dvc repro density"):
             prompt_weights(other, weights, sampling)
     with pytest.raises(TrainingError, match="no prompt is left"):
         prompt_weights(PromptSet([]), weights, "density")
+
+
+def test_a_reward_no_better_than_length_is_refused_or_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    reward = tmp_path / "models/reward"
+    write_reward(tmp_path, write_inputs(tmp_path))
+    manifest = json.loads((reward / "manifest.json").read_text())
+    check_reward(reward, "error")
+    manifest["check"]["length_only"] = manifest["check"]["heldout"]
+    (reward / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(TrainingError, match=r"on_weak_reward: warn"):
+        check_reward(reward, "error")
+    check_reward(reward, "warn")
+    assert "length alone" in caplog.text
 
 
 def test_metrics_and_plots_must_be_where_dvclive_writes():
@@ -304,12 +339,9 @@ def test_prompts_longer_than_the_context_are_refused(world):
 
 
 def test_hashes_of_the_inputs_follow_their_content(tmp_path: Path):
-    from isodense.reward import RewardParams, fit
-
     prompts = write_inputs(tmp_path, count=40)
-    settings = RewardParams(layer=1, pooling="last", max_tokens=128, l2=0.1, batch_tokens=2048)
+    write_reward(tmp_path, prompts, 40, layer=1, pooling="last", l2=0.1)
     policy, reward = tmp_path / "models/policy", tmp_path / "models/reward"
-    fit(make_pairs(40), prompts, policy, settings, "cpu", {}, reward)
     paths = (tmp_path / "data/prompts", tmp_path / "data/density", policy, reward)
     before = input_hashes(*paths)
     assert set(before) == {"prompts", "density", "policy", "reward"}

@@ -13,12 +13,12 @@ IDS = [f"{i * 7919:032x}" for i in (5, 1, 4, 2, 3)]
 WEIGHTS = np.array([0.1, 0.2, 0.3, 0.25, 0.15], dtype=np.float32)
 
 
-def write(folder, weights=WEIGHTS, ids=IDS, claimed=None):
+def write(folder, weights=WEIGHTS, ids=IDS, claimed=None, dtype="S32"):
     with publishing(folder) as scratch:
         np.save(scratch / "density_weights.npy", weights)
-        np.save(scratch / "density.npy", np.zeros(len(WEIGHTS), np.float32))
-        np.save(scratch / "prompt_ids.npy", np.array(ids, dtype="S32"))
-        write_manifest(scratch, "density", rows=5, ids_sha256=ids_sha256(claimed or ids))
+        np.save(scratch / "density.npy", np.zeros(len(ids), np.float32))
+        np.save(scratch / "prompt_ids.npy", np.array(ids, dtype=dtype))
+        write_manifest(scratch, "density", rows=len(ids), ids_sha256=ids_sha256(claimed or ids))
     return folder
 
 
@@ -29,11 +29,31 @@ def test_weights_read_back(tmp_path):
     assert loaded.metadata["rows"] == 5
 
 
+def test_the_ids_stay_on_disk(tmp_path):
+    loaded = isodense.load_weights(write(tmp_path / "d"))
+    assert isinstance(loaded.prompt_ids, np.memmap)
+    assert isinstance(loaded.weights, np.memmap)
+    assert loaded.prompt_ids.dtype == "S32"
+
+
+@pytest.mark.parametrize("count", [1, 4095, 4096, 4097, 9000])
+@pytest.mark.parametrize("length", [32, 7])
+def test_the_hash_of_any_number_of_ids_of_any_length_is_checked(tmp_path, count, length):
+    ids = [f"{i:0{length}x}" for i in range(count)]
+    weights = np.full(count, 1 / count, dtype=np.float32)
+    loaded = isodense.load_weights(write(tmp_path / "d", weights, ids))
+    assert loaded.prompt_ids[-1].decode() == ids[-1]
+    ids[-1] = ids[-1][:-1] + "z"
+    with pytest.raises(ArtifactError, match="does not hold the ids of its manifest"):
+        isodense.load_weights(write(tmp_path / "d", weights, ids, [*ids[:-1], "0" * length]))
+
+
 def test_alignment_is_by_id(tmp_path):
     loaded = isodense.load_weights(write(tmp_path / "d"))
     aligned = loaded.align([IDS[3], IDS[0]])
     np.testing.assert_allclose(aligned, np.array([0.25, 0.1]) / 0.35, rtol=1e-6)
     assert aligned.dtype == np.float64
+    assert len(loaded.align([])) == 0
     repeated = loaded.align([IDS[3], IDS[0], IDS[3]])
     np.testing.assert_allclose(repeated, np.array([0.125, 0.1, 0.125]) / 0.35, rtol=1e-6)
 
@@ -68,5 +88,7 @@ def test_arrays_that_do_not_belong_together_are_refused(tmp_path):
         isodense.load_weights(write(tmp_path / "a", WEIGHTS[:4]))
     with pytest.raises(ArtifactError, match="does not hold the ids of its manifest"):
         isodense.load_weights(write(tmp_path / "b", claimed=IDS[::-1]))
+    with pytest.raises(ArtifactError, match="has dtype <U32, not S32"):
+        isodense.load_weights(write(tmp_path / "c", dtype="U32"))
     with pytest.raises(ArtifactError, match="dvc repro density"):
         isodense.load_weights(tmp_path / "none")

@@ -1,4 +1,4 @@
-"""The ``isodense`` command: look at weights; check, merge and export artifacts."""
+"""The ``isodense`` command: look at weights; check, merge and export artifacts; compare runs."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ EXAMPLES = """examples:
   isodense verify data/embeddings --recompute 64
   isodense merge part1/data part2/data --output merged
   isodense export --format prototype --output exported
+  isodense export --format verl --draws 4096 --output plan.parquet --heldout heldout.parquet
+  isodense compare --arms uniform density --seeds 3 -S train.max_steps=200
 """
 
 
@@ -99,11 +101,31 @@ def merge(args: argparse.Namespace) -> None:
 
 
 def export(args: argparse.Namespace) -> None:
-    """Write the training prompts with their weights for other code."""
+    """Write the training prompts with their weights, or draws from them, for other code."""
+    from isodense.export import Draws
     from isodense.export import export as exported
 
-    report = exported(args.data, args.format, args.output, args.vectors, args.encoder)
-    sys.stdout.write(f"{args.output}: {report['rows']} prompts as {report['format']}\n")
+    how = {name: getattr(args, name) for name in ("seed", "sampling")}
+    given = {name: value for name, value in how.items() if value is not None}
+    if given and args.draws is None:
+        raise IsodenseError(f"--{next(iter(given))} says how to draw", "add --draws N")
+    draws = None if args.draws is None else Draws(args.draws, **given)
+    report = exported(
+        args.data, args.format, args.output, args.vectors, args.encoder, draws, args.heldout
+    )
+    kind = "draws" if draws else "prompts"
+    sys.stdout.write(f"{args.output}: {report['rows']} {kind} as {report['format']}\n")
+    if args.heldout:
+        sys.stdout.write(f"{args.heldout}: {report['heldout']} held-out prompts\n")
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Run ways to sample as DVC experiments, several seeds each, and tabulate what came out."""
+    from isodense.compare import compare as compared
+    from isodense.compare import markdown
+
+    rows = compared(args.arms, args.seeds, args.set_param, args.output)
+    sys.stdout.write(f"{markdown(rows)}\nalso in {args.output}, with a figure\n")
 
 
 def _kind(folder: Path) -> str:
@@ -119,6 +141,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value
+
+
+def _not_negative(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is negative")
     return value
 
 
@@ -156,6 +185,7 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(run=verify)
     _add_merge(commands)
     _add_export(commands)
+    _add_compare(commands)
     return parser
 
 
@@ -178,13 +208,41 @@ def _add_export(commands: Any) -> None:
         help=export.__doc__,
         description=f"{export.__doc__} prototype: a folder with embeddings.npy, "
         "density_weights.npy, prompts_list.json and embeddings_metadata.json; parquet and jsonl: "
-        "one file with id, prompt, text, count, weight and density.",
-        epilog="example: isodense export --format parquet --output prompts.parquet --vectors",
+        "one file with id, prompt, text, count, weight and density; verl and openrlhf: one file in "
+        "that trainer's columns, parquet and JSONL. docs/other-trainers.md says how to use them.",
+        epilog="example: isodense export --format verl --draws 4096 --output plan.parquet",
     )
-    formats = ("prototype", "parquet", "jsonl")
+    formats = ("prototype", "parquet", "jsonl", "verl", "openrlhf")
     give.add_argument("--format", choices=formats, required=True, help="what to write")
     give.add_argument("--output", type=Path, required=True, help="new folder or file")
     give.add_argument("--data", type=Path, default=Path("data"), help="folder of the artifacts")
     give.add_argument("--vectors", action="store_true", help="add the vectors to the file")
     give.add_argument("--encoder", type=Path, help="model folder, for the prototype's metadata")
+    plan = "write a plan: one row per draw, in the order of the draws"
+    give.add_argument("--draws", type=_positive, metavar="N", help=plan)
+    give.add_argument("--seed", type=_not_negative, help="of the draws (0)")
+    ways = ("density", "uniform", "count")
+    give.add_argument("--sampling", choices=ways, help="what the odds of a draw follow (density)")
+    give.add_argument("--heldout", type=Path, metavar="FILE", help="write held-out prompts here")
     give.set_defaults(run=export)
+
+
+def _add_compare(commands: Any) -> None:
+    arms = ("uniform", "density", "count", "density-reward", "density-both")
+    much = commands.add_parser(
+        "compare",
+        help=compare.__doc__,
+        description=f"{compare.__doc__} Arms: uniform (every distinct prompt alike), density (by "
+        "the weights), count (as often as asked, so copies count), density-reward (the weights in "
+        "the reward only), density-both. All have the same steps and completions. Runs that exist "
+        "already are not run again, so a comparison can be cut off, or get more seeds.",
+        epilog="example: isodense compare --arms uniform density --seeds 5 -S train.max_steps=200",
+    )
+    much.add_argument("--arms", choices=arms, nargs="+", default=arms, help="the first is the base")
+    much.add_argument("--seeds", type=_positive, default=3, help="of draws and completions (3)")
+    much.add_argument(
+        "-S", "--set-param", action="append", default=[], metavar="KEY=VALUE", help="for all arms"
+    )
+    where = Path("reports/compare")
+    much.add_argument("--output", type=Path, default=where, help=f"folder to write ({where})")
+    much.set_defaults(run=compare)

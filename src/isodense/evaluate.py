@@ -1,9 +1,7 @@
 """Did training help, and where: base against trained policy on the held-out prompts.
 
-Both policies answer the same prompts, in the same batches, with the same draws; the reward scores
-both. Intervals are 95% t intervals over prompts, the gain's over the prompts' paired differences.
-Prompts are also sorted by density into deciles (fewer, if that left under ``BIN`` prompts each),
-the first of which holds the most isolated prompts.
+Both policies answer the same prompts, in the same batches, with the same random numbers; the reward
+scores both, and the frozen encoder embeds both. :mod:`isodense.answers` measures what they said.
 
 The reward is the one that was trained on, so a gain says that training worked, not that people
 would agree; ``completions.jsonl`` holds every answer for reading.
@@ -11,29 +9,38 @@ would agree; ``completions.jsonl`` holds every answer for reading.
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from isodense.artifacts import content_sha256, load_array, read_manifest, require_same_ids
+from isodense.answers import Answers, Comparison, Heldout
+from isodense.artifacts import (
+    content_sha256,
+    load_array,
+    read_manifest,
+    require_same_ids,
+    write_json,
+)
 from isodense.conversations import Message
 from isodense.errors import ArtifactError, TrainingError
-from isodense.params import param
+from isodense.params import as_dict, param
 from isodense.promptset import PromptSet
-from isodense.records import write_jsonl
-from isodense.text_metrics import distinct, repetition, words
+from isodense.scratch import folder_name, mark_used
 from isodense.weights import HELDOUT_DENSITY
 
 if TYPE_CHECKING:
+    from isodense.encoders import Encoder
     from isodense.generation import Completion
 
 Score = Callable[[Sequence[list[Message]], Sequence[str]], np.ndarray]
 
-BIN = 5
+ENCODER_TOKENS = 256  # of a completion that the encoder reads; the last ones
+ENCODER_MULTIPLE = 16  # lengths that encoders take
 
 
 @dataclass(frozen=True)
@@ -44,118 +51,31 @@ class EvaluateParams:
     ----------
     max_prompts : int
         Held-out prompts used; where there are more, those with the smallest ids, which are hashes.
+    num_generations : int
+        Completions of each prompt by each policy.
     max_completion_tokens : int
         Completions are cut there.
     temperature : float
         0 for the likeliest token at each step.
     batch_tokens : int
-        Padded tokens per batch, prompt and completion.
+        Padded tokens per batch, prompts and completions.
     """
 
     max_prompts: int = param(minimum=2)
+    num_generations: int = param(minimum=1)
     max_completion_tokens: int = param(minimum=1)
     temperature: float = param(minimum=0.0, maximum=10.0)
     batch_tokens: int = param(minimum=64)
 
-
-@dataclass(frozen=True)
-class Heldout:
-    """Held-out prompts and their density.
-
-    Attributes
-    ----------
-    prompts : PromptSet
-    density : ndarray of shape (n_prompts,), float32
-        Log density among the training prompts.
-    """
-
-    prompts: PromptSet
-    density: np.ndarray
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What one policy answered.
-
-    Attributes
-    ----------
-    completions : list of Completion
-    rewards : ndarray of shape (n_prompts,), float32
-    """
-
-    completions: list[Completion]
-    rewards: np.ndarray
-
-    def describe(self) -> dict[str, float]:
-        """Return the mean reward with its interval, and what the texts are like."""
-        mean, low, high = interval(self.rewards)
-        texts = [words(made.text) for made in self.completions]
-        return {
-            "reward": mean,
-            "reward_low": low,
-            "reward_high": high,
-            "distinct_1": round(distinct(texts, 1), 6),
-            "distinct_2": round(distinct(texts, 2), 6),
-            "repetition": round(repetition(texts), 6),
-            "tokens": round(float(np.mean([made.tokens for made in self.completions])), 6),
-            "truncated": round(float(np.mean([made.truncated for made in self.completions])), 6),
-        }
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Both policies on the same prompts."""
-
-    heldout: Heldout
-    base: Answers
-    trained: Answers
-
-    @property
-    def gain(self) -> np.ndarray:
-        """Return the trained less the base reward: ndarray of shape (n_prompts,), float64."""
-        return self.trained.rewards.astype(np.float64) - self.base.rewards
-
-    def metrics(self) -> dict[str, Any]:
-        """Return both policies' description, and the mean gain overall and by decile."""
-        mean, low, high = interval(self.gain)
-        by_decile = {
-            f"{number:02d}": round(float(self.gain[rows].mean()), 6)
-            for number, rows in enumerate(bins(self.heldout.density), start=1)
-        }
-        return {
-            "prompts": len(self.heldout.prompts),
-            "base": self.base.describe(),
-            "trained": self.trained.describe(),
-            "gain": {
-                "reward": mean,
-                "reward_low": low,
-                "reward_high": high,
-                "by_decile": by_decile,
-            },
-        }
-
-    def deciles(self) -> list[dict[str, Any]]:
-        """Return the mean reward of each density bin under each policy, with its interval."""
-        rows = []
-        for number, members in enumerate(bins(self.heldout.density), start=1):
-            density = round(float(self.heldout.density[members].mean()), 6)
-            for policy, answers in (("base", self.base), ("trained", self.trained)):
-                mean, low, high = interval(answers.rewards[members])
-                row = {"decile": number, "density": density, "policy": policy}
-                rows.append(row | {"reward": mean, "low": low, "high": high})
-        return rows
-
-    def completions(self) -> list[dict[str, Any]]:
-        """Return each prompt with both answers and their rewards, for people to read."""
-        rows = []
-        for number, prompt in enumerate(self.heldout.prompts.rows):
-            row = {"id": prompt["id"], "text": prompt["text"]}
-            row["density"] = round(float(self.heldout.density[number]), 6)
-            for policy, answers in (("base", self.base), ("trained", self.trained)):
-                row[policy] = answers.completions[number].text
-                row[f"{policy}_reward"] = round(float(answers.rewards[number]), 6)
-            rows.append(row)
-        return rows
+    def faults(self) -> list[str]:
+        """Return what the fields cannot mean together."""
+        if self.temperature == 0 and self.num_generations > 1:
+            message = (
+                f"num_generations = {self.num_generations} at temperature = 0, where a prompt's "
+                "completions are all equal; set it to 1, or raise the temperature"
+            )
+            return [message]
+        return []
 
 
 def load_heldout(prompts: PromptSet, density: str | Path) -> Heldout:
@@ -205,62 +125,66 @@ def evaluate(
     policy: Path,
     trained: Path,
     reward: Path,
+    encoder: Path,
     params: EvaluateParams,
     seed: int,
     device: str,
+    cache: Path,
 ) -> Comparison:
-    """Let both policies answer the held-out prompts, and score the answers.
+    """Let both policies answer the held-out prompts, and score and embed the answers.
 
     Parameters
     ----------
     heldout : Heldout
         All held-out prompts.
-    policy, trained, reward : Path
-        Artifacts of the untrained policy, the trained one and the reward.
+    policy, trained, reward, encoder : Path
+        Artifacts of the untrained policy, the trained one, the reward and the encoder.
     params : EvaluateParams
         The stage's section.
     seed : int
         Of draws at a temperature above 0.
     device : str
         A torch device.
+    cache : Path
+        Keeps the untrained policy's answers, which are the same in every experiment.
 
     Raises
     ------
     ArtifactError
         If `trained` was not trained from `policy`, or the reward belongs to another policy.
     """
-    from isodense.reward_model import load_reward
+    from isodense.rewards.model import load_reward
 
     manifest = read_manifest(trained, "train")
     if manifest["inputs"]["policy"] != content_sha256(read_manifest(policy, "models")):
         message = f"{trained} was trained from another policy than {policy}"
         raise ArtifactError(message, "run `dvc repro train`")
-    score = load_reward(reward, policy, device).score
+    score = load_reward(reward, policy, device, heldout.prompts).score
+    vectors = open_encoder(encoder, device)
     heldout = sample(heldout, params.max_prompts)
-    base, after = (
-        answer(heldout, folder, score, params, seed, device) for folder in (policy, trained)
-    )
-    return Comparison(heldout, base, after)
+    asked = [row["prompt"] for row in heldout.prompts.rows]
+    made = [
+        respond_once(policy, asked, params, seed, device, cache),
+        respond(trained, asked, params, seed, device),
+    ]
+    ratios = None
+    if params.temperature > 0:
+        ratios = log_ratios(policy, trained, asked, made[1], params, device)
+    base, after = (judge(asked, completions, score, vectors) for completions in made)
+    return Comparison(heldout, base, after, ratios)
 
 
-def answer(
-    heldout: Heldout,
-    policy: str | Path,
-    score: Score,
-    params: EvaluateParams,
-    seed: int,
-    device: str,
-) -> Answers:
-    """Let one policy answer the prompts, and score the answers.
+def respond(
+    policy: Path, asked: Sequence[list[Message]], params: EvaluateParams, seed: int, device: str
+) -> list[list[Completion]]:
+    """Return a policy's completions of each prompt.
 
     Parameters
     ----------
-    heldout : Heldout
-        The prompts.
-    policy : str or Path
+    policy : Path
         A model folder.
-    score : callable
-        The reward: ``(prompts, completions) -> ndarray of shape (n,)``.
+    asked : sequence of list of message
+        The prompts.
     params : EvaluateParams
         The stage's section.
     seed : int
@@ -268,67 +192,129 @@ def answer(
     device : str
         A torch device.
     """
-    from tqdm import tqdm
-
     from isodense.generation import complete
     from isodense.policy import load_policy, load_tokenizer
-    from isodense.stage import progress
 
-    asked = [row["prompt"] for row in heldout.prompts.rows]
-    with tqdm(total=len(asked), unit="answer", desc=str(policy), **progress()) as bar:
-        completions = complete(
+    with _bar(f"answers of {policy}", len(asked)) as update:
+        return complete(
             load_policy(policy, device),
             load_tokenizer(policy),
             asked,
+            num_generations=params.num_generations,
             max_tokens=params.max_completion_tokens,
             temperature=params.temperature,
             batch_tokens=params.batch_tokens,
             seed=seed,
-            on_batch=bar.update,
+            on_batch=update,
         )
-    return Answers(completions, score(asked, [made.text for made in completions]))
 
 
-def write_tables(comparison: Comparison, deciles: Path, completions: Path) -> None:
-    """Write the table of deciles as CSV and the completions as JSON lines."""
-    rows = comparison.deciles()
-    for path in (deciles, completions):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with deciles.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    write_jsonl(completions, comparison.completions())
+def respond_once(
+    policy: Path,
+    asked: Sequence[list[Message]],
+    params: EvaluateParams,
+    seed: int,
+    device: str,
+    cache: Path,
+) -> list[list[Completion]]:
+    """Do as :func:`respond` does, unless the same was done before and is in `cache`."""
+    from isodense.generation import Completion
+
+    settings = {**as_dict(params), "seed": seed, "device": device, "asked": asked}
+    folder = cache / "evaluate" / folder_name(policy, settings, [])
+    path = folder / "answers.json"
+    if not path.is_file():
+        made = respond(policy, asked, params, seed, device)
+        write_json(path, [[asdict(completion) for completion in group] for group in made])
+    mark_used(folder)
+    groups = json.loads(path.read_text(encoding="utf-8"))
+    return [
+        [Completion(**fields | {"ids": tuple(fields["ids"])}) for fields in group]
+        for group in groups
+    ]
 
 
-def interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Return the mean of at least two values and its 95% t interval: mean, low, high.
+def log_ratios(
+    policy: Path,
+    trained: Path,
+    asked: Sequence[list[Message]],
+    completions: Sequence[Sequence[Completion]],
+    params: EvaluateParams,
+    device: str,
+) -> np.ndarray:
+    """Return how much likelier each prompt's first completion is under `trained` than `policy`.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> interval(np.array([1.0, 3.0]))
-    (2.0, -10.706205, 14.706205)
+    Both are taken at the temperature of the draws. One completion per prompt is enough: what is
+    sought is a mean over prompts, and each costs another forward pass of both policies.
+
+    Returns
+    -------
+    ndarray of shape (n_prompts,), float64
+        Differences of log-probabilities, in nats.
     """
-    from scipy.special import stdtrit
+    from isodense.generation import log_probs
+    from isodense.policy import load_policy, load_tokenizer
 
-    values = np.asarray(values, dtype=np.float64)
-    mean = values.mean()
-    half = stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / np.sqrt(len(values))
-    low, middle, high = (round(float(value), 6) for value in (mean - half, mean, mean + half))
-    return middle, low, high
+    first = [group[:1] for group in completions]
+    found = []
+    for folder in (trained, policy):
+        with _bar(f"likelihood under {folder}", len(asked)) as update:
+            found.append(
+                log_probs(
+                    load_policy(folder, device),
+                    load_tokenizer(policy),
+                    asked,
+                    first,
+                    temperature=params.temperature,
+                    batch_tokens=params.batch_tokens,
+                    on_batch=update,
+                )[:, 0]
+            )
+    return found[0] - found[1]
 
 
-def bins(density: np.ndarray, most: int = 10) -> list[np.ndarray]:
-    """Return the rows of each density bin, sparse to crowded, nearly equal in size.
+def judge(
+    asked: Sequence[list[Message]],
+    completions: list[list[Completion]],
+    score: Score,
+    encoder: Encoder,
+) -> Answers:
+    """Score and embed a policy's completions.
 
-    There are `most` bins, or as many as leave ``BIN`` rows in each.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> [rows.tolist() for rows in bins(np.array([3, 1, 2, 0, 5, 4, 9, 8, 7, 6]))]
-    [[3, 1, 2, 0, 5], [4, 9, 8, 7, 6]]
+    Parameters
+    ----------
+    asked : sequence of list of message
+        The prompts.
+    completions : list of list of Completion
+        As many of each prompt.
+    score : callable
+        The reward: ``(prompts, completions) -> ndarray of shape (n,)``.
+    encoder : Encoder
     """
-    order = np.argsort(density, kind="stable")
-    return np.array_split(order, max(1, min(most, len(density) // BIN)))
+    texts = [made.text for group in completions for made in group]
+    copies = len(completions[0])
+    rewards = score([prompt for prompt in asked for _ in range(copies)], texts)
+    # Some encoders have no token, hence no vector, for an empty text.
+    vectors = encoder.encode([text if text.strip() else "." for text in texts])
+    shape = (len(completions), copies)
+    return Answers(completions, rewards.reshape(shape), vectors.reshape(*shape, encoder.dim))
+
+
+def open_encoder(folder: Path, device: str) -> Encoder:
+    """Load the encoder for completions: pooled as the folder says, of at most 256 tokens."""
+    from isodense.encoders import load_encoder
+    from isodense.policy import context_length
+
+    context = context_length(folder) or ENCODER_TOKENS
+    limit = min(ENCODER_TOKENS, context - context % ENCODER_MULTIPLE)
+    return load_encoder(folder, max_tokens=limit, device=device)
+
+
+@contextmanager
+def _bar(title: str, total: int) -> Iterator[Callable[[int], Any]]:
+    from tqdm import tqdm
+
+    from isodense.stage import progress
+
+    with tqdm(total=total, unit="prompt", desc=title, **progress()) as bar:
+        yield bar.update

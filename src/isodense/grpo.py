@@ -1,27 +1,32 @@
-"""The TRL side of training: the trainer of a plan, its reward function and its record.
+"""The TRL side of training: the trainer of a plan, its reward function, checkpoints and record.
 
 Only TRL's public interface is used. What dvclive records repeats with the run: no times, no speeds.
 """
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from accelerate.utils import is_peft_model
 from datasets import Dataset
 from dvclive.live import Live
 from tqdm import tqdm
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback, set_seed
 from transformers.utils import logging as transformers_logging
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
+from isodense.artifacts import write_json
+from isodense.checkpoints import Stop, settle
 from isodense.conversations import Message
 from isodense.errors import TrainingError
-from isodense.policy import load_tokenizer
+from isodense.policy import load_policy, load_tokenizer
 from isodense.stage import progress
 
 Score = Callable[[Sequence[list[Message]], Sequence[str]], np.ndarray]
@@ -40,7 +45,11 @@ SERIES = {
 
 
 def make_trainer(
-    policy: str | Path, score: Score, config: GRPOConfig, rows: Sequence[dict[str, Any]]
+    policy: str | Path,
+    score: Score,
+    config: GRPOConfig,
+    rows: Sequence[dict[str, Any]],
+    lora: Mapping[str, Any] | None = None,
 ) -> GRPOTrainer:
     """Return a trainer that walks through `rows` in order.
 
@@ -54,6 +63,13 @@ def make_trainer(
         Its ``shuffle_dataset`` is off.
     rows : sequence of dict
         Prompts (``id``, ``prompt``) in the order of the plan.
+    lora : mapping, optional
+        Fields of peft's ``LoraConfig``; by default all weights are trained.
+
+    Raises
+    ------
+    TrainingError
+        If TRL or peft refuses the settings for this policy, or a package that they need is missing.
     """
     transformers_logging.disable_progress_bar()
     # TRL's own use of a name that transformers is about to drop.
@@ -61,15 +77,54 @@ def make_trainer(
     plan = Dataset.from_list([{"prompt": row["prompt"], "prompt_id": row["id"]} for row in rows])
     tokenizer = load_tokenizer(policy)
     tokenizer.padding_side = "left"
-    trainer = GRPOTrainer(
-        model=str(policy),
-        reward_funcs=reward_function(score, int(config.num_generations or 1)),
-        args=config,
-        train_dataset=plan,
-        processing_class=tokenizer,
-    )
+    set_seed(config.seed)  # adapters are initialised before the trainer seeds anything
+    try:
+        trainer = GRPOTrainer(
+            model=str(policy),
+            reward_funcs=reward_function(score, int(config.num_generations or 1)),
+            args=config,
+            train_dataset=plan,
+            processing_class=tokenizer,
+            peft_config=_adapter(lora),
+        )
+    except (ValueError, TypeError, ImportError) as error:
+        raise TrainingError(f"TRL refuses to train {policy} so: {error}") from None
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _adapter(lora: Mapping[str, Any] | None) -> Any:
+    if lora is None:
+        return None
+    from peft import LoraConfig, TaskType
+
+    return LoraConfig(task_type=TaskType.CAUSAL_LM, **lora)
+
+
+def save_policy(trainer: GRPOTrainer, policy: str | Path, folder: Path) -> None:
+    """Save the trained policy into `folder`; an adapter also merged into the policy.
+
+    Every process must call it, since the weights may be spread over them.
+
+    Parameters
+    ----------
+    trainer : GRPOTrainer
+    policy : str or Path
+        The untrained policy's folder.
+    folder : Path
+        A new folder; gets ``adapter/`` where there is one.
+    """
+    adapter = folder / "adapter"
+    whole = not is_peft_model(trainer.model)
+    trainer.save_model(str(folder if whole else adapter))
+    if whole or not trainer.is_world_process_zero():
+        return
+    from peft import PeftModel
+
+    _name_base(adapter / "adapter_config.json", Path(policy).name)
+    merged = PeftModel.from_pretrained(load_policy(policy), str(adapter)).merge_and_unload()
+    merged.save_pretrained(folder)
+    load_tokenizer(policy).save_pretrained(folder)
 
 
 def reward_function(score: Score, group: int) -> Callable[..., list[float | None]]:
@@ -100,8 +155,51 @@ def reward_function(score: Score, group: int) -> Callable[..., list[float | None
     return reward
 
 
+def _name_base(config: Path, name: str) -> None:
+    """Put the policy's name in place of the path that peft has noted."""
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    write_json(config, settings | {"base_model_name_or_path": name})
+
+
+class Checkpoints(TrainerCallback):
+    """Settles each checkpoint, and stops the run with one when that is asked for.
+
+    Parameters
+    ----------
+    stop : Stop
+        Says whether this process was asked to stop; one of them suffices.
+    every : int
+        Steps after which the run can be resumed exactly: those at which completions are drawn anew.
+    """
+
+    def __init__(self, stop: Stop, every: int) -> None:
+        self._stop, self._every = stop, every
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Ask for a checkpoint and the end."""
+        if state.global_step % self._every == 0 and _any_process(self._stop.asked, args.device):
+            control.should_save = control.should_training_stop = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Settle the checkpoint once every process has written its part."""
+        _any_process(False, args.device)
+        if state.is_world_process_zero:
+            settle(Path(args.output_dir, f"checkpoint-{state.global_step}"))
+
+
+def _any_process(flag: bool, device: torch.device) -> bool:
+    """Return whether `flag` is set in any process, once all of them have come here."""
+    if not torch.distributed.is_initialized():
+        return flag
+    flags = torch.tensor(int(flag), device=device)
+    torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
+    return bool(flags)
+
+
 class Record(TrainerCallback):
     """Writes the run's series with dvclive and shows its progress on stderr.
+
+    DVC deletes the series of a run that was cut off; a checkpoint has them, too.
 
     Parameters
     ----------
@@ -116,20 +214,24 @@ class Record(TrainerCallback):
         self._facts = facts
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Open the progress bar."""
+        """Open the progress bar; of a resumed run, write the series so far."""
         self._bar = tqdm(total=state.max_steps, unit="step", **progress())
+        for logs in state.log_history:
+            self._point(logs["step"], logs)
 
     def on_log(self, args: Any, state: Any, control: Any, **event: Any) -> None:
         """Write one point of each series."""
-        logs = event["logs"]
+        self._point(state.global_step, event["logs"])
+
+    def _point(self, step: int, logs: Mapping[str, Any]) -> None:
         if "reward" not in logs:
             return
-        self._live.step = state.global_step
+        self._live.step = step
         for name, series in SERIES.items():
             if logs.get(name) is not None:
                 self._live.log_metric(f"train/{series}", float(logs[name]))
         self._live.make_summary()
-        self._bar.update(state.global_step - self._bar.n)
+        self._bar.update(step - self._bar.n)
         self._bar.set_postfix(reward=f"{logs['reward']:.3f}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -26,6 +26,23 @@ from isodense.weights import Weights
 SHOWN = 20  # most and least weighted prompts
 EXAMPLES = 12
 
+MEASURES = (  # of both policies: metric, name on the page, format, what it says
+    ("reward", "reward", ".2f", "what training raises; mean over the prompts"),
+    ("zero_signal", "groups without signal", ".0%", "prompts whose completions all got one reward"),
+    ("kl", "KL to the base policy", ".2f", "nats per completion, estimated"),
+    ("kl_per_token", "KL per token", ".3f", "nats"),
+    ("vendi", "Vendi score", ".1f", "effective number of different answers, one per prompt"),
+    ("vendi_within", "Vendi score within prompts", ".2f", "the same among answers to one prompt"),
+    ("self_bleu", "self-BLEU", ".1f", "overlap of answers to different prompts; 100: all alike"),
+    ("distinct_1", "distinct words", ".0%", "different words among all words"),
+    ("distinct_2", "distinct pairs of words", ".0%", "different neighbours among all neighbours"),
+    ("repetition", "repetition", ".0%", "runs of four words that the completion had before"),
+    ("em_dash", "em-dash", ".1%", "completions that hold one"),
+    ("not_just_but", "“not just … but”", ".1%", "completions that hold it, or only, or merely"),
+    ("tokens", "tokens", ".1f", "mean length of a completion"),
+    ("truncated", "truncated", ".0%", "completions cut at the limit"),
+)
+
 
 def write_report(
     out: Path,
@@ -58,6 +75,7 @@ def write_report(
     order = np.argsort(-weights.weights, kind="stable")
     page = template.render(
         cards=_cards(metrics),
+        measures=_measures(metrics["eval"]),
         figures=[
             {"caption": caption, "data": base64.b64encode(png).decode()}
             for caption, png in figures.items()
@@ -109,33 +127,39 @@ def training_figure(folder: Path) -> bytes:
 
 
 def decile_figure(path: Path) -> bytes:
-    """Return a PNG of the held-out reward by density decile, base against trained.
+    """Return a PNG of reward and zero signal by density decile, base against trained.
 
     Parameters
     ----------
     path : Path
-        ``reward_by_decile.csv``: columns decile, policy, reward, low, high.
+        ``reward_by_decile.csv``: columns decile, policy, reward, low, high; zero_signal where
+        prompts have several completions.
     """
     from matplotlib.figure import Figure
 
     with path.open(encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
-    figure = Figure(figsize=(6, 3.4), layout="constrained")
-    axis = figure.subplots()
+    grouped = "zero_signal" in rows[0]
+    figure = Figure(figsize=(9 if grouped else 6, 3.4), layout="constrained")
+    axes = figure.subplots(1, 2 if grouped else 1, squeeze=False)[0]
     for shift, color, policy in ((-0.08, ORANGE, "base"), (0.08, BLUE, "trained")):
         mine = [row for row in rows if row["policy"] == policy]
-        place = np.array([float(row["decile"]) for row in mine]) + shift
-        middle, low, high = (
-            np.array([float(row[name]) for row in mine]) for name in ("reward", "low", "high")
-        )
-        axis.errorbar(
-            place, middle, (middle - low, high - middle), fmt="o", color=color, label=policy
-        )
-    axis.set(
-        title="Held-out reward, from rare to crowded prompts",
-        xlabel="density decile (1 = most isolated)",
-        ylabel="reward, 95% interval",
-    )
+        column = {
+            name: np.array([float(row[name]) for row in mine])
+            for name in rows[0]
+            if name != "policy"
+        }
+        place, middle = column["decile"] + shift, column["reward"]
+        error = (middle - column["low"], column["high"] - middle)
+        axes[0].errorbar(place, middle, error, fmt="o", color=color, label=policy)
+        if grouped:
+            axes[1].bar(column["decile"] + 2 * shift, 100 * column["zero_signal"], 0.3, color=color)
+    axes[0].set(title="Held-out reward", ylabel="reward, 95% interval")
+    if grouped:
+        title = "Prompts whose completions all got one reward"
+        axes[1].set(title=title, ylabel="share, %", ylim=(0, 100))
+    for axis in axes:
+        axis.set_xlabel("density decile (1 = most isolated)")
     figure.legend(frameon=False, loc="outside lower center", ncols=2)
     return _png(figure)
 
@@ -174,9 +198,25 @@ def _cards(metrics: dict[str, Any]) -> list[dict[str, str]]:
     return [dict(zip(("name", "value", "note"), card, strict=True)) for card in cards]
 
 
+def _measures(found: dict[str, Any]) -> list[dict[str, str]]:
+    """Return the rows of base against trained; what was not measured is a dash."""
+    return [
+        {
+            "name": name,
+            "note": note,
+            **{
+                policy: format(found[policy][key], form) if key in found[policy] else "–"
+                for policy in ("base", "trained")
+            },
+        }
+        for key, name, form, note in MEASURES
+        if key in found["trained"]
+    ]
+
+
 def _png(figure: Any) -> bytes:
-    for spine in ("top", "right"):
-        figure.axes[0].spines[spine].set_visible(False)
+    for axis in figure.axes:
+        axis.spines[["top", "right"]].set_visible(False)
     stream = io.BytesIO()
     save(figure, stream)
     return stream.getvalue()

@@ -1,35 +1,131 @@
-"""Fitting the reward on preference pairs, and checking it on pairs it has not seen.
+"""The reward that GRPO optimises: of four kinds, all checked on pairs that none was fitted on.
 
-The head maximises the likelihood of the pairs of the training prompts under Bradley and Terry's
-model (1952), P(chosen beats rejected) = σ(r(chosen) − r(rejected)) with r linear in the feature:
-logistic regression on feature differences, without intercept, with an L2 penalty on standardised
-features. The problem is convex; the fit ends at its minimum or with an error.
+``head`` fits a linear head on frozen features of the policy, ``full`` trains all weights with TRL,
+``model`` takes a finished reward model and ``function`` the user's own code; each is a module of
+:mod:`isodense.rewards`. The pairs of held-out prompts give the accuracy of each, beside that of
+length alone and chance (:mod:`isodense.rewards.check`).
 
-The pairs of held-out prompts give the accuracy, beside that of always preferring the longer (or
-the shorter, whichever wins on the training pairs) answer: a reward that does no better than that
-has learnt length.
+What scores answers later (:mod:`isodense.rewards.model`) imports none of these modules, so that
+changing how a reward is made does not rerun the training where the reward itself stays the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from isodense.artifacts import content_sha256, publishing, read_manifest, write_manifest
-from isodense.conversations import prompt_id
 from isodense.errors import TrainingError
 from isodense.params import as_dict, param
 from isodense.promptset import PromptSet
+from isodense.rewards.check import accuracy, compare
+from isodense.rewards.pairs import margins, pair_weights, sides, split_pairs
+from isodense.trl_fields import wrong_names
+from isodense.weights import Weights
 
-if TYPE_CHECKING:
-    from isodense.reward_model import Features
+FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+USED = {
+    "head": ("kind", "sampling", "layer", "pooling", "max_tokens", "l2", "batch_tokens"),
+    "full": ("kind", "sampling", "max_tokens", "batch_tokens", "full"),
+    "model": ("kind", "max_tokens", "batch_tokens", "model"),
+    "function": ("kind", "function"),
+}
+OWN_FIELDS = {
+    "output_dir": "the stage",
+    "seed": "base.seed",
+    "data_seed": "base.seed",
+    "use_cpu": "base.device",
+    "num_train_epochs": "reward.full.epochs",
+    "max_steps": "reward.full.epochs",
+    "per_device_train_batch_size": "reward.full.batch_size",
+    "learning_rate": "reward.full.learning_rate",
+    "max_length": "reward.max_tokens",
+    "train_sampling_strategy": "the stage (reward.sampling draws the pairs)",
+    "model_init_kwargs": "the stage",
+    "trust_remote_code": "the stage",
+    "chat_template_path": "the stage (the policy's own chat template is used)",
+    "eos_token": "the stage",
+    "pad_token": "the stage",
+    "remove_unused_columns": "the stage",
+    "report_to": "the stage",
+    "disable_tqdm": "the stage",
+    "push_to_hub": "the stage",
+    "save_strategy": "the stage",
+    "resume_from_checkpoint": "the stage",
+    "eval_strategy": "the stage",
+    "do_eval": "the stage",
+}
 
-Z95 = 1.959963984540054
-TOLERANCE = 1e-6
+
+@dataclass(frozen=True)
+class FullParams:
+    """Of kind ``full``: TRL's ``RewardTrainer``, which starts from the policy's weights.
+
+    Attributes
+    ----------
+    epochs : float
+        Passes over the training pairs, or as many draws.
+    batch_size : int
+        Pairs per optimiser step; ``trainer.gradient_accumulation_steps`` divides it.
+    learning_rate : float
+        Of AdamW.
+    trainer : dict
+        Further fields of TRL's ``RewardConfig`` by name.
+    """
+
+    epochs: float = param(minimum=0.001)
+    batch_size: int = param(minimum=1)
+    learning_rate: float = param(minimum=0.0, maximum=1.0)
+    trainer: dict[str, Any] = param()
+
+    def faults(self) -> list[str]:
+        """Return what is wrong with the names under ``trainer``, and with how batches divide."""
+        if not self.trainer:
+            return []
+        from trl.trainer.reward_config import RewardConfig
+
+        faults = wrong_names("trainer", self.trainer, RewardConfig, OWN_FIELDS)
+        parts = self.trainer.get("gradient_accumulation_steps", 1)
+        if not isinstance(parts, int) or parts < 1 or self.batch_size % parts:
+            faults.append(
+                f"trainer.gradient_accumulation_steps {parts!r} does not divide batch_size "
+                f"{self.batch_size}"
+            )
+        return faults
+
+
+@dataclass(frozen=True)
+class SourceParams:
+    """Of kind ``model``: where the sequence classifier comes from.
+
+    Attributes
+    ----------
+    source : {"hub", "folder"} or None
+    name : str or None
+        The repository id, or the path of the folder.
+    version : str or None
+        The repository's revision; null for a folder.
+    """
+
+    source: Literal["hub", "folder"] | None = param()
+    name: str | None = param()
+    version: str | None = param()
+
+    def missing(self) -> list[str]:
+        """Return what a source needs and lacks, or has and does not mean anything for it."""
+        if self.source is None:
+            return ["kind 'model' needs model.source: hub or folder"]
+        faults = [] if self.name else [f"model.source {self.source!r} needs model.name"]
+        if self.source == "hub" and not self.version:
+            faults.append("model.source 'hub' needs model.version, a revision")
+        if self.source == "folder" and self.version is not None:
+            faults.append("model.version has no meaning for a folder; set it to null")
+        return faults
 
 
 @dataclass(frozen=True)
@@ -38,146 +134,112 @@ class RewardParams:
 
     Attributes
     ----------
+    kind : {"head", "full", "model", "function"}
+        What scores an answer; see :mod:`isodense.reward`.
+    sampling : {"uniform", "density"}
+        Of kinds head and full: each training pair counts alike, or by the weight of its prompt,
+        which the prompt's training pairs share.
     layer : int
-        The feature is the hidden state after this many blocks of the policy.
+        Of kind head: the feature is the hidden state after this many blocks of the policy.
     pooling : {"last", "mean", "both"}
-        At the end-of-turn token, averaged over the answer, or both.
+        Of kind head: at the end-of-turn token, averaged over the answer, or both.
     max_tokens : int
         A longer conversation loses the start of its prompt.
     l2 : float
-        Penalty on the head: loss + l2/2 · |w|², features standardised, loss a mean over pairs.
+        Of kind head: loss + l2/2 · |w|², features standardised, loss a mean over pairs.
     batch_tokens : int
         Padded tokens per batch; changes speed and memory, not the result.
+    full : FullParams
+    model : SourceParams
+    function : str or None
+        Of kind function: ``module:function``, called as TRL calls reward functions.
     """
 
+    kind: Literal["head", "full", "model", "function"] = param()
+    sampling: Literal["uniform", "density"] = param()
     layer: int = param(minimum=1)
     pooling: Literal["last", "mean", "both"] = param()
     max_tokens: int = param(minimum=16)
     l2: float = param(minimum=1e-6, maximum=100)
     batch_tokens: int = param(minimum=64)
+    full: FullParams = param()
+    model: SourceParams = param()
+    function: str | None = param()
+
+    def faults(self) -> list[str]:
+        """Return what the kind needs and lacks."""
+        if self.kind == "model":
+            return self.model.missing()
+        if self.kind == "function" and not FUNCTION.fullmatch(self.function or ""):
+            return [f"kind 'function' needs function: module:function, not {self.function!r}"]
+        return []
+
+    @property
+    def reads_weights(self) -> bool:
+        """Whether the weights of the density stage enter the result."""
+        return self.sampling == "density" and "sampling" in USED[self.kind]
+
+    def used(self) -> dict[str, Any]:
+        """Return what the manifest records: the params that the kind reads, no folder's path."""
+        used = {name: value for name, value in as_dict(self).items() if name in USED[self.kind]}
+        if "model" in used and self.model.source == "folder":
+            used["model"]["name"] = Path(str(self.model.name)).name
+        return used
 
 
 @dataclass(frozen=True)
-class Head:
-    """A linear reward of raw features: ``features @ weight + bias``, in log-odds.
+class Task:
+    """What each kind is given.
 
     Attributes
     ----------
-    weight : ndarray of shape (dim,), float64
-    bias : float
-        Makes the mean reward of the training answers zero.
+    train, heldout : list of dict
+        Pairs.
+    weights : ndarray of shape (n_train,), float64
+        How much each training pair counts; mean 1.
+    prompts : PromptSet
+        All prompts.
+    policy : Path
+        The policy's artifact.
+    params : RewardParams
+    seed : int
+    device : str
+        A torch device.
+    cache : Path
+        The scratch folder outside all outputs.
     """
 
-    weight: np.ndarray
-    bias: float
+    train: list[dict[str, Any]]
+    heldout: list[dict[str, Any]]
+    weights: np.ndarray
+    prompts: PromptSet
+    policy: Path
+    params: RewardParams
+    seed: int
+    device: str
+    cache: Path
 
 
-def fit_head(chosen: np.ndarray, rejected: np.ndarray, l2: float) -> Head:
-    """Fit a Bradley–Terry head.
+@dataclass(frozen=True)
+class Outcome:
+    """What each kind gives back, beside the files it wrote.
 
-    Parameters
+    Attributes
     ----------
-    chosen, rejected : ndarray of shape (n_pairs, dim)
-        Features of both answers of each pair; fitted in float64.
-    l2 : float
-        See :class:`RewardParams`.
-
-    Returns
-    -------
-    Head
-
-    Raises
-    ------
-    TrainingError
-        If there are no pairs, a feature is not finite, or the fit does not reach its minimum.
-    """
-    from scipy.optimize import minimize
-
-    both = np.concatenate([chosen, rejected]).astype(np.float64)
-    if not len(both) or not np.isfinite(both).all():
-        message = f"{len(chosen)} pairs whose features are not all finite"
-        raise TrainingError(message, "look at data/pairs and at the policy's weights")
-    mean, scale = both.mean(axis=0), both.std(axis=0)
-    scale[scale == 0] = 1
-    difference = (chosen.astype(np.float64) - rejected) / scale
-
-    def objective(weight: np.ndarray) -> tuple[float, np.ndarray]:
-        margin = difference @ weight
-        loss = np.logaddexp(0, -margin).mean() + l2 / 2 * weight @ weight
-        slope = -np.exp(-np.logaddexp(0, margin))  # −σ(−margin)
-        return loss, difference.T @ slope / len(margin) + l2 * weight
-
-    options = {"maxiter": 10_000, "maxfun": 20_000, "gtol": TOLERANCE / 10, "ftol": 0.0}
-    start = np.zeros(difference.shape[1])
-    result = minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
-    steepest = float(np.abs(result.jac).max())
-    if not steepest <= TOLERANCE:
-        message = f"the reward did not converge: slope {steepest:.1e} after {result.nit} steps"
-        raise TrainingError(message, "raise reward.l2")
-    weight = result.x / scale
-    return Head(weight, float(-mean @ weight))
-
-
-def wilson(successes: float, total: int) -> tuple[float, float]:
-    """Return the 95% interval of a proportion (Wilson 1927).
-
-    Examples
-    --------
-    >>> low, high = wilson(50, 100)
-    >>> round(low, 3), round(high, 3)
-    (0.404, 0.596)
-    """
-    share, z2 = successes / total, Z95**2
-    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
-    half = Z95 / (1 + z2 / total) * np.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
-    return float(max(0.0, centre - half)), float(min(1.0, centre + half))
-
-
-def accuracy(margin: np.ndarray) -> dict[str, float]:
-    """Return the share of pairs whose chosen answer wins, a tie counting one half.
-
-    Parameters
-    ----------
-    margin : ndarray of shape (n_pairs,)
+    heldout : ndarray of shape (n_heldout,), float64
         Score of the chosen answer less that of the rejected one.
-
-    Returns
-    -------
-    dict
-        ``accuracy`` with its Wilson interval ``low`` … ``high``.
+    train : ndarray of shape (n_train,), float64, or None
+        The same of the training pairs, of a kind that is fitted on them.
+    truncated : int
+        Pairs of which a conversation was cut.
+    fields : dict
+        What else the manifest records.
     """
-    wins = float((margin > 0).sum() + 0.5 * (margin == 0).sum())
-    low, high = wilson(wins, len(margin))
-    return {"accuracy": wins / len(margin), "low": low, "high": high}
 
-
-def split_pairs(
-    pairs: Sequence[dict[str, Any]], prompts: PromptSet
-) -> dict[str, list[dict[str, Any]]]:
-    """Sort pairs by the split of their prompt.
-
-    Returns
-    -------
-    dict
-        Pairs under ``"train"``, ``"heldout"`` and, for prompts that are not in `prompts`,
-        ``"unknown"``.
-
-    Raises
-    ------
-    TrainingError
-        If no pair is left to fit on or to check with.
-    """
-    split_of = {row["id"]: row["split"] for row in prompts.rows}
-    parts: dict[str, list[dict[str, Any]]] = {"train": [], "heldout": [], "unknown": []}
-    for pair in pairs:
-        parts[split_of.get(prompt_id(pair["prompt"]), "unknown")].append(pair)
-    if not parts["train"]:
-        message = f"none of {len(pairs)} pairs has a training prompt"
-        raise TrainingError(message, "run `dvc repro prompts`, or lower prompts.heldout")
-    if not parts["heldout"]:
-        message = f"none of {len(pairs)} pairs has a held-out prompt to check the reward with"
-        raise TrainingError(message, "raise prompts.heldout, or add data")
-    return parts
+    heldout: np.ndarray
+    train: np.ndarray | None = None
+    truncated: int = 0
+    fields: dict[str, Any] = field(default_factory=dict)
 
 
 def fit(
@@ -185,11 +247,14 @@ def fit(
     prompts: PromptSet,
     policy: Path,
     params: RewardParams,
+    seed: int,
     device: str,
+    cache: Path,
     inputs: dict[str, str],
     out: Path,
+    weights: Weights | None = None,
 ) -> dict[str, Any]:
-    """Fit the reward, write ``models/reward`` and return what the metrics report.
+    """Make the reward, write ``models/reward`` and return what the metrics report.
 
     Parameters
     ----------
@@ -201,94 +266,72 @@ def fit(
         The policy's artifact.
     params : RewardParams
         The stage's section.
+    seed : int
+        Of draws and of a new head's weights, where the kind has them.
     device : str
         A torch device.
+    cache : Path
+        The scratch folder outside all outputs.
     inputs : dict
-        Content hashes of what `pairs` and `prompts` were read from, for the manifest.
+        Content hashes of what `pairs`, `prompts` and `weights` were read from, for the manifest.
     out : Path
         The reward's artifact.
+    weights : Weights, optional
+        Of the density stage, if training pairs are to count by them.
 
     Raises
     ------
     TrainingError
-        If the pairs do not suffice or the fit fails.
+        If the pairs do not suffice, or the fit, the training or the function fails.
     ModelError
-        If the policy cannot give the features asked for.
+        If the policy or the reward model cannot give the scores asked for.
+    ArtifactError
+        If the weights belong to other prompts.
     """
-    from isodense.reward_model import Features
-
     parts = split_pairs(pairs, prompts)
-    used = parts["train"] + parts["heldout"]
-    features = Features(
-        policy, params.layer, params.pooling, params.max_tokens, params.batch_tokens, device
-    )
-    chosen, rejected, lengths, truncated = _features(used, features)
-    train, heldout = np.arange(len(parts["train"])), np.arange(len(parts["train"]), len(used))
-    head = fit_head(chosen[train], rejected[train], params.l2)
-    margin = (chosen.astype(np.float64) - rejected) @ head.weight
+    train, heldout = parts["train"], parts["heldout"]
+    shares = pair_weights(train, prompts, weights)
+    task = Task(train, heldout, shares, prompts, policy, params, seed, device, cache)
     inputs = inputs | {"policy": content_sha256(read_manifest(policy, "models"))}
-    _publish(head, params, inputs, out)
+    with publishing(out) as scratch:
+        made = _maker(params.kind)(task, scratch)
+        if not np.isfinite(made.heldout).all():
+            message = f"the scores of {len(heldout)} held-out pairs are not all finite"
+            remedy = "choose another model; of kind full, lower reward.full.learning_rate"
+            raise TrainingError(message, remedy)
+        found = compare(
+            made.heldout, _length_margins(policy, heldout), _length_margins(policy, train)
+        )
+        check = {name: found[name]["accuracy"] for name in ("heldout", "length_only")}
+        fields = {"params": params.used(), "inputs": inputs, "check": check, **made.fields}
+        write_manifest(scratch, "reward", reward_kind=params.kind, **fields)
+    if params.kind in ("head", "full"):
+        found["heldout"]["log_loss"] = float(np.logaddexp(0, -made.heldout).mean())
     return {
         "train_pairs": len(train),
         "heldout_pairs": len(heldout),
         "unknown_pairs": len(parts["unknown"]),
-        "truncated_pairs": truncated,
-        "train": accuracy(margin[train]),
-        "heldout": {
-            **accuracy(margin[heldout]),
-            "log_loss": float(np.logaddexp(0, -margin[heldout]).mean()),
-        },
-        "length_only": _length_only(lengths, train, heldout),
+        "truncated_pairs": made.truncated,
+        **({} if made.train is None else {"train": accuracy(made.train)}),
+        **found,
     }
 
 
-def _features(
-    pairs: Sequence[dict[str, Any]], features: Features
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Return features of chosen and rejected, length margins in tokens, and cut pairs.
-
-    A text that occurs in several pairs is computed once.
-    """
-    from tqdm import tqdm
-
-    from isodense.stage import progress
-
-    prompts = [pair["prompt"] for pair in pairs] * 2
-    answers = [pair[side][0]["content"] for side in ("chosen", "rejected") for pair in pairs]
-    keys = [(str(prompt), answer) for prompt, answer in zip(prompts, answers, strict=True)]
-    place = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-    index = np.array([place[key] for key in keys])
-    first = np.unique(index, return_index=True)[1]
-    prompts, answers = [prompts[row] for row in first], [answers[row] for row in first]
-    _, tokens, cut = features.tokenize(prompts, answers)
-    with tqdm(total=len(answers), unit="answer", **progress()) as bar:
-        rows = features(prompts, answers, bar.update)
-    of_chosen, of_rejected = index[: len(pairs)], index[len(pairs) :]
-    length = np.array([len(row) for row in tokens])
-    was_cut = np.array(cut)
-    return (
-        rows[of_chosen],
-        rows[of_rejected],
-        length[of_chosen] - length[of_rejected],
-        int((was_cut[of_chosen] | was_cut[of_rejected]).sum()),
-    )
+def _maker(kind: str) -> Callable[[Task, Path], Outcome]:
+    if kind == "head":
+        from isodense.rewards.head import make
+    elif kind == "full":
+        from isodense.rewards.full import make
+    elif kind == "model":
+        from isodense.rewards.given import make_model as make
+    else:
+        from isodense.rewards.given import make_function as make
+    return make
 
 
-def _length_only(margin: np.ndarray, train: np.ndarray, heldout: np.ndarray) -> dict[str, Any]:
-    direction = 1 if accuracy(margin[train])["accuracy"] >= 0.5 else -1
-    prefers = "longer" if direction == 1 else "shorter"
-    return {**accuracy(direction * margin[heldout]), "prefers": prefers}
+def _length_margins(policy: Path, pairs: Sequence[dict[str, Any]]) -> np.ndarray:
+    """Return tokens of the chosen answer less those of the rejected one, by the policy's count."""
+    from isodense.policy import answer_tokens, load_tokenizer
 
-
-def _publish(head: Head, params: RewardParams, inputs: dict[str, str], out: Path) -> None:
-    from safetensors.numpy import save_file
-
-    from isodense.reward_model import HEAD
-
-    with publishing(out) as scratch:
-        tensors = {
-            "weight": head.weight.astype(np.float32),
-            "bias": np.array([head.bias], dtype=np.float32),
-        }
-        save_file(tensors, scratch / HEAD)
-        write_manifest(scratch, "reward", params=as_dict(params), inputs=inputs)
+    tokens = answer_tokens(load_tokenizer(policy), sides(pairs)[1])
+    return margins(np.array([len(row) for row in tokens]))

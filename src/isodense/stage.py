@@ -67,6 +67,7 @@ def relaunch(argv: list[str]) -> None:
     launcher = shlex.split(os.environ.get("ISODENSE_LAUNCH", ""))
     if not launcher or "RANK" in os.environ:
         return
+    del os.environ["ISODENSE_LAUNCH"]  # a launcher of one process need not set RANK
     try:
         os.execvp(launcher[0], [*launcher, sys.argv[0], *argv])  # noqa: S606 - the user's own
     except OSError as error:

@@ -1,7 +1,7 @@
-"""Measures of a set of texts: diversity and repetition.
+"""Measures of a set of texts: diversity, repetition and stock phrases.
 
-Texts are compared as lists of :func:`words`. All measures pool the n-grams of the whole set, so
-they depend on its size: compare sets of as many texts to the same prompts.
+Diversity and repetition compare texts as lists of :func:`words`. They pool the n-grams of the whole
+set, so they depend on its size: compare sets of as many texts to the same prompts.
 """
 
 from __future__ import annotations
@@ -10,6 +10,12 @@ import re
 from collections.abc import Sequence
 
 WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
+STOCK_PHRASES = {
+    "em_dash": re.compile("—"),
+    "not_just_but": re.compile(
+        r"(?:\bnot|n['’]t)\s+(?:just|only|merely)\b[^.!?]*?\bbut\b", re.IGNORECASE
+    ),
+}
 
 
 def words(text: str) -> list[str]:
@@ -61,3 +67,19 @@ def repetition(texts: Sequence[Sequence[str]], n: int = 4) -> float:
     grams = [ngrams(text, n) for text in texts]
     total = sum(map(len, grams))
     return 1 - sum(len(set(row)) for row in grams) / total if total else 0.0
+
+
+def stock_phrases(texts: Sequence[str]) -> dict[str, float]:
+    """Return the share of texts that hold each of the phrases that language models overuse.
+
+    They are the em-dash, and "not just … but" (or "only", "merely") within a sentence.
+
+    Examples
+    --------
+    >>> stock_phrases(["It is not just fast but cheap.", "A dash — or two — here.", "No.", "Yes."])
+    {'em_dash': 0.25, 'not_just_but': 0.25}
+    """
+    return {
+        name: sum(bool(phrase.search(text)) for text in texts) / len(texts)
+        for name, phrase in STOCK_PHRASES.items()
+    }

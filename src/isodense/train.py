@@ -9,18 +9,24 @@ A prompt longer than ``max_prompt_tokens`` is not cut, because a conversation wi
 another conversation: its draws are passed over and the next of the stream taken, which leaves the
 odds of the other prompts among themselves as the weights have them.
 
+A run that was cut off goes on from its last checkpoint, in the scratch, with the same draws and, on
+the same machine, to the same weights. The scratch is keyed by everything that shapes the run.
+
 Any field of TRL's ``GRPOConfig`` can be set under ``train.grpo``, except those that this module
-sets from other params or needs for the run to repeat.
+sets from other params or needs for the run to repeat, and of peft's ``LoraConfig`` under
+``train.lora``.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
+import logging
+import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -34,16 +40,21 @@ from isodense.artifacts import (
     require_same_ids,
     write_manifest,
 )
+from isodense.checkpoints import Stop, claimed, newest
 from isodense.conversations import Message
 from isodense.errors import TrainingError
 from isodense.params import as_dict, param
 from isodense.promptset import PromptSet
+from isodense.rewards.check import require_better_than_length
+from isodense.trl_fields import wrong_names
 from isodense.weights import Weights
 
 if TYPE_CHECKING:
     from trl.trainer.grpo_config import GRPOConfig
 
 Score = Callable[[Sequence[list[Message]], Sequence[str]], np.ndarray]
+
+log = logging.getLogger("isodense")
 
 OWN_FIELDS = {
     "output_dir": "the stage",
@@ -67,10 +78,22 @@ OWN_FIELDS = {
     "report_to": "the stage (dvclive records the run)",
     "disable_tqdm": "the stage",
     "push_to_hub": "the stage",
-    "save_strategy": "the stage",
+    "save_strategy": "train.save_steps",
+    "save_steps": "train.save_steps",
+    "save_total_limit": "the stage",
+    "save_only_model": "the stage",
+    "resume_from_checkpoint": "the stage (a run that was cut off goes on by itself)",
+    "ignore_data_skip": "the stage",
     "eval_strategy": "the stage",
     "do_eval": "the stage",
 }
+OWN_LORA_FIELDS = {
+    "task_type": "the stage",
+    "base_model_name_or_path": "the stage",
+    "inference_mode": "the stage",
+}
+HOLDING_PATHS = shutil.ignore_patterns("training_args.bin", "README.md")
+NOT_SHAPING = ("save_steps", "on_weak_reward")  # params that change nothing about the result
 TRIES = 20  # draws per prompt wanted before the search for prompts that fit is given up
 
 
@@ -80,8 +103,15 @@ class TrainParams:
 
     Attributes
     ----------
-    sampling : {"density", "uniform"}
-        Draw prompts by the weights of the density stage, or all alike.
+    sampling : {"density", "uniform", "count"}
+        Draw prompts by the weights of the density stage, all alike, or as often as they were asked
+        (which is what training on all pairs alike does).
+    replacement : bool
+        Whether a prompt can come again before every other has come once.
+    uniform_share : float
+        Share of the draws that is uniform instead.
+    seed : int
+        Of draws and completions, beside ``base.seed``: repeats a training run on the same data.
     max_steps : int
         Optimiser steps.
     prompts_per_step : int
@@ -100,11 +130,20 @@ class TrainParams:
         Weight of the divergence from the untrained policy; 0 saves computing it.
     temperature : float
         Of the completions drawn in training.
+    save_steps : int
+        Steps between checkpoints.
+    on_weak_reward : {"error", "warn"}
+        What to do with a reward that prefers the right answer no more often than length does.
+    lora : dict or None
+        Fields of peft's ``LoraConfig`` by name; None trains all weights.
     grpo : dict
         Further fields of TRL's ``GRPOConfig`` by name.
     """
 
-    sampling: Literal["density", "uniform"] = param()
+    sampling: Literal["density", "uniform", "count"] = param()
+    replacement: bool = param()
+    uniform_share: float = param(minimum=0.0, maximum=1.0)
+    seed: int = param(minimum=0)
     max_steps: int = param(minimum=1)
     prompts_per_step: int = param(minimum=1)
     num_generations: int = param(minimum=2)
@@ -114,25 +153,22 @@ class TrainParams:
     learning_rate: float = param(minimum=0.0, maximum=1.0)
     beta: float = param(minimum=0.0, maximum=10.0)
     temperature: float = param(minimum=0.01, maximum=10.0)
+    save_steps: int = param(minimum=1)
+    on_weak_reward: Literal["error", "warn"] = param()
+    lora: dict[str, Any] | None = param()
     grpo: dict[str, Any] = param()
 
     def faults(self) -> list[str]:
-        """Return what is wrong with the names under ``grpo``."""
-        if not self.grpo:
-            return []
-        from dataclasses import fields
-
-        from trl.trainer.grpo_config import GRPOConfig
-
-        known = {field.name for field in fields(GRPOConfig)} - set(OWN_FIELDS)
+        """Return what is wrong with the names under ``grpo`` and ``lora``."""
         faults = []
-        for name in self.grpo:
-            if name in OWN_FIELDS:
-                faults.append(f"grpo.{name} is set by {OWN_FIELDS[name]}")
-            elif name not in known:
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-                hint = f" (did you mean {near[0]!r}?)" if near else ""
-                faults.append(f"grpo.{name} is not a field of GRPOConfig{hint}")
+        if self.grpo:
+            from trl.trainer.grpo_config import GRPOConfig
+
+            faults += wrong_names("grpo", self.grpo, GRPOConfig, OWN_FIELDS)
+        if self.lora is not None:
+            from peft import LoraConfig
+
+            faults += wrong_names("lora", self.lora, LoraConfig, OWN_LORA_FIELDS)
         return faults
 
 
@@ -161,7 +197,7 @@ def prompt_weights(prompts: PromptSet, weights: Weights, sampling: str) -> np.nd
         The training prompts.
     weights : Weights
         Of the density stage.
-    sampling : {"density", "uniform"}
+    sampling : {"density", "uniform", "count"}
 
     Returns
     -------
@@ -177,7 +213,10 @@ def prompt_weights(prompts: PromptSet, weights: Weights, sampling: str) -> np.nd
     if not len(prompts):
         raise TrainingError("no prompt is left to train on", "lower prompts.heldout, or add data")
     require_same_ids(prompts.ids_sha256, weights.metadata, "the weights")
-    return weights.weights if sampling == "density" else np.ones(len(prompts))
+    if sampling == "density":
+        return weights.weights
+    counts = [row["count"] if sampling == "count" else 1 for row in prompts.rows]
+    return np.array(counts, dtype=np.float64)
 
 
 def input_hashes(prompts: Path, density: Path, policy: Path, reward: Path) -> dict[str, str]:
@@ -189,6 +228,28 @@ def input_hashes(prompts: Path, density: Path, policy: Path, reward: Path) -> di
         "reward": (reward, "reward"),
     }
     return {name: content_sha256(read_manifest(*entry)) for name, entry in kinds.items()}
+
+
+def check_reward(reward: Path, on_weak_reward: str) -> None:
+    """Refuse a reward that is no better than length alone, or only warn of it.
+
+    Parameters
+    ----------
+    reward : Path
+        The reward's artifact.
+    on_weak_reward : {"error", "warn"}
+
+    Raises
+    ------
+    TrainingError
+        If the reward is that weak and must not be.
+    """
+    try:
+        require_better_than_length(read_manifest(reward, "reward"), reward)
+    except TrainingError as error:
+        if on_weak_reward == "error":
+            raise
+        log.warning("%s", error)
 
 
 def live_folder(metrics: Path, plots: Path) -> Path:
@@ -206,9 +267,14 @@ def live_folder(metrics: Path, plots: Path) -> Path:
 
 
 def make_plan(
-    weights: np.ndarray, size: int, seed: int, fits: Callable[[int], bool] = lambda row: True
+    weights: np.ndarray,
+    size: int,
+    seed: int,
+    fits: Callable[[int], bool] = lambda row: True,
+    replacement: bool = True,
+    uniform: float = 0.0,
 ) -> Plan:
-    """Draw prompts with replacement, passing over those that do not fit.
+    """Draw prompts, passing over those that do not fit.
 
     Parameters
     ----------
@@ -220,6 +286,8 @@ def make_plan(
         Names the stream of draws.
     fits : callable
         Whether the prompt of a row can be used; asked once per prompt drawn.
+    replacement, uniform
+        See :func:`isodense.sampling.draw`.
 
     Raises
     ------
@@ -235,7 +303,7 @@ def make_plan(
         if drawn >= TRIES * max(size, 100):
             message = f"{drawn - len(rows)} of {drawn} drawn prompts exceed train.max_prompt_tokens"
             raise TrainingError(message, "raise train.max_prompt_tokens")
-        for row in draw(weights, size, seed, drawn).tolist():
+        for row in draw(weights, size, seed, drawn, replacement, uniform).tolist():
             if len(rows) == size:
                 break
             if row not in known:
@@ -262,7 +330,8 @@ def make_config(params: TrainParams, seed: int, device: str, scratch: Path) -> G
     Raises
     ------
     TrainingError
-        If the completions of a step cannot be shared out, or TRL refuses a setting.
+        If the completions of a step cannot be shared out, several GPUs have no launcher, or TRL
+        refuses a setting.
     """
     from trl.trainer.grpo_config import GRPOConfig
 
@@ -296,12 +365,26 @@ def make_config(params: TrainParams, seed: int, device: str, scratch: Path) -> G
         "logging_steps": 1,
         "report_to": "none",
         "disable_tqdm": True,
-        "save_strategy": "no",
+        "save_strategy": "steps",
     }
     try:
-        return GRPOConfig(**settings)
+        config = GRPOConfig(**settings)
     except (ValueError, TypeError) as error:
         raise TrainingError(f"TRL refuses the settings under train: {error}") from None
+    if config.n_gpu > 1:
+        message = f"one process sees {config.n_gpu} GPUs, which TRL does not train on"
+        launch = "ISODENSE_LAUNCH='accelerate launch --config_file configs/ddp.yaml'"
+        raise TrainingError(message, f"set {launch}, or CUDA_VISIBLE_DEVICES to one of them")
+    every = resumable_every(config)
+    config.save_steps = -(-params.save_steps // every) * every
+    return config
+
+
+def resumable_every(config: GRPOConfig) -> int:
+    """Return after how many steps completions are drawn anew: there a run resumes exactly."""
+    settings: Any = config
+    uses: int = settings.steps_per_generation * settings.num_iterations
+    return uses // math.gcd(uses, settings.gradient_accumulation_steps)
 
 
 def draws_needed(config: GRPOConfig) -> int:
@@ -342,10 +425,10 @@ def train(
     params : TrainParams
         The stage's section.
     seed : int
-        Of draws and completions.
+        Of draws and completions; ``params.seed`` is added.
     device : {"cpu", "cuda"}
     cache : Path
-        Where the trainer keeps its scratch.
+        Where the run keeps its checkpoints until it is done.
     inputs : dict
         Hashes of the manifests of what went in, for the manifest.
     out : Path
@@ -356,33 +439,66 @@ def train(
     Raises
     ------
     TrainingError
-        If the settings, the prompts or the rewards cannot be trained on.
+        If the settings, the prompts or the rewards cannot be trained on, or another process
+        trains with the same.
     ModelError
         If the policy cannot be loaded.
+    KeyboardInterrupt
+        If the run was asked to stop; the same call goes on from there.
     """
-    from isodense.grpo import Record, make_trainer, quarters
+    from isodense.grpo import Checkpoints, Record, make_trainer, quarters, save_policy
 
-    recipe = {"params": as_dict(params), "inputs": inputs, "seed": seed}
-    key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:40]
-    scratch = cache / "train" / key
+    seed += params.seed
+    scratch = cache / "train" / _key(params, inputs, seed, device)
     config = make_config(params, seed, device, scratch)
     plan = _plan(prompts, weights, policy, params, config, seed)
+    facts = plan_facts(plan, prompts)
+    rows = [prompts.rows[row] for row in plan.rows]
+    first = os.environ.get("RANK", "0") == "0"
+    with claimed(scratch) if first else nullcontext(), Stop() as stop:
+        trainer = make_trainer(policy, reward(str(config.device)), config, rows, params.lora)
+        trainer.add_callback(Checkpoints(stop, resumable_every(config)))
+        if first:
+            trainer.add_callback(Record(live, facts))
+        trainer.train(resume_from_checkpoint=_resume_from(scratch))
+        if trainer.state.global_step < config.max_steps:
+            raise KeyboardInterrupt
+        save_policy(trainer, policy, scratch / "policy")
+        trainer.accelerator.wait_for_everyone()
+        if first:
+            fields = {"params": as_dict(params), "plan": facts, "inputs": inputs}
+            _publish(scratch / "policy", out, ids_sha256=prompts.ids_sha256, **fields)
+            shutil.rmtree(scratch)
+    return {**facts, **quarters(trainer.state.log_history)}
+
+
+def _key(params: TrainParams, inputs: dict[str, str], seed: int, device: str) -> str:
+    """Return a hash of what shapes the run, bytes included."""
+    shaping = {name: value for name, value in as_dict(params).items() if name not in NOT_SHAPING}
+    processes = os.environ.get("WORLD_SIZE", "1")
+    recipe = [shaping, inputs, seed, device, processes]
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:40]
+
+
+def _resume_from(scratch: Path) -> str | None:
+    checkpoint = newest(scratch)
+    if checkpoint is None:
+        return None
+    log.info("going on from %s", checkpoint.name)
+    return str(checkpoint)
+
+
+def plan_facts(plan: Plan, prompts: PromptSet) -> dict[str, int]:
+    """Return the numbers of a plan: draws, different prompts and, where known, labels."""
+    distinct = np.unique(plan.rows)
     facts = {
         "draws": len(plan.rows),
-        "distinct_prompts": len(np.unique(plan.rows)),
+        "distinct_prompts": len(distinct),
         "passed_over_draws": plan.passed_over,
     }
-    rows = [prompts.rows[row] for row in plan.rows]
-    trainer = make_trainer(policy, reward(str(config.device)), config, rows)
-    if trainer.is_world_process_zero():
-        trainer.add_callback(Record(live, facts))
-    trainer.train()
-    trainer.save_model(str(scratch / "policy"))
-    if trainer.is_world_process_zero():
-        fields = {"params": as_dict(params), "plan": facts, "inputs": inputs}
-        _publish(scratch / "policy", out, ids_sha256=prompts.ids_sha256, **fields)
-        shutil.rmtree(scratch)
-    return {**facts, **quarters(trainer.state.log_history)}
+    if (labels := prompts.labels) is not None:
+        facts["distinct_labels"] = len({labels[row] for row in distinct})
+    return facts
 
 
 def _plan(
@@ -408,13 +524,13 @@ def _plan(
         ids = prompt_tokens(tokenizer, [prompts.rows[row]["prompt"]])
         return len(ids[0]) <= params.max_prompt_tokens
 
-    return make_plan(weights, draws_needed(config), seed, fits)
+    return make_plan(
+        weights, draws_needed(config), seed, fits, params.replacement, params.uniform_share
+    )
 
 
 def _publish(made: Path, out: Path, **fields: Any) -> None:
-    """Copy the saved model without ``training_args.bin``, which holds paths."""
+    """Copy the saved model without what holds paths."""
     with publishing(out) as folder:
-        for path in sorted(made.iterdir()):
-            if path.name != "training_args.bin":
-                shutil.copyfile(path, folder / path.name)
+        shutil.copytree(made, folder, dirs_exist_ok=True, ignore=HOLDING_PATHS)
         write_manifest(folder, "train", **fields)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from isodense.compare import MEASURES
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -27,6 +28,7 @@ SMALL = {
     "train.num_generations": 2,
     "train.max_completion_tokens": 8,
     "evaluate.max_prompts": 6,
+    "evaluate.num_generations": 2,
     "evaluate.max_completion_tokens": 8,
 }
 
@@ -143,11 +145,30 @@ def test_metrics_and_plots_show(project):
 
 def test_a_density_experiment_reruns_density_and_what_follows(project):
     output = project.run("dvc", "exp", "run", "-n", "five", "-S", "density.k=5")
-    assert sorted(project.ran(output)) == ["density", "evaluate", "train"]
+    assert sorted(project.ran(output)) == ["density", "evaluate", "reward", "train"]
     shown = json.loads(project.run("dvc", "exp", "show", "--json"))
     assert "five" in json.dumps(shown)
     project.run("git", "checkout", "-q", ".")
     project.run("dvc", "checkout", "-q")
+
+
+def test_a_comparison_is_experiments_that_are_not_run_twice(project):
+    command = ["isodense", "compare", "--arms", "uniform", "density-both", "--seeds", "2"]
+    command += ["-S", "train.max_steps=1", "--output", "compared"]
+    assert project.run(*command).count("Running stage 'train'") == 4
+    out = project.root / "compared"
+    table = (out / "table.md").read_text()
+    assert [measure for measure in MEASURES if f"| {measure} |" not in table] == []
+    assert (out / "compare.png").stat().st_size > 5000
+    names = set(json.loads((out / "results.json").read_text())["experiments"])
+    assert names <= set(project.run("dvc", "exp", "list", "--name-only").split())
+    assert project.run("git", "status", "--porcelain") == "?? compared/\n"
+    assert "Running stage" not in project.run(*command)
+    assert (out / "table.md").read_text() == table
+    (project.root / "params.yaml").write_text("\n" + (project.root / "params.yaml").read_text())
+    assert "commit them" in project.run(*command, check=False)
+    project.run("git", "checkout", "-q", ".")
+    shutil.rmtree(out)
 
 
 def test_a_teammate_pulls_what_was_pushed(project, tmp_path):

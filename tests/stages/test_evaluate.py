@@ -27,6 +27,7 @@ def write_what_the_report_shows(reports: Path) -> None:
 def test_the_stage_compares_two_policies(tmp_path: Path):
     prompts = write_inputs(tmp_path)
     write_reward(tmp_path, prompts)
+    tiny.encoder(tmp_path / "models/encoder")
     source = content_sha256(read_manifest(tmp_path / "models/policy", "models"))
     write_manifest(tiny.policy(tmp_path / "models/grpo"), "train", inputs={"policy": source})
     write_what_the_report_shows(tmp_path / "reports")
@@ -35,11 +36,15 @@ def test_the_stage_compares_two_policies(tmp_path: Path):
     report = json.loads((tmp_path / "reports/metrics/evaluate.json").read_text())["eval"]
     assert report["prompts"] == 8
     assert report["gain"]["reward"] == 0
+    assert [report["trained"].pop(name) for name in ("kl", "kl_low", "kl_high")] == [0, 0, 0]
+    assert report["trained"].pop("kl_per_token") == 0
     assert report["base"] == report["trained"]
+    assert 1 <= report["base"]["vendi_within"] <= 2
+    assert 1 <= report["base"]["vendi"] <= 8
     with (tmp_path / "reports/plots/reward_by_decile.csv").open() as stream:
         assert {row["policy"] for row in csv.DictReader(stream)} == {"base", "trained"}
     lines = (tmp_path / "reports/completions.jsonl").read_text().splitlines()
-    assert len(lines) == 8
+    assert [len(json.loads(line)["trained"]) for line in lines] == [2] * 8
     assert "on 8 held-out prompts" in done.stderr
     assert (tmp_path / "reports/index.html").is_file()
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from isodense.artifacts import content_sha256, read_manifest, write_manifest
 from isodense.errors import ArtifactError, ModelError
-from isodense.reward_model import HEAD, Features, load_reward
+from isodense.rewards.model import HEAD, Features, load_reward
 from tests import tiny
 
 LIMIT = 160
@@ -81,14 +83,14 @@ def test_a_long_conversation_loses_the_start_of_its_prompt(folder: Path):
     assert (len(asked[0]), len(answered[0])) == (1, LIMIT - 1)
 
 
-def write_reward(folder: Path, policy: Path, weight: np.ndarray) -> Path:
+def write_reward(folder: Path, policy: Path, weight: np.ndarray, kind: str = "head") -> Path:
     folder.mkdir()
     save_file(
         {"weight": weight.astype(np.float32), "bias": np.ones(1, dtype=np.float32)}, folder / HEAD
     )
-    params = {"layer": 2, "pooling": "last", "max_tokens": LIMIT, "l2": 0.1, "batch_tokens": 512}
+    params = {"layer": 2, "pooling": "last", "max_tokens": LIMIT, "batch_tokens": 512}
     inputs = {"policy": content_sha256(read_manifest(policy, "models"))}
-    write_manifest(folder, "reward", params=params, inputs=inputs)
+    write_manifest(folder, "reward", reward_kind=kind, params=params, inputs=inputs)
     return folder
 
 
@@ -117,3 +119,16 @@ def test_a_head_that_does_not_fit_is_refused(folder: Path, tmp_path: Path, weigh
 def test_more_tokens_than_the_context_are_refused(folder: Path):
     with pytest.raises(ModelError, match="at most 256"):
         Features(folder, 1, "last", 257, 512)
+
+
+def test_a_kind_that_is_not_known_is_refused(folder: Path, tmp_path: Path):
+    reward = write_reward(tmp_path / "reward", folder, np.ones(32), kind="oracle")
+    with pytest.raises(ArtifactError, match=r"kind 'oracle'(.|\n)*dvc repro reward"):
+        load_reward(reward, folder)
+
+
+def test_loading_a_reward_does_not_import_trl():
+    modules = "sys, isodense.rewards.model, isodense.rewards.classifier"
+    code = f"import {modules}; print('trl' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

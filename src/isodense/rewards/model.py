@@ -1,4 +1,4 @@
-"""The reward: a linear head on frozen hidden states of the policy, and reading it.
+"""Reading the reward, and the features of its kind ``head``: frozen hidden states of the policy.
 
 A conversation's feature is the hidden state after block ``layer`` of the untrained policy, in the
 policy's own chat format, at the answer's end-of-turn token (``last``), averaged over the answer's
@@ -16,7 +16,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from isodense.policy import (
     load_tokenizer,
     prompt_tokens,
 )
+from isodense.promptset import PromptSet
 from isodense.trunk import load_trunk
 
 HEAD = "head.safetensors"
@@ -88,18 +89,8 @@ class Features:
     def tokenize(
         self, prompts: Sequence[list[Message]], completions: Sequence[str]
     ) -> tuple[list[list[int]], list[list[int]], list[bool]]:
-        """Return the tokens of prompts and answers, and which conversations were cut.
-
-        A conversation longer than `max_tokens` loses the start of its prompt; an answer that is
-        too long by itself loses its end as well.
-        """
-        limit = self.max_tokens
-        asked = prompt_tokens(self._tokenizer, prompts)
-        answered = [row[: limit - 1] for row in answer_tokens(self._tokenizer, completions)]
-        room = [limit - len(answer) for answer in answered]
-        cut = [len(prompt) > left for prompt, left in zip(asked, room, strict=True)]
-        kept = [prompt[-left:] for prompt, left in zip(asked, room, strict=True)]
-        return kept, answered, cut
+        """Return the tokens of prompts and answers, and which were cut: see :func:`tokenize`."""
+        return tokenize(self._tokenizer, prompts, completions, self.max_tokens)
 
     def __call__(
         self,
@@ -122,10 +113,16 @@ class Features:
         -------
         ndarray of shape (n, dim), float32
         """
-        rows = np.empty((len(completions), self.dim), dtype=np.float32)
         if not len(completions):
-            return rows
+            return np.empty((0, self.dim), dtype=np.float32)
         asked, answered, _ = self.tokenize(prompts, completions)
+        return self.of_tokens(asked, answered, on_batch)
+
+    def of_tokens(
+        self, asked: list[list[int]], answered: list[list[int]], on_batch: Any = None
+    ) -> np.ndarray:
+        """Return the feature of each answer, given the tokens of :func:`tokenize`."""
+        rows = np.empty((len(answered), self.dim), dtype=np.float32)
         for units in self._batches(asked, answered):
             for members, part in self._forward(units, answered):
                 rows[members] = part
@@ -214,21 +211,11 @@ class Features:
         self._states = output[0] if isinstance(output, tuple) else output
 
 
-class RewardModel:
-    """A Bradley–Terry head on :class:`Features`.
-
-    Parameters
-    ----------
-    features : Features
-    weight : ndarray of shape (dim,), float32
-    bias : float
-    """
-
-    def __init__(self, features: Features, weight: np.ndarray, bias: float) -> None:
-        self.features, self.weight, self.bias = features, weight, bias
+class Reward(Protocol):
+    """What scores answers, of whatever kind."""
 
     def score(self, prompts: Sequence[list[Message]], completions: Sequence[str]) -> np.ndarray:
-        """Return the reward of each answer, in log-odds.
+        """Return the reward of each answer.
 
         Parameters
         ----------
@@ -241,27 +228,93 @@ class RewardModel:
         -------
         ndarray of shape (n,), float32
         """
+        ...
+
+
+class HeadReward:
+    """A Bradley–Terry head on :class:`Features`, in log-odds.
+
+    Parameters
+    ----------
+    features : Features
+    weight : ndarray of shape (dim,), float32
+    bias : float
+    """
+
+    def __init__(self, features: Features, weight: np.ndarray, bias: float) -> None:
+        self.features, self.weight, self.bias = features, weight, bias
+
+    def score(self, prompts: Sequence[list[Message]], completions: Sequence[str]) -> np.ndarray:
+        """Return the reward of each answer; see :class:`Reward`."""
         return self.features(prompts, completions) @ self.weight + np.float32(self.bias)
 
 
-def load_reward(folder: str | Path, policy: str | Path, device: str = "cpu") -> RewardModel:
-    """Load ``models/reward`` with the untrained policy that its features come from.
+def load_reward(
+    folder: str | Path,
+    policy: str | Path,
+    device: str = "cpu",
+    prompts: PromptSet | None = None,
+) -> Reward:
+    """Load ``models/reward``, of the kind that its manifest names.
 
     Parameters
     ----------
     folder : str or Path
         The reward's artifact.
     policy : str or Path
-        The policy's artifact, ``models/policy``.
+        The untrained policy's artifact, ``models/policy``: the features of a head are its.
     device : str
         A torch device.
+    prompts : PromptSet, optional
+        Prompts whose labels a reward function is given.
 
     Raises
     ------
     ArtifactError
         If the artifact is incomplete, damaged, or was fitted on another policy.
+    ModelError
+        If a reward model cannot be loaded.
+    TrainingError
+        If a reward function cannot be found, or has changed since it was checked.
     """
     manifest = read_manifest(folder, "reward")
+    kind = manifest.get("reward_kind")
+    if kind == "head":
+        return _load_head(Path(folder), Path(policy), manifest, device)
+    if kind in ("full", "model"):
+        from isodense.rewards.classifier import MODEL, Classifier
+
+        params = manifest["params"]
+        path = Path(folder) / MODEL
+        return Classifier(path, params["max_tokens"], params["batch_tokens"], device)
+    if kind == "function":
+        from isodense.rewards.function import load_function
+
+        return load_function(manifest["function"], prompts)
+    message = f"{folder} holds a reward of kind {kind!r}, which this code does not know"
+    raise ArtifactError(message, "run `dvc repro reward`")
+
+
+def tokenize(
+    tokenizer: Any,
+    prompts: Sequence[list[Message]],
+    completions: Sequence[str],
+    limit: int,
+) -> tuple[list[list[int]], list[list[int]], list[bool]]:
+    """Return the tokens of prompts and answers, and which conversations were cut.
+
+    A conversation of more than `limit` tokens loses the start of its prompt; an answer that is too
+    long by itself loses its end as well.
+    """
+    asked = prompt_tokens(tokenizer, prompts)
+    answered = [row[: limit - 1] for row in answer_tokens(tokenizer, completions)]
+    room = [limit - len(answer) for answer in answered]
+    cut = [len(prompt) > left for prompt, left in zip(asked, room, strict=True)]
+    kept = [prompt[-left:] for prompt, left in zip(asked, room, strict=True)]
+    return kept, answered, cut
+
+
+def _load_head(folder: Path, policy: Path, manifest: dict[str, Any], device: str) -> HeadReward:
     found = content_sha256(read_manifest(policy, "models"))
     if manifest["inputs"]["policy"] != found:
         message = f"{folder} was fitted on another policy than {policy}"
@@ -275,11 +328,11 @@ def load_reward(folder: str | Path, policy: str | Path, device: str = "cpu") -> 
         params["batch_tokens"],
         device,
     )
-    head = load_file(Path(folder) / HEAD)
+    head = load_file(folder / HEAD)
     if head["weight"].shape != (features.dim,) or not np.isfinite(head["weight"]).all():
-        message = f"{Path(folder) / HEAD} does not fit the policy's features ({features.dim})"
+        message = f"{folder / HEAD} does not fit the policy's features ({features.dim})"
         raise ArtifactError(message, "run `dvc repro reward`")
-    return RewardModel(features, head["weight"], float(head["bias"][0]))
+    return HeadReward(features, head["weight"], float(head["bias"][0]))
 
 
 def _padded(value: int, multiple: int = LENGTH_MULTIPLE) -> int:

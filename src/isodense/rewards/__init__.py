@@ -1,0 +1,1 @@
+"""The kinds of reward: one module per kind, and what they share."""
