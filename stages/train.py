@@ -53,7 +53,7 @@ def main(argv: list[str]) -> str:
         lambda device: load_reward(args.reward, args.policy, device, prompts).score,
         args.policy,
         section,
-        seed=base.seed_of("train"),
+        seed=base.seed_of(f"train:{section.seed}"),
         device=resolve_device(base.device),
         cache=stage.cache(),
         inputs=inputs,

@@ -103,6 +103,27 @@ def test_the_bytes_are_those_of_an_unbroken_run(world, name, act, changes):
     assert snapshot(folder / f"{name}-cut") == snapshot(folder / f"{name}-whole")
 
 
+def test_a_crash_after_the_last_step_trains_no_step_more(world, monkeypatch: pytest.MonkeyPatch):
+    folder, _ = world
+    changes = {"grpo": {"num_iterations": 2}, "max_steps": 5}
+    report = run(world, "end-whole", length, **changes)
+    with monkeypatch.context() as patch:
+        patch.setattr("isodense.grpo.save_policy", lambda *_: interrupt())
+        with pytest.raises(KeyboardInterrupt):
+            run(world, "end-cut", length, **changes)
+    assert run(world, "end-cut", length, **changes) == report
+    assert snapshot(folder / "end-cut") == snapshot(folder / "end-whole")
+
+
+def test_scratches_that_nobody_uses_are_deleted(world):
+    folder, _ = world
+    old = folder / "cache/tidy/train/old"
+    old.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    run(world, "tidy", length, max_steps=1)
+    assert not old.exists()
+
+
 def test_a_request_to_stop_finishes_the_step(world):
     folder, _ = world
     with pytest.raises(KeyboardInterrupt):

@@ -166,9 +166,13 @@ def test_completions_must_divide_over_processes_and_passes(
         make_config(section(), 0, "cpu", tmp_path)
 
 
-def test_a_value_that_trl_refuses_is_an_error(tmp_path: Path):
-    with pytest.raises(TrainingError, match=r"TRL refuses(.|\n)*nonsense"):
-        make_config(section(grpo={"lr_scheduler_type": "nonsense"}), 0, "cpu", tmp_path)
+@pytest.mark.parametrize(
+    "grpo",
+    [{"lr_scheduler_type": "nonsense"}, {"num_iterations": 0}, {"num_iterations": "two"}],
+)
+def test_a_value_that_trl_refuses_is_an_error(tmp_path: Path, grpo: dict[str, object]):
+    with pytest.raises(TrainingError, match="TRL refuses"):
+        make_config(section(grpo=grpo), 0, "cpu", tmp_path)
 
 
 @pytest.mark.parametrize(

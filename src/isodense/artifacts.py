@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -64,7 +65,7 @@ def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON, through a temporary name."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(path.name + ".tmp")
+    scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     scratch.write_text(text + "\n", encoding="utf-8")
     scratch.replace(path)

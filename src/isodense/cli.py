@@ -46,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except BrokenPipeError:
         return 0
+    except KeyboardInterrupt:
+        sys.stderr.write("isodense: interrupted\n")
+        return 130
     except OSError as error:
         sys.stderr.write(f"isodense: error: {error}\n")
         return 1

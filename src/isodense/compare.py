@@ -17,7 +17,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ import numpy as np
 
 from isodense.answers import interval
 from isodense.artifacts import write_json
+from isodense.conversations import Message
 from isodense.errors import IsodenseError
 
 ARMS = {
@@ -95,8 +96,13 @@ def plan_runs(arms: Sequence[str], seeds: int, settings: Sequence[str] = ()) -> 
     Raises
     ------
     IsodenseError
-        If there is nothing to compare, or an arm is unknown or named twice.
+        If there is nothing to compare, an arm is unknown or named twice, or a setting is one that
+        the arms differ in.
     """
+    own = ("reward.sampling", "train.sampling", "train.seed")
+    taken = [setting for setting in settings if setting.lstrip("+").partition("=")[0] in own]
+    if taken:
+        raise IsodenseError(f"{taken[0]} is what the arms differ in", "choose among --arms instead")
     wrong = [arm for arm in arms if arm not in ARMS]
     if wrong or len(set(arms)) < max(len(arms), 2) or seeds < 2:
         message = f"cannot compare the arms {', '.join(arms)} with {seeds} seeds"
@@ -105,9 +111,29 @@ def plan_runs(arms: Sequence[str], seeds: int, settings: Sequence[str] = ()) -> 
     for seed in range(seeds):
         for arm in arms:
             reward, train = ARMS[arm]
-            own = (f"reward.sampling={reward}", f"train.sampling={train}", f"train.seed={seed}")
-            runs.append(Run(arm, seed, (*settings, *own)))
+            values = (f"reward.sampling={reward}", f"train.sampling={train}", f"train.seed={seed}")
+            runs.append(Run(arm, seed, (*settings, *values)))
     return runs
+
+
+def require_different(arms: Sequence[str], settings: Sequence[str], params: Path) -> None:
+    """Raise if arms differ in how the reward draws, and the reward draws nothing.
+
+    Raises
+    ------
+    IsodenseError
+        Naming the kind of reward.
+    """
+    import yaml
+
+    kind = yaml.safe_load(params.read_text(encoding="utf-8"))["reward"]["kind"]
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        kind = value if name == "reward.kind" else kind
+    drawing = [arm for arm in arms if ARMS[arm][0] == "density"]
+    if drawing and kind not in ("head", "full"):
+        message = f"a reward of kind {kind} is not fitted: {drawing[0]} is the same as another arm"
+        raise IsodenseError(message, "leave out " + " and ".join(drawing))
 
 
 def run_missing(runs: Sequence[Run]) -> None:
@@ -166,7 +192,7 @@ def collect(runs: Sequence[Run]) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def _judge(sha: str, folder: Path) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+def _judge(sha: str, folder: Path) -> Callable[[list[dict[str, Any]]], dict[str, float]]:
     """Return what scores an experiment's completions by the reward of the experiment `sha`."""
     import dvc.api
 
@@ -182,19 +208,41 @@ def _judge(sha: str, folder: Path) -> Callable[[list[dict[str, Any]]], dict[str,
     device = resolve_device(dvc.api.params_show(rev=sha)["base"]["device"])
     reward = load_reward(folder / "models/reward", folder / "models/policy", device, prompts)
 
-    def judge(rows: list[dict[str, Any]]) -> dict[str, Any]:
-        asked = [conversations[row["id"]] for row in rows for _ in row["trained"]]
-        scores = reward.score(asked, [text for row in rows for text in row["trained"]])
-        by_prompt = scores.astype(np.float64).reshape(len(rows), -1).mean(axis=1)
-        order = np.argsort([row["density"] for row in rows], kind="stable")
-        third = max(1, len(rows) // 3)
-        return {
-            "all": float(by_prompt.mean()),
-            "sparse": float(by_prompt[order[:third]].mean()),
-            "crowded": float(by_prompt[order[-third:]].mean()),
-        }
+    return lambda rows: judged(rows, conversations, reward.score)
 
-    return judge
+
+def judged(
+    rows: Sequence[dict[str, Any]],
+    conversations: Mapping[str, list[Message]],
+    score: Callable[[Sequence[list[Message]], Sequence[str]], np.ndarray],
+) -> dict[str, float]:
+    """Return the mean score of the trained policy's completions, by density.
+
+    Parameters
+    ----------
+    rows : sequence of dict
+        Of ``reports/completions.jsonl``.
+    conversations : mapping
+        Prompts by id.
+    score : callable
+        The judge: ``(prompts, completions) -> ndarray of shape (n,)``.
+
+    Returns
+    -------
+    dict
+        ``all``, ``sparse`` and ``crowded``: of all prompts, of the third in the emptiest and of the
+        third in the most crowded neighbourhoods.
+    """
+    asked = [conversations[row["id"]] for row in rows for _ in row["trained"]]
+    scores = score(asked, [text for row in rows for text in row["trained"]])
+    by_prompt = np.asarray(scores, dtype=np.float64).reshape(len(rows), -1).mean(axis=1)
+    order = np.argsort([row["density"] for row in rows], kind="stable")
+    third = max(1, len(rows) // 3)
+    return {
+        "all": float(by_prompt.mean()),
+        "sparse": float(by_prompt[order[:third]].mean()),
+        "crowded": float(by_prompt[order[-third:]].mean()),
+    }
 
 
 @dataclass(frozen=True)
@@ -268,6 +316,10 @@ def markdown(rows: Sequence[Row]) -> str:
         cells = [_cell(of_arm[arms[0]], "", "")]
         cells += [_cell(of_arm[arm], "difference", "+") for arm in arms[1:]]
         lines.append(f"| {measure} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "Bold: the 95% interval is clear of 0, not corrected for how many there are.",
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -324,9 +376,16 @@ def compare(arms: Sequence[str], seeds: int, settings: Sequence[str], out: Path)
     IsodenseError
         If the comparison makes no sense, or an experiment fails.
     """
+    from dvc.exceptions import DvcException
+
     runs = plan_runs(arms, seeds, settings)
+    require_different(arms, settings, Path("params.yaml"))
     run_missing(runs)
-    rows = tabulate(collect(runs))
+    try:
+        rows = tabulate(collect(runs))
+    except DvcException as error:
+        remedy = "if `dvc gc` has removed outputs: `dvc exp remove` the experiments, then again"
+        raise IsodenseError(f"an experiment cannot be read: {error}", remedy) from None
     out.mkdir(parents=True, exist_ok=True)
     (out / "table.md").write_text(markdown(rows), encoding="utf-8")
     experiments = {run.name: list(run.settings) for run in runs}

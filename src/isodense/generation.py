@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
+from transformers import GenerationConfig
 
 from isodense.conversations import Message
 from isodense.policy import prompt_tokens, token_batches
@@ -88,6 +89,7 @@ def complete(
     ends = _end_tokens(model, tokenizer)
     settings = _settings(temperature, max_tokens)
     settings |= {"eos_token_id": sorted(ends), "pad_token_id": tokenizer.pad_token_id}
+    model.generation_config = GenerationConfig()  # a folder may ask for other odds than the model's
     made: dict[int, list[Completion]] = {}
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
@@ -205,11 +207,8 @@ def _positions(mask: torch.Tensor) -> torch.Tensor:
 
 
 def _settings(temperature: float, max_tokens: int) -> dict[str, Any]:
-    """Return the settings of generation that draw from the policy itself.
-
-    A model folder may ask for others (Qwen's penalise repetition); training ignores them too.
-    """
-    settings: dict[str, Any] = {"max_new_tokens": max_tokens, "repetition_penalty": 1.0}
+    """Return the settings of generation that draw from the policy itself."""
+    settings: dict[str, Any] = {"max_new_tokens": max_tokens}
     if temperature > 0:
         return settings | {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     return settings | {"do_sample": False}

@@ -17,7 +17,7 @@ from accelerate.utils import is_peft_model
 from datasets import Dataset
 from dvclive.live import Live
 from tqdm import tqdm
-from transformers import PrinterCallback, TrainerCallback, set_seed
+from transformers import PrinterCallback, TrainerCallback
 from transformers.utils import logging as transformers_logging
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
@@ -77,7 +77,6 @@ def make_trainer(
     plan = Dataset.from_list([{"prompt": row["prompt"], "prompt_id": row["id"]} for row in rows])
     tokenizer = load_tokenizer(policy)
     tokenizer.padding_side = "left"
-    set_seed(config.seed)  # adapters are initialised before the trainer seeds anything
     try:
         trainer = GRPOTrainer(
             model=str(policy),
@@ -87,7 +86,7 @@ def make_trainer(
             processing_class=tokenizer,
             peft_config=_adapter(lora),
         )
-    except (ValueError, TypeError, ImportError) as error:
+    except (ValueError, TypeError, ImportError, NotImplementedError) as error:
         raise TrainingError(f"TRL refuses to train {policy} so: {error}") from None
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -176,8 +175,10 @@ class Checkpoints(TrainerCallback):
         self._stop, self._every = stop, every
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Ask for a checkpoint and the end."""
-        if state.global_step % self._every == 0 and _any_process(self._stop.asked, args.device):
+        """Ask for a checkpoint and the end; allow none from which the run would go on otherwise."""
+        if state.global_step % self._every:
+            control.should_save = False
+        elif _any_process(self._stop.asked, args.device):
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:

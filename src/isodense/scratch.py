@@ -19,11 +19,20 @@ from typing import Any
 
 import numpy as np
 
-from isodense.artifacts import content_sha256, read_manifest
+from isodense.artifacts import content_sha256, read_manifest, sha256_file
 
 FORMAT_VERSION = 1
 KEPT = 7 * 86_400  # seconds for which a folder is kept after its last use
-LIBRARIES = ("torch", "transformers", "trl")
+LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate")
+CODE = (
+    "generation",
+    "grpo",
+    "policy",
+    "trunk",
+    "rewards/classifier",
+    "rewards/full",
+    "rewards/model",
+)
 
 
 def folder_name(policy: Path, settings: dict[str, Any], numbers: Iterable[Sequence[int]]) -> str:
@@ -41,10 +50,12 @@ def folder_name(policy: Path, settings: dict[str, Any], numbers: Iterable[Sequen
     Returns
     -------
     str
-        40 hex digits, also of the format here and of the libraries' versions.
+        40 hex digits, also of the format here, of the code that computes what is kept, and of the
+        libraries' versions.
     """
     recipe = {
         "format_version": FORMAT_VERSION,
+        "code": [sha256_file(Path(__file__).parent / f"{name}.py") for name in CODE],
         "versions": [importlib.metadata.version(library) for library in LIBRARIES],
         "policy": content_sha256(read_manifest(policy, "models")),
         **settings,

@@ -68,6 +68,7 @@ def relaunch(argv: list[str]) -> None:
     if not launcher or "RANK" in os.environ:
         return
     del os.environ["ISODENSE_LAUNCH"]  # a launcher of one process need not set RANK
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "120")  # to finish a step; it is 30
     try:
         os.execvp(launcher[0], [*launcher, sys.argv[0], *argv])  # noqa: S606 - the user's own
     except OSError as error:

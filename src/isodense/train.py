@@ -19,8 +19,6 @@ sets from other params or needs for the run to repeat, and of peft's ``LoraConfi
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 import os
@@ -46,6 +44,7 @@ from isodense.errors import TrainingError
 from isodense.params import as_dict, param
 from isodense.promptset import PromptSet
 from isodense.rewards.check import require_better_than_length
+from isodense.scratch import folder_name, mark_used
 from isodense.trl_fields import wrong_names
 from isodense.weights import Weights
 
@@ -84,6 +83,7 @@ OWN_FIELDS = {
     "save_only_model": "the stage",
     "resume_from_checkpoint": "the stage (a run that was cut off goes on by itself)",
     "ignore_data_skip": "the stage",
+    "sync_ref_model": "the stage (a reference that moves is in no checkpoint)",
     "eval_strategy": "the stage",
     "do_eval": "the stage",
 }
@@ -93,6 +93,7 @@ OWN_LORA_FIELDS = {
     "inference_mode": "the stage",
 }
 HOLDING_PATHS = shutil.ignore_patterns("training_args.bin", "README.md")
+LAUNCH = ("WORLD_SIZE", "OMP_NUM_THREADS", "ACCELERATE_USE_FSDP", "ACCELERATE_MIXED_PRECISION")
 NOT_SHAPING = ("save_steps", "on_weak_reward")  # params that change nothing about the result
 TRIES = 20  # draws per prompt wanted before the search for prompts that fit is given up
 
@@ -143,7 +144,7 @@ class TrainParams:
     sampling: Literal["density", "uniform", "count"] = param()
     replacement: bool = param()
     uniform_share: float = param(minimum=0.0, maximum=1.0)
-    seed: int = param(minimum=0)
+    seed: int = param(minimum=0, maximum=2**31 - 1)
     max_steps: int = param(minimum=1)
     prompts_per_step: int = param(minimum=1)
     num_generations: int = param(minimum=2)
@@ -369,14 +370,14 @@ def make_config(params: TrainParams, seed: int, device: str, scratch: Path) -> G
     }
     try:
         config = GRPOConfig(**settings)
-    except (ValueError, TypeError) as error:
+        every = resumable_every(config)
+        config.save_steps = -(-params.save_steps // every) * every
+    except (ValueError, TypeError, ZeroDivisionError) as error:
         raise TrainingError(f"TRL refuses the settings under train: {error}") from None
     if config.n_gpu > 1:
         message = f"one process sees {config.n_gpu} GPUs, which TRL does not train on"
         launch = "ISODENSE_LAUNCH='accelerate launch --config_file configs/ddp.yaml'"
         raise TrainingError(message, f"set {launch}, or CUDA_VISIBLE_DEVICES to one of them")
-    every = resumable_every(config)
-    config.save_steps = -(-params.save_steps // every) * every
     return config
 
 
@@ -425,7 +426,7 @@ def train(
     params : TrainParams
         The stage's section.
     seed : int
-        Of draws and completions; ``params.seed`` is added.
+        Of draws and completions.
     device : {"cpu", "cuda"}
     cache : Path
         Where the run keeps its checkpoints until it is done.
@@ -448,19 +449,20 @@ def train(
     """
     from isodense.grpo import Checkpoints, Record, make_trainer, quarters, save_policy
 
-    seed += params.seed
-    scratch = cache / "train" / _key(params, inputs, seed, device)
-    config = make_config(params, seed, device, scratch)
-    plan = _plan(prompts, weights, policy, params, config, seed)
-    facts = plan_facts(plan, prompts)
-    rows = [prompts.rows[row] for row in plan.rows]
+    scratch = cache / "train" / _key(policy, params, inputs, seed, device)
     first = os.environ.get("RANK", "0") == "0"
-    with claimed(scratch) if first else nullcontext(), Stop() as stop:
+    with claimed(scratch) if first else nullcontext():  # before the processes wait for each other
+        config = make_config(params, seed, device, scratch)
+        plan = _plan(prompts, weights, policy, params, config, seed)
+        facts = plan_facts(plan, prompts)
+        rows = [prompts.rows[row] for row in plan.rows]
         trainer = make_trainer(policy, reward(str(config.device)), config, rows, params.lora)
-        trainer.add_callback(Checkpoints(stop, resumable_every(config)))
         if first:
+            mark_used(scratch)
             trainer.add_callback(Record(live, facts))
-        trainer.train(resume_from_checkpoint=_resume_from(scratch))
+        with Stop() as stop:
+            trainer.add_callback(Checkpoints(stop, resumable_every(config)))
+            trainer.train(resume_from_checkpoint=_resume_from(scratch))
         if trainer.state.global_step < config.max_steps:
             raise KeyboardInterrupt
         save_policy(trainer, policy, scratch / "policy")
@@ -472,12 +474,13 @@ def train(
     return {**facts, **quarters(trainer.state.log_history)}
 
 
-def _key(params: TrainParams, inputs: dict[str, str], seed: int, device: str) -> str:
-    """Return a hash of what shapes the run, bytes included."""
+def _key(policy: Path, params: TrainParams, inputs: dict[str, str], seed: int, device: str) -> str:
+    """Return a name of what shapes the run, bytes included."""
     shaping = {name: value for name, value in as_dict(params).items() if name not in NOT_SHAPING}
-    processes = os.environ.get("WORLD_SIZE", "1")
-    recipe = [shaping, inputs, seed, device, processes]
-    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:40]
+    launched = {name: os.environ.get(name) for name in LAUNCH}
+    return folder_name(
+        policy, {**shaping, **launched, "inputs": inputs, "seed": seed, "device": device}, []
+    )
 
 
 def _resume_from(scratch: Path) -> str | None:

@@ -69,7 +69,8 @@ def _train(task: Task, tokenizer: Any, ids: list[list[int]], plan: np.ndarray, k
         make_trainer(model, tokenizer, ids, plan, config).train()
         model.save_pretrained(Path(scratch, MODEL))
         tokenizer.save_pretrained(Path(scratch, MODEL))
-        Path(scratch, MODEL).rename(kept)
+        if not kept.exists():  # another run may have been faster
+            Path(scratch, MODEL).rename(kept)
 
 
 def plan_pairs(weights: np.ndarray, params: RewardParams, seed: int) -> np.ndarray:
