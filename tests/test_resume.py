@@ -172,10 +172,10 @@ def test_an_adapter_is_merged_and_kept(world):
     folder, _ = world
     run(world, "lora", length, max_steps=1, lora={"r": 4, "target_modules": "all-linear"})
     made = folder / "lora/models/grpo"
-    assert (
-        json.loads((made / "adapter/adapter_config.json").read_text())["base_model_name_or_path"]
-        == "policy"
-    )
+    config = json.loads((made / "adapter/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "policy"
+    assert len(config["target_modules"]) == 7
+    assert config["target_modules"] == sorted(config["target_modules"])
     assert not any(str(folder).encode() in content for content in snapshot(made).values())
     load_tokenizer(made)
     before = load_policy(folder / "models/policy").state_dict()

@@ -120,7 +120,7 @@ def save_policy(trainer: GRPOTrainer, policy: str | Path, folder: Path) -> None:
         return
     from peft import PeftModel
 
-    _name_base(adapter / "adapter_config.json", Path(policy).name)
+    _settle_config(adapter / "adapter_config.json", Path(policy).name)
     merged = PeftModel.from_pretrained(load_policy(policy), str(adapter)).merge_and_unload()
     merged.save_pretrained(folder)
     load_tokenizer(policy).save_pretrained(folder)
@@ -154,10 +154,14 @@ def reward_function(score: Score, group: int) -> Callable[..., list[float | None
     return reward
 
 
-def _name_base(config: Path, name: str) -> None:
-    """Put the policy's name in place of the path that peft has noted."""
-    settings = json.loads(config.read_text(encoding="utf-8"))
-    write_json(config, settings | {"base_model_name_or_path": name})
+def _settle_config(path: Path, policy: str) -> None:
+    """Name the policy instead of its path, and order what peft keeps as sets."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = policy
+    for name in ("target_modules", "exclude_modules", "modules_to_save"):
+        if isinstance(config.get(name), list):
+            config[name].sort()
+    write_json(path, config)
 
 
 class Checkpoints(TrainerCallback):
