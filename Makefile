@@ -27,7 +27,7 @@ repro: .venv/runtime
 	@echo "  dvc exp run -S density.k=5 && dvc exp show     an experiment, and the comparison"
 
 test: .venv/dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: .venv/dev
 	$(BIN)/ruff check .
