@@ -122,6 +122,11 @@ def test_the_table_marks_what_is_clear_of_zero():
     assert "**" not in lines[3]
 
 
+def test_what_no_seed_changes_has_no_interval():
+    found = {"uniform": [metrics(1.0, 0.5)] * 2, "density": [metrics(2.0, 0.25)] * 2}
+    assert "| distinct-2 | 0.500 | −0.250 |" in markdown(tabulate(found))
+
+
 def test_the_figure_is_a_png_whose_bytes_repeat(tmp_path: Path):
     for name in ("one.png", "two.png"):
         figure(tabulate(FOUND), tmp_path / name)

@@ -328,19 +328,21 @@ def _cell(row: dict[str, Any], what: str, sign: str) -> str:
     mean, low, high = (row[key] for key in (what or "mean", f"{prefix}low", f"{prefix}high"))
     digits = 3 if max(abs(mean), abs(low), abs(high)) < 10 else 1
     shown = [f"{value:{sign}.{digits}f}".replace("-", "−") for value in (mean, low, high)]
+    if low == high:  # the same with every seed
+        return shown[0]
     clear = "**" if what and (low > 0 or high < 0) else ""
     return f"{clear}{shown[0]}{clear} ({shown[1]} to {shown[2]})"
 
 
 def figure(rows: Sequence[Row], path: Path) -> None:
-    """Draw every measure's differences to the first arm, with intervals, as a PNG."""
+    """Draw the differences to the first arm, with intervals, of what differs at all, as a PNG."""
     from matplotlib.figure import Figure
 
     from isodense.plots import BLUE, GREY, save
 
-    measures = list(dict.fromkeys(row.measure for row in rows))
+    measures = list(dict.fromkeys(row.measure for row in rows if row.differences.any()))
     arms = list(dict.fromkeys(row.arm for row in rows))[1:]
-    height = -(-len(measures) // 3)
+    height = max(1, -(-len(measures) // 3))
     made = Figure(figsize=(13, (0.55 + 0.3 * len(arms)) * height + 0.5), layout="constrained")
     axes = made.subplots(height, 3, squeeze=False).ravel()
     for axis, measure in zip(axes, measures, strict=False):
@@ -354,6 +356,7 @@ def figure(rows: Sequence[Row], path: Path) -> None:
         axis.set(
             title=measure, yticks=range(len(arms)), yticklabels=arms, ylim=(len(arms) - 0.5, -0.5)
         )
+        axis.locator_params(axis="x", nbins=5)
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes[len(measures) :]:
         axis.remove()
