@@ -14,8 +14,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,10 +29,10 @@ from isodense.errors import ArtifactError
 from isodense.exact import Exact
 from isodense.graph import Graph
 from isodense.ranks import Progress, Rank
+from isodense.scratch import mark_used
 
 ROWS = 16_384  # queries of a block
 NOTE = "finished.json"
-KEPT = 7 * 86_400  # seconds for which a folder is kept after its last use
 
 log = logging.getLogger("isodense")
 
@@ -192,9 +190,7 @@ def finish(run: Path, recipe: str, sides: list[Side], prints: list[str]) -> None
     """Note in the folder of a finished search what it is of, and delete what nobody uses."""
     rows = {s.name: [len(s.vectors), p] for s, p in zip(sides, prints, strict=True)}
     write_json(run / NOTE, {"recipe": recipe, "rows": rows, "k": [side.k for side in sides]})
-    for other in run.parent.iterdir():
-        if time.time() - other.stat().st_mtime > KEPT:
-            shutil.rmtree(other, ignore_errors=True)
+    mark_used(run)
 
 
 def load_last(store: Path, recipe: str, sides: list[Side]) -> Last | None:

@@ -299,9 +299,8 @@ def fit(
             message = f"the scores of {len(heldout)} held-out pairs are not all finite"
             remedy = "choose another model; of kind full, lower reward.full.learning_rate"
             raise TrainingError(message, remedy)
-        found = compare(
-            made.heldout, _length_margins(policy, heldout), _length_margins(policy, train)
-        )
+        lengths = _length_margins(policy, heldout + train)
+        found = compare(made.heldout, *np.split(lengths, [len(heldout)]))
         check = {name: found[name]["accuracy"] for name in ("heldout", "length_only")}
         fields = {"params": params.used(), "inputs": inputs, "check": check, **made.fields}
         write_manifest(scratch, "reward", reward_kind=params.kind, **fields)

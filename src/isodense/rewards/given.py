@@ -11,7 +11,7 @@ import numpy as np
 from isodense.errors import ModelError
 from isodense.models.publish import ModelParams, publish
 from isodense.reward import Outcome, Task
-from isodense.rewards.pairs import margins, sides
+from isodense.rewards.pairs import cut_pairs, margins, sides
 
 
 def make_model(task: Task, out: Path) -> Outcome:
@@ -57,4 +57,4 @@ def score_pairs(task: Task, out: Path, pairs: Sequence[dict[str, Any]]) -> tuple
     ids, cut = classifier.tokenize(*sides(pairs))
     with tqdm(total=len(ids), unit="answer", **progress()) as bar:
         scores = classifier.of_tokens(ids, bar.update)
-    return scores, int(np.logical_or(*np.split(np.array(cut), 2)).sum())
+    return scores, cut_pairs(np.array(cut))

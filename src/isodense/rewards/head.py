@@ -16,7 +16,7 @@ import numpy as np
 
 from isodense.errors import TrainingError
 from isodense.reward import Outcome, Task
-from isodense.rewards.pairs import sides
+from isodense.rewards.pairs import cut_pairs, sides
 
 TOLERANCE = 1e-6
 
@@ -100,8 +100,7 @@ def make(task: Task, out: Path) -> Outcome:
     head = fit_head(chosen[:size], rejected[:size], task.params.l2, task.weights)
     margin = (chosen.astype(np.float64) - rejected) @ head.weight
     _write(head, out)
-    cut_pairs = int(np.logical_or(*np.split(cut, 2)).sum())
-    return Outcome(margin[size:], margin[:size], cut_pairs)
+    return Outcome(margin[size:], margin[:size], cut_pairs(cut))
 
 
 def _write(head: Head, out: Path) -> None:

@@ -27,6 +27,11 @@ def margins(scores: np.ndarray) -> np.ndarray:
     return chosen - rejected
 
 
+def cut_pairs(cut: np.ndarray) -> int:
+    """Return how many pairs have a cut conversation on either side, in the order of `sides`."""
+    return int(np.logical_or(*np.split(cut, 2)).sum())
+
+
 def split_pairs(
     pairs: Sequence[dict[str, Any]], prompts: PromptSet
 ) -> dict[str, list[dict[str, Any]]]:
