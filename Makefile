@@ -39,7 +39,7 @@ bench: .venv/dev
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
 lock:
-	$(LOCK) --output-file requirements.lock
+	$(LOCK) --extra plots --output-file requirements.lock
 	$(LOCK) --extra dev --constraint requirements.lock --output-file requirements-dev.lock
 
 clean:

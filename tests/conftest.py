@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.hub import Hub, running
+from tests.project import Project, finish
 
 
 @pytest.fixture
@@ -26,3 +28,18 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
         yield stand_in
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Project:
+    """Give the tiny project after one ``dvc repro``: made once for all workers, not to be changed.
+
+    Tests work on ``finished.copy(folder)``.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if hasattr(request.config, "workerinput") else base) / "finished"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "done").exists():
+            finish(folder)
+            (folder / "done").touch()
+    return Project(folder)

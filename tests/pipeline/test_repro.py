@@ -3,107 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from isodense.compare import MEASURES
-from tests import tiny
-
-ROOT = Path(__file__).parents[2]
-SMALL = {
-    "download.sample.pairs": 120,
-    "embeddings.max_tokens": 128,
-    "reward.layer": 2,
-    "reward.max_tokens": 256,
-    "train.max_steps": 2,
-    "train.max_prompt_tokens": 200,
-    "train.prompts_per_step": 2,
-    "train.num_generations": 2,
-    "train.max_completion_tokens": 8,
-    "evaluate.max_prompts": 6,
-    "evaluate.num_generations": 2,
-    "evaluate.max_completion_tokens": 8,
-}
-
-
-class Project:
-    """A clone of the working tree with tiny models and settings."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root / "clone"
-        for name in ("stages", "src"):
-            skip = shutil.ignore_patterns("__pycache__", "*.egg-info")
-            shutil.copytree(ROOT / name, self.root / name, ignore=skip)
-        for name in ("dvc.yaml", "params.yaml", ".dvcignore", ".gitignore"):
-            shutil.copyfile(ROOT / name, self.root / name)
-        (self.root / "reports" / "metrics").mkdir(parents=True)
-        home = root / "home"
-        home.mkdir()
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        self.environ = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("GIT_")},
-            "PATH": path,
-            "HOME": str(home),
-            "DVC_SITE_CACHE_DIR": str(root / "site"),
-            "DVC_NO_ANALYTICS": "1",
-            "CI": "1",
-            **{f"GIT_{who}_{what}": "t@example.invalid" for who in ("AUTHOR", "COMMITTER")
-               for what in ("NAME", "EMAIL")},
-        }  # fmt: skip
-        self.environ.pop("DVC_ROOT", None)
-        self.environ.pop("ISODENSE_CACHE", None)
-
-    def run(self, *command: str, check: bool = True) -> str:
-        done = subprocess.run(
-            command, cwd=self.root, env=self.environ, capture_output=True, text=True, check=False
-        )
-        assert not check or done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-        return done.stdout + done.stderr
-
-    def set(self, values: dict[str, object]) -> None:
-        path = self.root / "params.yaml"
-        params = yaml.safe_load(path.read_text())
-        for name, value in values.items():
-            *sections, key = name.split(".")
-            section = params
-            for part in sections:
-                section = section[part]
-            assert key in section, name
-            section[key] = value
-        path.write_text(yaml.safe_dump(params))
-
-    def lock(self) -> str:
-        return (self.root / "dvc.lock").read_text()
-
-    def ran(self, output: str) -> list[str]:
-        marks = [line for line in output.splitlines() if line.startswith("Running stage '")]
-        return [line.split("'")[1] for line in marks]
+from tests.project import ROOT
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    root = tmp_path_factory.mktemp("pipeline")
-    made = Project(root)
-    folder = {"source": "folder", "version": None, "sha256": None, "path": None}
-    encoder = folder | {"name": str(tiny.encoder(root / "tiny-encoder"))}
-    policy = folder | {"name": str(tiny.policy(root / "tiny-policy"))}
-    made.set({**SMALL, "models.encoder": encoder, "models.policy": policy})
-    made.run("git", "init", "-q")
-    made.run("dvc", "init", "-q")
-    shutil.copyfile(ROOT / ".dvc" / "config", made.root / ".dvc" / "config")
-    made.run("git", "add", "-A")
-    made.run("git", "commit", "-qm", "start")
-    made.first = made.run("dvc", "repro")
-    made.run("git", "add", "-A")
-    made.run("git", "commit", "-qm", "repro")
-    return made
+def project(finished, tmp_path_factory):
+    return finished.copy(tmp_path_factory.mktemp("pipeline"))
 
 
 def test_every_stage_ran_and_is_pinned(project):

@@ -1,0 +1,1 @@
+"""The commands of ``isodense``, one module each: ``add`` declares its options, ``run`` does it."""
