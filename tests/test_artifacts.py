@@ -13,6 +13,7 @@ from isodense.artifacts import (
     load_array,
     publishing,
     read_manifest,
+    replacing,
     require_same_ids,
     verify_files,
     write_manifest,
@@ -158,3 +159,15 @@ def test_pickles_and_noise_are_not_arrays(tmp_path):
     for name in ("objects", "raw", "empty"):
         with pytest.raises(ArtifactError, match=f"{name}.npy is not a plain"):
             load_array(tmp_path / f"{name}.npy")
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "file.txt"
+    with replacing(path) as scratch:
+        scratch.write_text("first")
+        assert not path.exists()
+    with pytest.raises(KeyboardInterrupt), replacing(path) as scratch:
+        scratch.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "first"
+    assert [entry.name for entry in path.parent.iterdir()] == ["file.txt"]

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 
@@ -61,14 +61,27 @@ def publishing(out: str | Path) -> Iterator[Path]:
     scratch.replace(out)
 
 
-def write_json(path: str | Path, value: Any) -> None:
-    """Write `value` as indented JSON, through a temporary name."""
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Give a temporary name for a file that becomes `path` when the block ends without an error.
+
+    It is a name of its own, so runs side by side may write the same file.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    scratch = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
+    try:
+        yield scratch
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` as indented JSON, whole or not at all."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    scratch.write_text(text + "\n", encoding="utf-8")
-    scratch.replace(path)
+    with replacing(path) as scratch:
+        scratch.write_text(text + "\n", encoding="utf-8")
 
 
 def write_manifest(folder: str | Path, kind: str, **fields: Any) -> dict[str, Any]:

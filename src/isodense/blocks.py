@@ -18,13 +18,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
-from isodense.artifacts import write_json
+from isodense.artifacts import replacing, write_json
 from isodense.errors import ArtifactError
 from isodense.exact import Exact
 from isodense.graph import Graph
@@ -178,12 +177,10 @@ def exact_search(train: Side, last: Last | None, device: str) -> Search:
 
 def keep(path: Path, **arrays: np.ndarray) -> None:
     """Write arrays as safetensors, whole or not at all, also where experiments run side by side."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(f".{uuid4().hex}.tmp")
-    save_file(arrays, scratch)
-    with scratch.open("rb") as stream:
-        os.fsync(stream.fileno())
-    scratch.replace(path)
+    with replacing(path) as scratch:
+        save_file(arrays, scratch)
+        with scratch.open("rb") as stream:
+            os.fsync(stream.fileno())
 
 
 def finish(run: Path, recipe: str, sides: list[Side], prints: list[str]) -> None:

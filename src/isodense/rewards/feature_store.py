@@ -12,12 +12,11 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 from tqdm import tqdm
 
-from isodense.artifacts import load_array
+from isodense.artifacts import load_array, replacing
 from isodense.conversations import Message
 from isodense.errors import ArtifactError
 from isodense.policy import load_tokenizer
@@ -116,8 +115,5 @@ def _sound(path: Path, rows: int) -> bool:
 
 def _keep(path: Path, block: np.ndarray) -> None:
     """Write a block whole or not at all, also where experiments run side by side."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f"{uuid4().hex}.tmp")
-    with scratch.open("wb") as stream:
+    with replacing(path) as scratch, scratch.open("wb") as stream:
         np.save(stream, block)
-    scratch.replace(path)
