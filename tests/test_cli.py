@@ -40,16 +40,6 @@ def flags(tmp_path):
     return ["--density", str(tmp_path / "d"), "--prompts", str(tmp_path / "p")], train
 
 
-def test_inspect_lists_both_ends(flags, capsys):
-    arguments, train = flags
-    assert main(["inspect", "--top", "1", *arguments]) == 0
-    out = capsys.readouterr().out
-    assert f"{len(train)} training prompts, effective sample size" in out
-    assert (
-        out.index(train.texts[-1]) < out.index("least weighted") < out.index(train.texts[0] + "\n")
-    )
-
-
 def test_verify_names_a_damaged_file(flags, capsys):
     folder = flags[0][1]
     assert main(["verify", folder]) == 0

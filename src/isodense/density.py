@@ -213,7 +213,7 @@ def _estimate(graph: Graph, params: DensityParams) -> Estimate:
         crowding, low = -max(scales.dimension, 1.0) * np.log(means), 0.0
         groups, sizes = np.arange(n), np.ones(n)
     exponent = _exponent(crowding, groups, sizes, params.ess, low, params.alpha_max)
-    weights = _weights(crowding, exponent, sizes)
+    weights = inverse_weights(crowding, exponent, sizes)
     return Estimate(weights, density, units, scales, exponent)
 
 
@@ -533,7 +533,7 @@ def _exponent(
     """Return the smallest exponent in [low, high] whose ESS over groups is at most the target."""
 
     def excess(exponent: float) -> float:
-        groups = np.bincount(units, weights=_weights(log_density, exponent, sizes))
+        groups = np.bincount(units, weights=inverse_weights(log_density, exponent, sizes))
         return effective_sample_size(groups) / len(groups) - ess
 
     if excess(low) <= 0:
@@ -543,7 +543,21 @@ def _exponent(
     return float(brentq(excess, low, high, xtol=1e-12))
 
 
-def _weights(log_density: np.ndarray, exponent: float, sizes: np.ndarray) -> np.ndarray:
+def inverse_weights(log_density: np.ndarray, exponent: float, sizes: np.ndarray) -> np.ndarray:
+    """Return weights of sum 1 inverse to a power of the density.
+
+    Parameters
+    ----------
+    log_density : ndarray of shape (n,), float64
+    exponent : float
+        Of the density.
+    sizes : ndarray of shape (n,), int
+        Of the group of near-copies, which share one weight.
+
+    Returns
+    -------
+    ndarray of shape (n,), float64
+    """
     weights = np.exp(-exponent * (log_density - log_density.min())) / sizes
     weights = np.maximum(weights, TINY * weights.max())  # float32 keeps every weight positive
     return weights / weights.sum()

@@ -1,0 +1,90 @@
+"""Looking a checkout over before hours are spent: every check, each finding with its remedy.
+
+Offline but for the remotes, which are asked for a list; nothing is changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from isodense.checks.hardware import check_device, check_dtype, check_gpu_memory
+from isodense.checks.installed import check_checkout, check_packages, check_path
+from isodense.checks.project import Finding, Project
+from isodense.checks.remotes import check_remotes
+from isodense.checks.results import check_context, check_lengths, check_recall, check_reward
+from isodense.checks.settings import check_batches, check_launcher, check_params
+from isodense.checks.space import check_disk, check_leftovers, check_memory, check_scratch
+from isodense.checks.versioned import check_code, check_links, check_lock
+from isodense.errors import IsodenseError
+from isodense.terminal import printable, styled
+
+CHECKS: tuple[Callable[[Project], Iterator[Finding]], ...] = (
+    check_packages,
+    check_checkout,
+    check_path,
+    check_params,
+    check_batches,
+    check_launcher,
+    check_code,
+    check_lock,
+    check_links,
+    check_remotes,
+    check_disk,
+    check_scratch,
+    check_leftovers,
+    check_memory,
+    check_device,
+    check_dtype,
+    check_gpu_memory,
+    check_context,
+    check_lengths,
+    check_recall,
+    check_reward,
+)
+MARKS = {"ok": ("ok", "green"), "warning": ("warn", "yellow"), "problem": ("fail", "red")}
+
+
+def find_project(folder: Path) -> Project:
+    """Return the project that `folder` is in.
+
+    Raises
+    ------
+    IsodenseError
+        If it is in none.
+    """
+    for root in (folder.absolute(), *folder.absolute().parents):
+        if (root / "dvc.yaml").is_file() and (root / "params.yaml").is_file():
+            return Project(root)
+    message = f"{folder.absolute()} is in no isodense project: no dvc.yaml with a params.yaml"
+    raise IsodenseError(message, "change to the project's folder")
+
+
+def examine(project: Project) -> Iterator[Finding]:
+    """Yield what each check finds; what one cannot look at is a finding, too."""
+    from dvc.config import ConfigError
+
+    for check in CHECKS:
+        name = check.__name__.removeprefix("check_").replace("_", " ")
+        try:
+            yield from check(project)
+        except IsodenseError as error:
+            yield Finding(name, "problem", error.message, error.remedy)
+        except ConfigError as error:
+            text = f"DVC's settings cannot be read: {error}"
+            yield Finding(name, "problem", text, "correct .dvc/config or .dvc/config.local")
+        except OSError as error:
+            yield Finding(name, "warning", f"could not be looked at: {error}")
+
+
+def describe(finding: Finding) -> str:
+    """Return one finding as text for a terminal."""
+    mark, colour = MARKS[finding.level]
+    line = f"{styled(f'[{mark}]', colour):<6} {finding.name}: {printable(finding.text)}\n"
+    return line + (f"       -> {printable(finding.remedy)}\n" if finding.remedy else "")
+
+
+def summary(findings: Iterable[Finding]) -> str:
+    """Return how many there are of each level."""
+    levels = [finding.level for finding in findings]
+    return f"{levels.count('problem')} problems, {levels.count('warning')} warnings\n"

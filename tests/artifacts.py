@@ -1,0 +1,51 @@
+"""Small complete artifacts from prompts to density, as the stages make them on a tiny encoder."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from isodense.artifacts import content_sha256, read_manifest
+from isodense.density import DensityParams, estimate, heldout_density, publish
+from isodense.embeddings import embed
+from isodense.graph import load_graph, load_heldout_graph
+from isodense.neighbors import NeighborsParams
+from isodense.neighbors import publish as publish_neighbors
+from isodense.prompts import PromptsParams
+from isodense.prompts import publish as publish_prompts
+from isodense.promptset import load_columns
+from tests.test_embeddings import PARAMS as EMBEDDINGS
+
+DENSITY = DensityParams(12, "soft_count", 0.8, 1.0, 0.15, 1.25, 0.0)
+
+
+def make(data: Path, conversations: list, encoder: Path, **density: object) -> Path:
+    """Write prompts, embeddings, neighbors and density into `data`; `density` changes its params.
+
+    Each conversation is one pair, so one that comes twice was asked twice. Labels are left out.
+    """
+    answers = {side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
+    pairs = ({"prompt": one, **answers, "source": "test"} for one in conversations)
+    publish_prompts(pairs, PromptsParams(0.2), "0" * 64, data / "prompts")
+    settings = dataclasses.replace(EMBEDDINGS, max_tokens=24)
+    cache = data.parent / "cache"
+    embed(data / "prompts", encoder, settings, "cpu", cache, data / "embeddings")
+    columns = load_columns(data / "prompts")
+    section = NeighborsParams(
+        k_max=12, method="exact", recall_sample=10, recall_floor=0.9, n_jobs=1
+    )
+    out = data / "neighbors"
+    publish_neighbors(data / "embeddings", columns, section, "cpu", 0, cache, out)
+    write_density(data, **density)
+    return data
+
+
+def write_density(data: Path, **changes: object) -> None:
+    """Write density anew, with other params."""
+    params = dataclasses.replace(DENSITY, **changes)
+    train = load_columns(data / "prompts").split("train")
+    graph, manifest = load_graph(data / "neighbors")
+    found = estimate(graph, params, train.counts)
+    heldout = heldout_density(found, load_heldout_graph(data / "neighbors"), params)
+    digest = content_sha256(read_manifest(data / "neighbors", "neighbors"))
+    publish(found, heldout, train.ids, params, manifest, digest, data / "density")
