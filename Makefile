@@ -1,5 +1,5 @@
 # make repro   set up and run the whole pipeline          make test    set up and run the tests
-# make check   lint, format, types                        make bench   run the benchmarks
+# make check   lint, types, docs site                       make bench   run the benchmarks
 # make lock    resolve requirements*.lock anew            make clean   forget the virtual environment
 
 PYTHON ?= python3
@@ -33,6 +33,7 @@ check: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: .venv/dev
 	$(PIP) --no-deps sentence-transformers==6.2.0 geosketch==1.3 fbpca==1.0

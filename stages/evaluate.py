@@ -1,13 +1,11 @@
-r"""Compare the untrained with the trained policy on the held-out prompts, and write the report.
+r"""Compare the untrained with the trained policy on the held-out prompts.
 
 Example
 -------
 python stages/evaluate.py --prompts data/prompts --density data/density --policy models/policy \
     --trained models/grpo --reward models/reward --encoder models/encoder \
-    --figures reports/plots/density --training reports/train/plots/metrics \
-    --inputs reports/metrics/density.json … --metrics reports/metrics/evaluate.json \
-    --deciles reports/plots/reward_by_decile.csv --completions reports/completions.jsonl \
-    --report reports/index.html
+    --metrics reports/metrics/evaluate.json --deciles reports/plots/reward_by_decile.csv \
+    --completions reports/completions.jsonl
 """
 
 import sys
@@ -21,8 +19,6 @@ from isodense.artifacts import write_json
 from isodense.base import BaseParams, resolve_device
 from isodense.evaluate import EvaluateParams, evaluate, load_heldout
 from isodense.promptset import load_prompts
-from isodense.report import decile_figure, read_metrics, training_figure, write_report
-from isodense.weights import load_weights
 
 
 def main(argv: list[str]) -> str:
@@ -34,13 +30,9 @@ def main(argv: list[str]) -> str:
     parser.add_argument("--trained", type=Path, required=True, help="trained policy to read")
     parser.add_argument("--reward", type=Path, required=True, help="reward artifact to read")
     parser.add_argument("--encoder", type=Path, required=True, help="encoder folder to read")
-    parser.add_argument("--figures", type=Path, required=True, help="density's plots to show")
-    parser.add_argument("--training", type=Path, required=True, help="training's series to show")
-    parser.add_argument("--inputs", type=Path, nargs="+", required=True, help="metrics to show")
     parser.add_argument("--metrics", type=Path, required=True, help="metrics file to write")
     parser.add_argument("--deciles", type=Path, required=True, help="CSV plot to write")
     parser.add_argument("--completions", type=Path, required=True, help="JSONL to write")
-    parser.add_argument("--report", type=Path, required=True, help="page to write")
     args = parser.parse_args(argv)
     base = params.load(args.params, "base", BaseParams)
     section = params.load(args.params, "evaluate", EvaluateParams)
@@ -60,19 +52,6 @@ def main(argv: list[str]) -> str:
     metrics = {"eval": result.metrics()}
     write_json(args.metrics, metrics)
     write_tables(result, args.deciles, args.completions)
-    figures = {
-        "Weights and density": (args.figures / "density.png").read_bytes(),
-        "Training": training_figure(args.training),
-        "Held-out prompts": decile_figure(args.deciles),
-    }
-    write_report(
-        args.report,
-        load_weights(args.density),
-        prompts.split("train"),
-        read_metrics(args.inputs) | metrics,
-        figures,
-        result.completions(),
-    )
     gain = metrics["eval"]["gain"]
     return (
         f"reward {gain['reward']:+.2f} ({gain['reward_low']:+.2f} to {gain['reward_high']:+.2f}) "

@@ -69,10 +69,8 @@ FLAGS = {
     "--plots reports/train/plots/metrics",
     "evaluate": "--prompts data/prompts --density data/density --policy models/policy "
     "--trained models/grpo --reward models/reward --encoder models/encoder "
-    "--figures reports/plots/density "
-    "--training reports/train/plots/metrics --inputs reports/metrics/all.json "
     "--metrics reports/metrics/evaluate.json --deciles reports/plots/reward_by_decile.csv "
-    "--completions reports/completions.jsonl --report reports/index.html",
+    "--completions reports/completions.jsonl",
 }
 
 

@@ -28,6 +28,7 @@ SECTIONS = (
     "prompts",
     "embeddings",
     "neighbors",
+    "map",
     "density",
     "reward",
     "train",

@@ -1,16 +1,19 @@
-"""The page people look at: ``reports/index.html``, one file, no network.
+"""The page people look at: one HTML file that needs no network.
 
-It gathers what the stages have measured: what the weights do, which prompts they favour, how
-training went, and whether it helped. Prompts are untrusted text; the template escapes them.
+It gathers what the stages have measured: where the prompts lie, what the weights do, which prompts
+they favour, how training went, and whether it helped. What has not been computed is named as
+absent. Charts are drawn by Bokeh, whose script is part of the page; a policy in the page
+(``Content-Security-Policy``) lets nothing be fetched and no other script run, so that a prompt
+stays text whatever is in it.
 """
 
 from __future__ import annotations
 
 import base64
-import csv
-import io
+import hashlib
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -18,13 +21,24 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 
-from isodense.artifacts import require_same_ids
-from isodense.plots import BLUE, GREY, ORANGE, save
-from isodense.promptset import PromptSet
-from isodense.weights import Weights
+from isodense.artifacts import replacing
+from isodense.coordinates import load_coordinates
+from isodense.evenness import effective_sample_size, weight_statistics
+from isodense.lookup import estimated
+from isodense.records import read_jsonl
+from isodense.report_charts import (
+    decile_charts,
+    heldout_chart,
+    training_charts,
+    weight_charts,
+)
+from isodense.report_images import write_images
+from isodense.report_map import packed_map
+from isodense.report_prompts import Prompts, extremes, groups, load, nearest_train, shown
+from isodense.report_provenance import artifact, flat, versions
+from isodense.weights import Weights, load_weights
 
-SHOWN = 20  # most and least weighted prompts
-EXAMPLES = 12
+EXAMPLES = 12  # held-out prompts whose completions are shown
 
 MEASURES = (  # of both policies: metric, name on the page, format, what it says
     ("reward", "reward", ".2f", "what training raises; mean over the prompts"),
@@ -44,50 +58,111 @@ MEASURES = (  # of both policies: metric, name on the page, format, what it says
 )
 
 
+@dataclass(frozen=True)
+class Sources:
+    """What the report is made from; None or empty where it is not there.
+
+    Attributes
+    ----------
+    prompts, density : Path
+        Artifacts.
+    neighbors, map : Path or None
+        Artifacts.
+    metrics : list of Path
+        Metrics files of the stages.
+    training : Path or None
+        Folder of the series that training wrote.
+    deciles, completions : Path or None
+        What evaluation wrote.
+    manifests : list of Path
+        Manifests of all artifacts, for the provenance.
+    """
+
+    prompts: Path
+    density: Path
+    neighbors: Path | None = None
+    map: Path | None = None
+    metrics: list[Path] = field(default_factory=list)
+    training: Path | None = None
+    deciles: Path | None = None
+    completions: Path | None = None
+    manifests: list[Path] = field(default_factory=list)
+
+
 def write_report(
+    sources: Sources,
     out: Path,
-    weights: Weights,
-    train: PromptSet,
-    metrics: dict[str, Any],
-    figures: dict[str, bytes],
-    completions: list[dict[str, Any]],
+    images: Path | None = None,
+    checkout: dict[str, Any] | None = None,
 ) -> None:
-    """Write the page.
+    """Write the page and its pictures.
 
     Parameters
     ----------
+    sources : Sources
+        What to show.
     out : Path
         The HTML file.
-    weights : Weights
-        Of the training prompts.
-    train : PromptSet
-        The training prompts, in the same order.
-    metrics : dict
-        Metrics of all stages, nested.
-    figures : dict of str to bytes
-        PNG files by caption, in the order of the page.
-    completions : list of dict
-        Rows of ``completions.jsonl``.
+    images : Path, optional
+        Folder of PNG files to write.
+    checkout : dict, optional
+        What :func:`isodense.report_provenance.checkout` returns, to be added to the page.
+
+    Raises
+    ------
+    ArtifactError
+        If an artifact is damaged, or two of them are of other prompts.
     """
-    require_same_ids(train.ids_sha256, weights.metadata, "the weights")
-    source = files("isodense").joinpath("report.html").read_text(encoding="utf-8")
-    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(source)
-    order = np.argsort(-weights.weights, kind="stable")
-    page = template.render(
-        cards=_cards(metrics),
-        measures=_measures(metrics["eval"]),
-        figures=[
-            {"caption": caption, "data": base64.b64encode(png).decode()}
-            for caption, png in figures.items()
-        ],
-        most=_table(weights, train, order[:SHOWN]),
-        least=_table(weights, train, order[::-1][:SHOWN]),
-        completions=completions[:EXAMPLES],
-        metrics=list(_flat(metrics)),
-        inputs=weights.metadata["inputs"] | {"ids_sha256": weights.metadata["ids_sha256"]},
+    weights = load_weights(sources.density)
+    prompts = load(sources.prompts, weights)
+    units, radius = _units(sources, weights)
+    near = None
+    if sources.neighbors is not None:
+        near = nearest_train(prompts, sources.neighbors, radius)
+    names, block = None, ""
+    if sources.map is not None:
+        names, block = packed_map(prompts, sources.map)
+    train = prompts.train
+    charts = {
+        "weights": weight_charts(
+            weights.density, prompts.relative[train], [prompts.labels[row] for row in train]
+        ),
+        "heldout": [] if near is None else [heldout_chart(near.distances, radius)],
+        "deciles": [] if sources.deciles is None else decile_charts(sources.deciles),
+        "training": [] if sources.training is None else training_charts(sources.training),
+    }
+    most, least = extremes(prompts)
+    metrics = read_metrics(sources.metrics)
+    evaluation = metrics.get("eval")
+    blocks = {
+        "map": names,
+        "charts": [chart for group in charts.values() for chart in group],
+    }
+    page = _template().render(
+        **_scripts(),
+        blocks=_inert(blocks),
+        block=block,
+        cards=_cards(prompts, weights, metrics),
+        charts=charts,
+        rows=len(prompts),
+        groups=None if units is None else groups(prompts, units),
+        copies=None if units is None else weight_statistics(weights.weights, units),
+        most=most,
+        least=least,
+        near=near,
+        radius=radius,
+        measures=[] if evaluation is None else _measures(evaluation),
+        completions=_completions(sources.completions),
+        metrics=list(flat(metrics)),
+        artifacts=[artifact(path) for path in sources.manifests],
+        versions=versions(),
+        checkout=checkout,
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page, encoding="utf-8", newline="\n")
+    with replacing(out) as scratch:
+        scratch.write_text(page, encoding="utf-8", errors="replace", newline="\n")
+    if images is not None:
+        places = None if sources.map is None else load_coordinates(sources.map)[0]
+        write_images(images, prompts, places, near, radius)
 
 
 def read_metrics(paths: Iterable[Path]) -> dict[str, Any]:
@@ -98,103 +173,73 @@ def read_metrics(paths: Iterable[Path]) -> dict[str, Any]:
     return merged
 
 
-def training_figure(folder: Path) -> bytes:
-    """Return a PNG of the reward over training steps.
-
-    Parameters
-    ----------
-    folder : Path
-        What dvclive wrote: ``plots/metrics/**/reward.tsv``.
-    """
-    from matplotlib.figure import Figure
-
-    (path,) = folder.rglob("reward.tsv")
-    with path.open(encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream, delimiter="\t"))
-    steps = [int(row["step"]) for row in rows]
-    reward = np.array([float(row["reward"]) for row in rows])
-    window = max(1, len(reward) // 8)
-    figure = Figure(figsize=(6, 3.4), layout="constrained")
-    axis = figure.subplots()
-    axis.plot(steps, reward, color=GREY, linewidth=1, label="each step")
-    if len(reward) > window:
-        smooth = np.convolve(reward, np.ones(window) / window, mode="valid")
-        label = f"mean of {window} steps"
-        axis.plot(steps[window - 1 :], smooth, color=BLUE, linewidth=2, label=label)
-    axis.set(title="Reward of the sampled completions", xlabel="step", ylabel="reward")
-    axis.legend(frameon=False)
-    return _png(figure)
+def _units(sources: Sources, weights: Weights) -> tuple[np.ndarray | None, float | None]:
+    """Return the group of near-copies of every training prompt, and their radius."""
+    if sources.neighbors is None:
+        return None, None
+    _, found = estimated(sources.neighbors, weights)
+    return found.units, found.scales.radius
 
 
-def decile_figure(path: Path) -> bytes:
-    """Return a PNG of reward and zero signal by density decile, base against trained.
-
-    Parameters
-    ----------
-    path : Path
-        ``reward_by_decile.csv``: columns decile, policy, reward, low, high; zero_signal where
-        prompts have several completions.
-    """
-    from matplotlib.figure import Figure
-
-    with path.open(encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
-    grouped = "zero_signal" in rows[0]
-    figure = Figure(figsize=(9 if grouped else 6, 3.4), layout="constrained")
-    axes = figure.subplots(1, 2 if grouped else 1, squeeze=False)[0]
-    for shift, color, policy in ((-0.08, ORANGE, "base"), (0.08, BLUE, "trained")):
-        mine = [row for row in rows if row["policy"] == policy]
-        column = {
-            name: np.array([float(row[name]) for row in mine])
-            for name in rows[0]
-            if name != "policy"
-        }
-        place, middle = column["decile"] + shift, column["reward"]
-        error = (middle - column["low"], column["high"] - middle)
-        axes[0].errorbar(place, middle, error, fmt="o", color=color, label=policy)
-        if grouped:
-            axes[1].bar(column["decile"] + 2 * shift, 100 * column["zero_signal"], 0.3, color=color)
-    axes[0].set(title="Held-out reward", ylabel="reward, 95% interval")
-    if grouped:
-        title = "Prompts whose completions all got one reward"
-        axes[1].set(title=title, ylabel="share, %", ylim=(0, 100))
-    for axis in axes:
-        axis.set_xlabel("density decile (1 = most isolated)")
-    figure.legend(frameon=False, loc="outside lower center", ncols=2)
-    return _png(figure)
+def _template() -> Any:
+    source = files("isodense").joinpath("report.html").read_text(encoding="utf-8")
+    return Environment(autoescape=True, undefined=StrictUndefined).from_string(source)
 
 
-def _cards(metrics: dict[str, Any]) -> list[dict[str, str]]:
-    """Return the headline numbers."""
-    density, reward, found = metrics["density"], metrics["reward"], metrics["eval"]
-    heldout, length, gain = reward["heldout"], reward["length_only"], found["gain"]
+def _scripts() -> dict[str, Any]:
+    """Return the page's scripts, and the hashes by which its policy knows them."""
+    bokeh = files("bokeh").joinpath("server/static/js")
+    scripts = [
+        bokeh.joinpath("bokeh.min.js").read_text(encoding="utf-8"),
+        bokeh.joinpath("bokeh-api.min.js").read_text(encoding="utf-8"),
+        files("isodense").joinpath("report.js").read_text(encoding="utf-8"),
+    ]
+    digests = [hashlib.sha256(script.encode()).digest() for script in scripts]
+    hashes = [f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests]
+    return {"scripts": scripts, "hashes": " ".join(hashes)}
+
+
+def _inert(value: Any) -> str:
+    """Return JSON that holds no character with a meaning in HTML."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    for sign in "<>&":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return text
+
+
+def _cards(prompts: Prompts, weights: Weights, metrics: dict[str, Any]) -> list[dict[str, str]]:
+    """Return the headline numbers of what there is."""
+    relative = prompts.relative[prompts.train]
+    share = effective_sample_size(relative) / len(relative)
+    of_pairs = f"{int(prompts.heldout.sum()):,} held out"
+    if "pairs" in metrics.get("prompts", {}):
+        of_pairs += f"; of {metrics['prompts']['pairs']:,} pairs"
     cards = [
-        (
-            "training prompts",
-            f"{density['prompts']:,}",
-            f"of {metrics['prompts']['pairs']:,} pairs",
-        ),
+        ("training prompts", f"{len(relative):,}", of_pairs),
         (
             "effective sample size",
-            f"{density['ess_share']:.0%}",
-            f"largest weight {density['max_over_mean']:.1f} x mean",
-        ),
-        (
-            "reward accuracy, held out",
-            f"{heldout['accuracy']:.0%}",
-            f"{heldout['low']:.0%} to {heldout['high']:.0%}; length alone {length['accuracy']:.0%}",
-        ),
-        (
-            "held-out reward",
-            f"{found['base']['reward']:.2f} → {found['trained']['reward']:.2f}",
-            f"gain {gain['reward']:+.2f}, 95% interval {gain['reward_low']:+.2f} to "
-            f"{gain['reward_high']:+.2f}",
+            f"{share:.0%}",
+            f"largest weight {relative.max():.1f} × mean",
         ),
     ]
-    if "labels" in density:
-        labels = density["labels"]
+    if "labels" in metrics.get("density", {}):
+        labels = metrics["density"]["labels"]
         note = f"of known labels, in draws; uniform {labels['entropy_uniform']:.3f}"
-        cards.insert(2, ("evenness", f"{labels['entropy']:.3f}", note))
+        cards.append(("evenness", f"{labels['entropy']:.3f}", note))
+    if "heldout" in metrics.get("reward", {}):
+        found, length = metrics["reward"]["heldout"], metrics["reward"].get("length_only")
+        note = f"{found['low']:.0%} to {found['high']:.0%}"
+        note += f"; length alone {length['accuracy']:.0%}" if length else ""
+        cards.append(("reward accuracy, held out", f"{found['accuracy']:.0%}", note))
+    if "eval" in metrics:
+        found = metrics["eval"]
+        gain = found["gain"]
+        note = (
+            f"gain {gain['reward']:+.2f}, 95% interval {gain['reward_low']:+.2f} to "
+            f"{gain['reward_high']:+.2f}"
+        )
+        change = f"{found['base']['reward']:.2f} → {found['trained']['reward']:.2f}"
+        cards.append(("held-out reward", change, note))
     return [dict(zip(("name", "value", "note"), card, strict=True)) for card in cards]
 
 
@@ -214,29 +259,15 @@ def _measures(found: dict[str, Any]) -> list[dict[str, str]]:
     ]
 
 
-def _png(figure: Any) -> bytes:
-    for axis in figure.axes:
-        axis.spines[["top", "right"]].set_visible(False)
-    stream = io.BytesIO()
-    save(figure, stream)
-    return stream.getvalue()
-
-
-def _table(weights: Weights, train: PromptSet, rows: np.ndarray) -> list[dict[str, Any]]:
-    return [
-        {
-            "weight": f"{weights.weights[row] * len(train):.2f}",
-            "count": train.rows[row]["count"],
-            "label": train.rows[row].get("label", ""),
-            "text": train.rows[row]["text"],
-        }
-        for row in rows
-    ]
-
-
-def _flat(metrics: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for name, value in metrics.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+def _completions(path: Path | None) -> list[dict[str, Any]]:
+    """Return the first completions of the first prompts."""
+    found: list[dict[str, Any]] = []
+    if path is None:
+        return found
+    for _, row in read_jsonl(path):
+        pair = {policy: shown(row[policy][0]) for policy in ("base", "trained")}
+        scores = {name: f"{row[name][0]:.2f}" for name in ("base_reward", "trained_reward")}
+        found.append({"text": shown(row["text"]), **pair, **scores})
+        if len(found) == EXAMPLES:
+            break
+    return found

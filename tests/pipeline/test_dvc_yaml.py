@@ -23,11 +23,13 @@ SECTIONS = {
     "prompts": "isodense.prompts:PromptsParams",
     "embeddings": "isodense.embeddings:EmbeddingsParams",
     "neighbors": "isodense.neighbors:NeighborsParams",
+    "map": "isodense.map:MapParams",
     "density": "isodense.density:DensityParams",
     "reward": "isodense.reward:RewardParams",
     "train": "isodense.train:TrainParams",
     "evaluate": "isodense.evaluate:EvaluateParams",
 }
+NAMES = [*SECTIONS, "report"]  # which has no params
 
 
 def section_class(stage):
@@ -36,7 +38,7 @@ def section_class(stage):
 
 
 def imported_files(stage):
-    """Return the project's files that a stage's script imports, directly or not."""
+    """Return the project's files that a stage's script imports or reads, directly or not."""
     finder = modulefinder.ModuleFinder(path=[str(ROOT / "src")])
     finder.run_script(str(ROOT / f"stages/{stage}.py"))
     files = {Path(module.__file__) for module in finder.modules.values() if module.__file__}
@@ -45,16 +47,18 @@ def imported_files(stage):
             finder.import_hook(f"isodense.sources.{source}")
         files |= {Path(module.__file__) for module in finder.modules.values() if module.__file__}
         files |= set((ROOT / "src/isodense/sources").glob("*.yaml"))
+    if stage == "report":
+        files |= {ROOT / f"src/isodense/report.{kind}" for kind in ("html", "js")}
     return {path.relative_to(ROOT).as_posix() for path in files}
 
 
-def test_all_nine_stages_are_here_and_described():
-    assert list(STAGES) == list(SECTIONS)
+def test_all_eleven_stages_are_here_and_described():
+    assert list(STAGES) == NAMES
     assert all(stage["desc"] for stage in STAGES.values())
-    assert sorted(path.stem for path in (ROOT / "stages").glob("*.py")) == sorted(SECTIONS)
+    assert sorted(path.stem for path in (ROOT / "stages").glob("*.py")) == sorted(NAMES)
 
 
-@pytest.mark.parametrize("stage", SECTIONS)
+@pytest.mark.parametrize("stage", NAMES)
 def test_declared_code_is_what_the_stage_imports(stage):
     declared = {dep for dep in STAGES[stage]["deps"] if dep.startswith(("src/", "stages/"))}
     assert declared == imported_files(stage)
@@ -90,7 +94,7 @@ def test_the_committed_params_are_valid_and_complete(stage):
     assert params.load(ROOT / "params.yaml", "base", BaseParams)
 
 
-@pytest.mark.parametrize("stage", SECTIONS)
+@pytest.mark.parametrize("stage", NAMES)
 def test_a_stage_names_only_paths_that_dvc_knows(stage):
     entry = STAGES[stage]
     known = [

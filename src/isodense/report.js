@@ -1,0 +1,336 @@
+// Draws the charts and the map of the report with Bokeh, from the two data blocks of the page.
+// Prompts are anyone's text: they reach the page through textContent only.
+"use strict";
+
+const BLUE = [37, 99, 235], GREY = [148, 163, 184], ORANGE = [234, 88, 12];
+const SINGLE = 10000; // points drawn one by one; more of them are drawn as pixels
+const NAMED = 18; // sources or labels with a colour of their own
+const REACH = 4; // pixels around the pointer in which a point is looked for
+const COLUMNS = [["x", Float32Array], ["y", Float32Array], ["weight", Float32Array],
+                 ["count", Uint32Array], ["id", Uint8Array, 4], ["source", Uint16Array],
+                 ["label", Uint16Array], ["heldout", Uint8Array]]; // as report_map.py packs them
+
+const byId = (id) => document.getElementById(id);
+const ink = () => getComputedStyle(document.documentElement).getPropertyValue("--ink").trim();
+const css = ([r, g, b]) => `rgb(${r},${g},${b})`;
+const packed = ([r, g, b], alpha) => ((r << 24) | (g << 16) | (b << 8) | alpha) >>> 0;
+const short = (value) => Number(value.toPrecision(4)).toLocaleString("en");
+const figures = [];
+
+
+function element(name, text, style = {}) {
+  const made = document.createElement(name);
+  made.textContent = text;
+  Object.assign(made.style, style);
+  return made;
+}
+
+function tooltip(lines) {
+  const box = element("div", "", { maxWidth: "min(20rem, 70vw)", overflowWrap: "anywhere" });
+  box.className = "tip";
+  for (const [line, bold] of lines) {
+    box.append(element("div", line, { fontWeight: bold ? "600" : "400", unicodeBidi: "isolate" }));
+  }
+  return box;
+}
+
+function figure(options) {
+  const made = Bokeh.Plotting.figure({
+    sizing_mode: "stretch_width", background_fill_alpha: 0, border_fill_alpha: 0,
+    outline_line_color: null, min_border_right: 12, ...options,
+  });
+  figures.push(made);
+  return made;
+}
+
+function paint(fig) { // in the colours of the page, light or dark
+  const color = ink();
+  for (const axis of [...fig.below, ...fig.left]) {
+    if (!("axis_label" in axis)) continue;
+    axis.setv({ axis_line_color: color, major_tick_line_color: color, minor_tick_line_color: null,
+                major_label_text_color: color, axis_label_text_color: color,
+                axis_label_text_font_style: "normal" });
+  }
+  for (const grid of fig.center) {
+    if ("grid_line_color" in grid) grid.setv({ grid_line_color: css(GREY), grid_line_alpha: 0.25 });
+  }
+}
+
+function hover(renderers, lines, mode = "mouse") {
+  const tooltips = (source, { index, x, y }) => {
+    const found = lines(source, index, x, y);
+    return found && tooltip(found);
+  };
+  return new Bokeh.HoverTool({ tooltips, renderers, mode, limit: 1, show_arrow: false });
+}
+
+function legend(list, entries) {
+  list.className = "legend";
+  list.replaceChildren(...entries.map(([name, color]) => {
+    const entry = element("li", "");
+    entry.append(element("i", "", { background: color }), element("span", name));
+    return entry;
+  }));
+  return list;
+}
+
+async function chart(spec) {
+  const fig = figure({
+    height: 260, tools: "", toolbar_location: null,
+    x_axis_type: spec.log.includes("x") ? "log" : "auto",
+    y_axis_type: spec.log.includes("y") ? "log" : "auto",
+    x_axis_label: spec.x, y_axis_label: spec.y,
+  });
+  const field = (name) => ({ field: name });
+  const said = (name, x, y) => [[name, true], [`${spec.x}: ${short(x)}`], [`${spec.y}: ${short(y)}`]];
+  for (const { color, edges, counts } of spec.bars) {
+    const data = { left: edges.slice(0, -1), right: edges.slice(1), top: counts };
+    const source = new Bokeh.ColumnDataSource({ data });
+    const drawn = fig.quad(field("left"), field("right"), 0, field("top"), {
+      source, fill_color: color, fill_alpha: 0.85, line_color: null });
+    fig.add_tools(hover([drawn], ({ data: d }, i) => [
+      [`${spec.x}: ${short(d.left[i])} to ${short(d.right[i])}`], [`${spec.y}: ${short(d.top[i])}`]]));
+  }
+  for (const { name, color, x, y, width } of spec.lines) {
+    const source = new Bokeh.ColumnDataSource({ data: { x, y } });
+    fig.line(field("x"), field("y"), { source, line_color: color, line_width: width });
+    const dots = fig.scatter(field("x"), field("y"), { source, size: 8, alpha: 0 });
+    fig.add_tools(hover([dots], ({ data: d }, i) => said(name, d.x[i], d.y[i])));
+  }
+  for (const { name, color, x, y, low, high } of spec.points) {
+    const source = new Bokeh.ColumnDataSource({ data: { x, y, low, high } });
+    fig.segment(field("x"), field("low"), field("x"), field("high"), {
+      source, line_color: color, line_width: 2 });
+    const dots = fig.scatter(field("x"), field("y"), {
+      source, size: 9, fill_color: color, line_color: null });
+    fig.add_tools(hover([dots], ({ data: d }, i) => [...said(name, d.x[i], d.y[i]),
+      [`95% interval ${short(d.low[i])} to ${short(d.high[i])}`]]));
+  }
+  for (const at of spec.marks) {
+    fig.add_layout(new Bokeh.Span({ location: at, dimension: "height", line_dash: "dashed",
+                                    line_color: css(ORANGE), line_width: 1.5 }));
+  }
+  const series = [...spec.lines, ...spec.points];
+  const entries = series.length > 1 ? series.map(({ name, color }) => [name, color]) : [];
+  byId(spec.id).before(legend(element("ul", ""), entries));
+  paint(fig);
+  await Bokeh.Plotting.show(fig, byId(spec.id));
+}
+
+async function unpacked(id, rows) {
+  const text = byId(id).textContent;
+  const zipped = Uint8Array.fromBase64 ? Uint8Array.fromBase64(text)
+    : Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+  const stream = new Blob([zipped]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const buffer = await new Response(stream).arrayBuffer();
+  const columns = {};
+  let offset = 0;
+  for (const [name, type, each = 1] of COLUMNS) {
+    columns[name] = new type(buffer, offset, rows * each);
+    offset += columns[name].byteLength;
+  }
+  const texts = new TextDecoder().decode(new Uint8Array(buffer, offset));
+  return { ...columns, texts: texts.split("\n"), rows };
+}
+
+function mixed(weight) { // blue below the mean weight, grey at it, orange above
+  const share = Math.max(-1, Math.min(1, Math.log2(weight) / 1.5));
+  const end = share < 0 ? BLUE : ORANGE;
+  return GREY.map((from, i) => Math.round(from + (end[i] - from) * Math.abs(share)));
+}
+
+function hue(number) { // neighbours in the list lie far apart on the wheel
+  const degrees = (number * 137.508) % 360, light = number % 2 ? 0.42 : 0.56;
+  return [0, 8, 4].map((n) => {
+    const k = (n + degrees / 30) % 12;
+    return Math.round(255 * (light - 0.65 * Math.min(light, 1 - light)
+                             * Math.max(-1, Math.min(k - 3, 9 - k, 1))));
+  });
+}
+
+// What each way of colouring gives a row, and its legend. Names are listed most frequent first.
+function colorings(points, names) {
+  const named = (column, list) => ({
+    of: (i) => (points[column][i] < NAMED ? hue(points[column][i]) : GREY),
+    legend: [...list.slice(0, NAMED).map((name, i) => [name || "(none)", hue(i)]),
+             ...(list.length > NAMED ? [[`${list.length - NAMED} more`, GREY]] : [])],
+  });
+  return {
+    weight: {
+      of: (i) => mixed(Number.isNaN(points.weight[i]) ? 1 : points.weight[i]),
+      legend: [["seldom drawn, crowded", BLUE], ["mean weight, or held out", GREY],
+               ["often drawn, isolated", ORANGE]],
+    },
+    source: named("source", names.sources),
+    label: named("label", names.labels),
+    split: {
+      of: (i) => (points.heldout[i] ? ORANGE : BLUE),
+      legend: [["training", BLUE], ["held out", ORANGE]],
+    },
+  };
+}
+
+function bounds(values) {
+  let low = Infinity, high = -Infinity;
+  for (const value of values) {
+    if (value < low) low = value;
+    if (value > high) high = value;
+  }
+  const margin = (high - low) * 0.03 || 1;
+  return [low - margin, high + margin];
+}
+
+// One cell per pixel: the last row in it (-1: none), coloured, the stronger the more rows are in it.
+function raster(points, colors, [x0, x1, y0, y1], width, height) {
+  const owner = new Int32Array(width * height).fill(-1);
+  const rows = new Uint16Array(width * height);
+  const across = width / (x1 - x0), up = height / (y1 - y0);
+  for (let i = 0; i < points.rows; i++) {
+    const column = Math.floor((points.x[i] - x0) * across);
+    const line = Math.floor((points.y[i] - y0) * up);
+    if (column < 0 || column >= width || line < 0 || line >= height) continue;
+    const cell = line * width + column;
+    owner[cell] = i;
+    if (rows[cell] < 65535) rows[cell]++;
+  }
+  const bytes = new Uint8Array(4 * width * height);
+  const view = new DataView(bytes.buffer);
+  for (let cell = 0; cell < owner.length; cell++) {
+    if (owner[cell] < 0) continue;
+    const alpha = Math.min(255, 150 + 40 * Math.log2(rows[cell]));
+    view.setUint32(4 * cell, (colors[owner[cell]] & 0xffffff00) | alpha); // the order of canvas
+  }
+  return { owner, image: new Uint32Array(bytes.buffer) };
+}
+
+function nearestCell(owner, width, height, column, line) {
+  let best = -1, least = Infinity;
+  for (let dy = -REACH; dy <= REACH; dy++) {
+    for (let dx = -REACH; dx <= REACH; dx++) {
+      const x = column + dx, y = line + dy, distance = dx * dx + dy * dy;
+      if (x < 0 || x >= width || y < 0 || y >= height || distance >= least) continue;
+      const row = owner[y * width + x];
+      if (row >= 0) [best, least] = [row, distance];
+    }
+  }
+  return best;
+}
+
+function nearestPoint(points, x, y, perX, perY) { // within the reach of a finger
+  let best = -1, least = (4 * REACH) ** 2;
+  for (let i = 0; i < points.rows; i++) {
+    const distance = ((points.x[i] - x) * perX) ** 2 + ((points.y[i] - y) * perY) ** 2;
+    if (distance < least) [best, least] = [i, distance];
+  }
+  return best;
+}
+
+function described(points, names, row) {
+  const split = points.heldout[row] ? "held out, never drawn"
+    : `weight ${points.weight[row].toFixed(2)} × mean`;
+  const id = [...points.id.subarray(4 * row, 4 * row + 4)]
+    .map((byte) => byte.toString(16).padStart(2, "0")).join("");
+  const label = names.labels[points.label[row]];
+  return [[points.texts[row], true], [`${split} · asked ${points.count[row]}×`],
+          [[names.sources[points.source[row]], label, `id ${id}…`].filter(Boolean).join(" · ")]];
+}
+
+async function map(names) {
+  const points = await unpacked("map-data", names.rows);
+  const ways = colorings(points, names);
+  const colors = new Uint32Array(points.rows);
+  const [x, y] = [bounds(points.x), bounds(points.y)];
+  const fig = figure({
+    height: Math.min(620, Math.round(window.innerHeight * 0.6)),
+    x_range: new Bokeh.Range1d({ start: x[0], end: x[1] }),
+    y_range: new Bokeh.Range1d({ start: y[0], end: y[1] }),
+    x_axis_location: null, y_axis_location: null, min_border: 0, min_border_right: 0,
+    tools: "pan,wheel_zoom,box_zoom,reset", active_scroll: "wheel_zoom",
+    toolbar_location: "above", lod_threshold: null,
+  });
+  fig.toolbar.logo = null;
+  for (const grid of fig.center) grid.visible = false;
+  const singles = new Bokeh.ColumnDataSource({ data: { x: [], y: [], color: [], row: [] } });
+  const dots = fig.scatter({ field: "x" }, { field: "y" }, { source: singles, size: 6,
+    fill_color: { field: "color" }, line_color: null, fill_alpha: 0.8 });
+  const pixels = new Bokeh.ColumnDataSource({ data: { image: [], x: [], y: [], w: [], h: [] } });
+  const cells = fig.image_rgba({ image: { field: "image" }, x: { field: "x" }, y: { field: "y" },
+    dw: { field: "w" }, dh: { field: "h" }, source: pixels });
+  let shown = null;
+
+  const atDot = (source, i) => described(points, names, source.data.row[i]);
+  const atPixel = (_, __, px, py) => {
+    const { owner, view, width, height } = shown;
+    const column = Math.floor((px - view[0]) / (view[1] - view[0]) * width);
+    const line = Math.floor((py - view[2]) / (view[3] - view[2]) * height);
+    const row = nearestCell(owner, width, height, column, line);
+    return row < 0 ? null : described(points, names, row);
+  };
+  fig.add_tools(hover([dots], atDot), hover([cells], atPixel));
+
+  fig.on_event("tap", ({ x: px, y: py }) => { // also for fingers, and to be copied
+    const { x_range, y_range } = fig;
+    const row = nearestPoint(points, px, py, fig.inner_width / (x_range.end - x_range.start),
+                             fig.inner_height / (y_range.end - y_range.start));
+    byId("map-prompt").replaceChildren(...(row < 0 ? [] : [tooltip(described(points, names, row))]));
+  });
+
+  function draw() {
+    const { x_range, y_range } = fig;
+    const view = [x_range.start, x_range.end, y_range.start, y_range.end];
+    const rows = [];
+    for (let i = 0; i < points.rows && rows.length <= SINGLE; i++) {
+      const [px, py] = [points.x[i], points.y[i]];
+      if (px >= view[0] && px <= view[1] && py >= view[2] && py <= view[3]) rows.push(i);
+    }
+    const few = rows.length <= SINGLE;
+    const pick = (column) => Float64Array.from(few ? rows : [], (i) => column[i]);
+    const width = Math.max(1, Math.round(fig.inner_width));
+    const height = Math.max(1, Math.round(fig.inner_height));
+    if (!few) {
+      const made = raster(points, colors, view, width, height);
+      const image = Object.assign(made.image, { dimension: 2, shape: [height, width] });
+      shown = { owner: made.owner, view, width, height };
+      pixels.data = { image: [image], x: [view[0]], y: [view[2]],
+                      w: [view[1] - view[0]], h: [view[3] - view[2]] };
+    }
+    dots.visible = few;
+    cells.visible = !few;
+    singles.data = { x: pick(points.x), y: pick(points.y), row: few ? rows : [],
+                     color: few ? rows.map((i) => css(ways[select.value].of(i))) : [] };
+    byId("map").dataset.drawn = few ? "points" : "pixels";
+  }
+
+  let waiting = false;
+  function later() { // many changes of the ranges, one drawing
+    if (waiting) return;
+    waiting = true;
+    requestAnimationFrame(() => { waiting = false; draw(); });
+  }
+
+  const select = byId("map-color");
+  function recolor() {
+    const way = ways[select.value];
+    for (let i = 0; i < points.rows; i++) colors[i] = packed(way.of(i), 255);
+    legend(byId("map-legend"), way.legend.map(([name, color]) => [name, css(color)]));
+  }
+  recolor();
+  await Bokeh.Plotting.show(fig, byId("map"));
+  for (const range of [fig.x_range, fig.y_range]) range.change.connect(later);
+  fig.properties.inner_width.change.connect(later);
+  fig.properties.inner_height.change.connect(later);
+  select.addEventListener("change", () => { recolor(); draw(); });
+  draw();
+}
+
+async function start() {
+  Bokeh.set_log_level("warn");
+  const { charts, map: names } = JSON.parse(byId("charts").textContent);
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  dark.addEventListener("change", () => figures.forEach(paint));
+  if (names) await map(names);
+  for (const spec of charts) await chart(spec);
+  document.documentElement.dataset.ready = "yes";
+}
+
+start();
