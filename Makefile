@@ -17,14 +17,14 @@ LOCK   := uv pip compile pyproject.toml --universal --python-version 3.11 --gene
 .PHONY: repro test check bench lock clean
 .DELETE_ON_ERROR:
 
-repro: .venv/runtime
+repro: .dvc/plots/offline.html
 	. $(BIN)/activate && dvc repro
 	@echo
 	@echo "Done. Look at:"
 	@echo "  . .venv/bin/activate"
-	@echo "  dvc metrics show         the numbers of every stage"
-	@echo "  reports/index.html       the report: weights, prompts, training, before and after"
-	@echo "  dvc exp run -S density.k=5 && dvc exp show     an experiment, and the comparison"
+	@echo "  reports/index.html       the report: map, weights, groups of copies, training, answers"
+	@echo "  isodense inspect         the most and least weighted prompts"
+	@echo "  dvc exp run -S density.k=10 density && isodense experiments    an experiment, and a table"
 
 test: .venv/dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
@@ -57,6 +57,9 @@ clean:
 	$(PIP) --no-deps --require-hashes --requirement requirements.lock
 	$(PIP) --no-deps --no-build-isolation --editable .
 	touch $@
+
+.dvc/plots/offline.html: .venv/runtime
+	$(BIN)/isodense offline-plots
 
 .venv/dev: .venv/runtime requirements-dev.lock
 	$(PIP) --no-deps --require-hashes --requirement requirements-dev.lock

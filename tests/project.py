@@ -110,6 +110,8 @@ def start(folder: Path) -> Project:
     made.run("git", "init", "-q")
     made.run("dvc", "init", "-q")
     shutil.copyfile(ROOT / ".dvc" / "config", made.root / ".dvc" / "config")
+    skip = shutil.ignore_patterns("offline.html")
+    shutil.copytree(ROOT / ".dvc" / "plots", made.root / ".dvc" / "plots", ignore=skip)
     made.run("git", "add", "-A")
     made.run("git", "commit", "-qm", "start")
     return made

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 BLUE, ORANGE, GREY = "#2563eb", "#ea580c", "#94a3b8"
 POINTS = 2000  # of the scatter that dvc plots compares
+BINS = 4  # per doubling of the weight, the same in every run, so that dvc plots can compare
+LEAST = 2.0**-10  # of the mean weight: what is less counts as this
 
 
 def density_plots(
@@ -35,14 +37,13 @@ def density_plots(
         Folder to write ``weights.csv``, ``density_weight.csv`` and ``density.png`` to.
     """
     relative = weights * len(weights)
-    counts, edges = np.histogram(relative, bins=40, range=(0, max(2.0, float(relative.max()))))
     step = -(-len(weights) // POINTS)
     order = np.argsort(density, kind="stable")[::step]
     with publishing(out) as scratch:
         _write(
             scratch / "weights.csv",
             ("weight_over_mean", "prompts"),
-            zip(_rounded((edges[1:] + edges[:-1]) / 2), counts.tolist(), strict=True),
+            _bins(relative),
         )
         _write(
             scratch / "density_weight.csv",
@@ -50,6 +51,15 @@ def density_plots(
             zip(_rounded(density[order]), _rounded(relative[order]), strict=True),
         )
         _figure(relative, density, labels, weights, scratch / "density.png")
+
+
+def _bins(relative: np.ndarray) -> Iterable[tuple[float, int]]:
+    """Count prompts in bins of equal ratio, whose centres are powers of 2^(1/4)."""
+    places = np.rint(BINS * np.log2(np.maximum(relative, LEAST))).astype(np.int64)
+    first, last = int(places.min()) - 1, int(places.max()) + 1  # an empty one at either end
+    counts = np.bincount(places - first, minlength=last - first + 1)
+    centres = 2.0 ** (np.arange(first, last + 1) / BINS)
+    return zip(_rounded(centres), counts.tolist(), strict=True)
 
 
 def save(figure: Any, path: Path | BinaryIO) -> None:
