@@ -17,6 +17,7 @@ FIRST = "first-repro.txt"  # beside the clone: what the first run printed
 SMALL = {
     "download.sample.pairs": 120,
     "embeddings.max_tokens": 128,
+    "embeddings.rows_per_shard": 32,  # four shards, so that appended prompts leave three alone
     "reward.layer": 2,
     "reward.max_tokens": 256,
     "train.max_steps": 2,
