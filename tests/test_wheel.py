@@ -1,0 +1,118 @@
+"""A wheel built of this tree holds the whole package, and works where nothing else of it is."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from isodense.artifacts import ids_sha256, publishing, write_manifest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*command, cwd, **options):
+    done = subprocess.run(
+        [str(word) for word in command],
+        cwd=cwd,
+        env={"PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+        **options,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """Build the wheel from a copy of the tree, in which the build may leave what it likes."""
+    folder = tmp_path_factory.mktemp("wheel")
+    tree = folder / "tree"
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        tree.mkdir(exist_ok=True)
+        shutil.copyfile(ROOT / name, tree / name)
+    skip = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    shutil.copytree(ROOT / "src", tree / "src", ignore=skip)
+    options = ("--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check")
+    run(sys.executable, "-m", "pip", "wheel", *options, "-w", folder, tree, cwd=folder)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def clean(wheel, tmp_path_factory):
+    """Give the scripts' folder of a new environment with the wheel, and the dependencies of this.
+
+    The dependencies come by a ``.pth`` of this environment's packages, read after the new one's
+    own. Lines of that folder's own ``.pth`` files are not followed, so the editable isodense of
+    this environment is not found.
+    """
+    folder = tmp_path_factory.mktemp("clean")
+    venv.create(folder, with_pip=False, symlinks=True)
+    scripts = folder / "bin"
+    options = ("--no-deps", "--no-index", "--disable-pip-version-check")
+    pip = (sys.executable, "-m", "pip", "--python", scripts / "python")
+    run(*pip, "install", *options, wheel, cwd=folder)
+    packages = run(
+        scripts / "python",
+        "-c",
+        "import sysconfig; print(sysconfig.get_path('purelib'))",
+        cwd=folder,
+    ).strip()
+    (Path(packages) / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return scripts
+
+
+def test_the_wheel_has_every_file_of_the_package(wheel):
+    source = ROOT / "src"
+    expected = {
+        path.relative_to(source).as_posix()
+        for path in (source / "isodense").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    with zipfile.ZipFile(wheel) as archive:
+        found = {name for name in archive.namelist() if ".dist-info/" not in name}
+        (licence,) = [name for name in archive.namelist() if name.endswith("LICENSE")]
+    assert {"isodense/py.typed", "isodense/report.html", "isodense/cli.py"} <= expected
+    assert len([name for name in expected if name.endswith(".yaml")]) >= 2
+    assert found == expected
+    assert ".dist-info/" in licence
+
+
+def test_the_command_of_a_clean_install_shows_its_help(clean, tmp_path):
+    said = run(clean / "isodense", "--help", cwd=tmp_path)
+    assert "usage: isodense" in said
+    assert "isodense inspect" in said
+    assert run(clean / "isodense", "--version", cwd=tmp_path).startswith("isodense ")
+
+
+def test_a_clean_install_loads_weights_and_its_own_data(clean, tmp_path):
+    identifiers = [f"{number:032x}" for number in range(5)]
+    weights = np.array([1, 2, 3, 4, 10], dtype=np.float32) / 20
+    with publishing(tmp_path / "density") as scratch:
+        np.save(scratch / "density_weights.npy", weights)
+        np.save(scratch / "density.npy", -weights)
+        np.save(scratch / "prompt_ids.npy", np.array(identifiers, dtype="S32"))
+        write_manifest(scratch, "density", rows=5, ids_sha256=ids_sha256(identifiers))
+    code = """
+import isodense, numpy
+from isodense.sources.sample import SampleParams, load
+w = isodense.load_weights("density")
+print(isodense.__file__)
+print(isodense.draw(w.weights, 1000, seed=1).tolist().count(4))
+params = SampleParams(50, 1.0, 0.08, 0.15, 0.1)
+print(len(list(load(params, numpy.random.default_rng(0), None))))
+"""
+    where, heaviest, pairs = run(clean / "python", "-c", code, cwd=tmp_path).splitlines()
+    assert Path(where).is_relative_to(clean.parent)
+    assert 400 < int(heaviest) < 600  # its weight is one half
+    assert int(pairs) > 40  # the sample is made from files of the package
