@@ -166,8 +166,8 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     with replacing(path) as scratch:
         scratch.write_text("first")
         assert not path.exists()
-    with pytest.raises(KeyboardInterrupt), replacing(path) as scratch:
-        scratch.write_text("half")
-        raise KeyboardInterrupt
+    scratch = replacing(path)
+    scratch.__enter__().write_text("half")
+    assert not scratch.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
     assert path.read_text() == "first"
     assert [entry.name for entry in path.parent.iterdir()] == ["file.txt"]

@@ -110,8 +110,6 @@ def test_the_readme_snippet_runs(project):
 
 
 def test_appended_prompts_compute_and_push_only_what_changed(project):
-    project.set({"embeddings.rows_per_shard": 32})
-    project.run("dvc", "repro", "neighbors")
     project.run("dvc", "push", "-q", "embeddings")
     store = Path(project.environ["HOME"]) / ".local/share/isodense/dvc"
     before = {path for path in store.rglob("*") if path.is_file()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -22,28 +23,22 @@ def team(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Project
     with FileLock(f"{folder}.lock"):
         if (folder / "done").exists():
             return Project(folder)
+        shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         made = finished.copy(folder)
-        made.set({"embeddings.rows_per_shard": 32})
-        ran = made.ran(made.run("dvc", "repro", "train"))
-        assert ran == ["embeddings", "neighbors", "density"]  # the same vectors, in shards
-        _commit(made, "before")
+        made.run("git", "tag", "before")
         pair = {"prompt": "one more question", "chosen": "yes", "rejected": "no"}
         (made.root / "more.jsonl").write_text(json.dumps(pair) + "\n")
         sources = {"download.sources": ["sample", "local"], "download.local.files": ["more.jsonl"]}
         made.set(sources)
         assert "1 of 4 shards computed" in made.run("dvc", "repro", "embeddings")
-        _commit(made, "after")
+        made.run("git", "add", "-A")
+        made.run("git", "commit", "-qm", "after")
+        made.run("git", "tag", "after")
         made.run("git", "reset", "-q", "--hard", "before")
         made.run("dvc", "checkout", "-q")
         (folder / "done").touch()
     return made
-
-
-def _commit(project: Project, tag: str) -> None:
-    project.run("git", "add", "-A")
-    project.run("git", "commit", "-qm", tag)
-    project.run("git", "tag", tag)
 
 
 @pytest.fixture
