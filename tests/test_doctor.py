@@ -7,20 +7,24 @@ import getpass
 import http.server
 import json
 import os
+import re
 import shutil
 import socket
+import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from dvc.repo import Repo
 
 from isodense import params
 from isodense.artifacts import read_manifest, write_manifest
 from isodense.checks import hardware, installed, remotes, results, settings, space, versioned
-from isodense.checks.project import SECTIONS, Project
+from isodense.checks.project import SECTIONS, Finding, Project
 from isodense.commands import doctor as command
-from isodense.doctor import CHECKS, examine, find_project
+from isodense.doctor import CHECKS, describe, examine, find_project
 from isodense.errors import IsodenseError
 
 ROOT = os.geteuid() == 0
@@ -105,7 +109,7 @@ def test_a_finished_project_has_no_problem_and_nothing_is_changed(
         "of the true neighbours found",
     ):
         assert words.removeprefix("all packages") in out
-    assert out.endswith(" warnings\n")
+    assert out.splitlines()[-1].startswith("problems: 0, warnings: ")
     assert snapshot(checkout.root) == before
     assert checkout.run("git", "status", "--short") == " M .dvc/config\n"  # the test did that
 
@@ -121,7 +125,39 @@ def test_a_problem_makes_the_status_1_and_json_lists_it(checkout, capsys, monkey
     status, out = doctor(capsys, monkeypatch, checkout.root)
     assert status == 1
     assert "[fail] params: " in out
-    assert "\n       -> correct params.yaml\n1 problems, 0 warnings\n" in out
+    assert "\n       -> correct params.yaml\nproblems: 1, warnings: 0\n" in out
+
+
+def test_colour_moves_nothing(monkeypatch):
+    findings = [Finding("disk", level, "text", "remedy") for level in ("ok", "warning", "problem")]
+    plain = [describe(one) for one in findings]
+    assert {line.index("disk") for line in plain} == {7}
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    coloured = [describe(one) for one in findings]
+    assert coloured != plain
+    assert [re.sub("\x1b\\[[0-9]*m", "", line) for line in coloured] == plain
+
+
+def test_a_package_that_is_missing_ends_one_check_only(checkout, monkeypatch):
+    monkeypatch.setitem(sys.modules, "dvc.config", None)  # as if it could not be imported
+    links, device = examine_only(checkout, versioned.check_links, hardware.check_device)
+    assert (links.level, device.level) == ("problem", "ok")
+    assert "pip install" in links.remedy
+
+
+def test_a_half_written_dvc_yaml_is_looked_at_all_the_same(checkout):
+    (checkout.root / "dvc.yaml").write_text("stages:\n  one:\n  two: {deps: , outs: }\n")
+    for check in (versioned.check_code, versioned.check_links):
+        found(check, checkout)
+    assert "dvc.yaml" in only(versioned.check_lock, checkout, "problem")[0]
+
+
+def test_a_run_that_is_going_on_is_no_problem(checkout):
+    with Repo(str(checkout.root)).lock:
+        text, _ = only(versioned.check_lock, checkout, "warning")
+    assert "another DVC process" in text
 
 
 def test_outside_a_project_it_says_so(tmp_path):
@@ -382,9 +418,20 @@ def test_a_remote_that_says_nothing_is_given_up(checkout, monkeypatch):
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        use(checkout, slow=f"ssh://{getpass.getuser()}@127.0.0.1:{silent.getsockname()[1]}/store")
-        text, _ = only(remotes.check_remotes, checkout, "problem")
-    assert "has not answered within 2 s" in text
+        url = f"ssh://{getpass.getuser()}@127.0.0.1:{silent.getsockname()[1]}/store"
+        use(checkout, slow=url, other=url, third=url)
+        start = time.monotonic()
+        texts = [text for text, _ in found(remotes.check_remotes, checkout, "problem")]
+        assert time.monotonic() - start < 5  # not two seconds for each
+    assert len(texts) == 3
+    assert all("has not answered within 2 s" in text for text in texts)
+
+
+def test_passwords_in_addresses_are_not_shown(checkout, closed):
+    use(checkout, web=f"http://me:s3cret@127.0.0.1:{closed}/store")
+    text, _ = only(remotes.check_remotes, checkout, "problem")
+    assert "s3cret" not in text
+    assert f"http://127.0.0.1:{closed}/store" in text
 
 
 def test_a_web_server_that_lists_nothing_is_known_by_what_dvc_lock_names(checkout, tmp_path):

@@ -154,9 +154,10 @@ def test_sorted_largest_first_and_empty_ones_last():
 def test_csv_and_json_have_all_digits():
     rows = list(csv.DictReader(io.StringIO(as_csv(ROWS))))
     assert [row["experiment"] for row in rows] == ["main", "bold", "ten", "wait"]
-    assert rows[0]["density.exponent"] == "1.063289"
-    assert rows[1]["eval.gain.reward_low"] == "-2.5"
-    assert rows[2]["eval.gain.reward"] == ""
+    assert (rows[0]["params.density.ess"], rows[0]["metrics.density.ess"]) == ("0.8", "1248.986")
+    assert rows[0]["metrics.density.exponent"] == "1.063289"
+    assert rows[1]["metrics.eval.gain.reward_low"] == "-2.5"
+    assert rows[2]["metrics.eval.gain.reward"] == ""
     loaded = json.loads(as_json(ROWS))
     assert loaded[1]["params"]["train.beta"] == 0.1
     assert loaded[3]["metrics"]["density.ess"] is None
@@ -164,8 +165,22 @@ def test_csv_and_json_have_all_digits():
 
 def test_outside_a_project_the_error_says_where_to_run_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(IsodenseError, match="root of the project"):
+    with pytest.raises(IsodenseError, match="in the project's folder"):
         experiments.experiments()
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    with pytest.raises(IsodenseError, match="`dvc exp show` failed: "):
+        experiments.experiments()
+
+
+def test_what_to_do_is_said_of_unfinished_experiments_and_not_of_their_commit(capsys, monkeypatch):
+    half = Experiment("main", "m", "main")
+    monkeypatch.setattr(experiments, "experiments", lambda *_: [half, *ROWS[2:]])
+    args = argparse.Namespace(num=1, all_commits=False, sort=None, reverse=False, form=None)
+    command.run(args)
+    assert "`dvc exp apply ten`" in capsys.readouterr().out
+    monkeypatch.setattr(experiments, "experiments", lambda *_: [half])
+    command.run(args)
+    assert "dvc exp apply" not in capsys.readouterr().out
 
 
 def test_the_command_takes_one_format_at_most():

@@ -90,7 +90,8 @@ def test_draws_of_an_epoch_sum_to_the_epoch(data, prompts):
     assert sum(draws) == pytest.approx(len(train), rel=1e-5)
     for report in reports:  # what the density is said to come from is all of it
         why, counted = report["why"], report["density"]["distinct_prompts"]
-        assert why["own_count"] == pytest.approx(why["neighbors"] + why["beyond"], rel=1e-5)
+        assert why["own_count"] == pytest.approx(1 + why["neighbors"] + why["beyond"], rel=1e-5)
+        assert counted >= 1  # itself
         if not report["copies"]["number"]:
             assert why["own_count"] == pytest.approx(counted, rel=1e-4)
 
@@ -138,6 +139,14 @@ def test_a_new_text_is_what_it_would_be_as_a_heldout_prompt(data, encoder, witho
     assert found["neighbors"] == whole["neighbors"]
     assert np.float32(found["density"]["log_density"]) == whole["density"]["log_density"]
     assert found["why"] == whole["why"]
+
+
+def test_a_text_that_is_like_no_other_is_one_distinct_prompt(tmp_path, encoder):
+    data = make(tmp_path / "data", conversations(), encoder)
+    write_density(data, bandwidth=0.01)  # a kernel too narrow to reach anything
+    found = explain("a cat in paris", folders(data, encoder))
+    assert found["density"]["distinct_prompts"] == pytest.approx(1)
+    assert found["density"]["log_density"] == pytest.approx(0)
 
 
 def weight_at(data, prompts, density, count=1):
@@ -290,6 +299,8 @@ def test_the_text_shows_weight_density_copies_and_neighbours(data, prompts, caps
         "times the mean, rank ",
         "draws expected in an epoch of",
         "denser than ",
+        "itself included; ",
+        "1 for itself, ",
         "estimated to lie beyond",
         "near-copies, within",
         "share one weight",

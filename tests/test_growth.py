@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,14 @@ import pytest
 import yaml
 
 from isodense import prompts as stage
-from isodense.artifacts import publishing, write_manifest
+from isodense.artifacts import content_sha256, publishing, write_manifest
 from isodense.commands.update import describe
 from isodense.conversations import is_heldout, prompt_id
 from isodense.density import DensityParams, estimate, heldout_density, publish
 from isodense.errors import IsodenseError
 from isodense.graph import Graph
 from isodense.growth import compare, remember
-from isodense.intake import add_files
+from isodense.intake import _restored_on_failure, add_files
 from isodense.neighbors import knn_graph
 from isodense.promptset import load_columns
 from tests.tiny import user
@@ -77,7 +78,7 @@ def write(data, rows, asked=()):
     found = estimate(graph, PARAMS)
     density = heldout_density(found, near, PARAMS)
     ids = columns.split("train").ids
-    publish(found, density, ids, PARAMS, manifest, "0" * 64, data / "density")
+    publish(found, density, ids, PARAMS, manifest, content_sha256(manifest), data / "density")
     with publishing(data / "embeddings") as made:
         for number, start in enumerate(range(0, len(vectors), SHARD)):
             np.save(made / f"shard-{number:05d}.npy", vectors[start : start + SHARD])
@@ -220,7 +221,33 @@ def test_any_file_name_comes_back(name):
 
 
 def test_a_layout_that_cannot_be_added_to_is_refused():
-    text = "download:\n  sources: [local]\n  local: {files: [x,], limit: null}\n"
-    with pytest.raises(IsodenseError, match="cannot add to") as caught:
-        add_files(text, ["y"])
-    assert "download.local.files" in caught.value.remedy
+    trailing = "download:\n  sources: [local]\n  local: {files: [x,], limit: null}\n"
+    merged = "a: &a\n  sources: [local]\ndownload:\n  <<: *a\n  local: {files: [], limit: null}\n"
+    for text in (trailing, merged.replace("[local]", "[hh]")):
+        with pytest.raises(IsodenseError, match="cannot add to") as caught:
+            add_files(text, ["y"])
+        assert "download.local.files" in caught.value.remedy
+
+
+def test_line_ends_stay_what_they_are():
+    text = "download:\n  sources:\n  - hh\n  local:\n    files:\n    - x"  # and no last one
+    grown = text.replace("- hh", "- hh\n  - local") + "\n    - y\n"
+    assert add_files(text, ["y"]) == grown
+    assert add_files(text.replace("\n", "\r\n"), ["y"]) == grown.replace("\n", "\r\n")
+
+
+def test_params_that_were_edited_while_dvc_ran_are_left_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    params, lock = tmp_path / "params.yaml", tmp_path / "dvc.lock"
+    for edit, kept in (("added", "former"), ("edited by hand", "edited by hand")):
+        params.write_text("former")
+        params.chmod(0o664)
+        lock.write_text("lock")
+        with suppress(KeyboardInterrupt), _restored_on_failure(b"former", b"added"):
+            params.write_text(edit)
+            lock.write_text("half way")
+            raise KeyboardInterrupt
+        assert (params.read_text(), lock.read_text()) == (kept, "lock")
+        assert params.stat().st_mode & 0o777 == 0o664
+        assert ("is left so" in capsys.readouterr().err) == (edit != "added")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dvc.lock", "params.yaml"]

@@ -39,7 +39,8 @@ def test_an_accent_repeated_a_thousand_times_is_cut():
 
 
 def test_columns_of_a_table_line_up_under_wide_text():
-    lines = table(("n", "name"), [("1", "密度"), ("100", "e\u0301tude"), ("7", "x")]).splitlines()
+    lines = table(("n", "name"), [("1", "密度"), ("100", "e\u0301tude"), ("7", "x")],
+                  left=("name",)).splitlines()  # fmt: skip
     ends = [columns(line[: line.index(word)]) for line, word in
             zip(lines, ("name", "密", "e\u0301", "x"), strict=True)]  # fmt: skip
     assert ends == [7, 7, 7, 7]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import io
 import sys
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ COMMANDS = (
     "doctor",
     "update",
     "experiments",
-    "plots",
+    "offline_plots",
     "compare",
     "verify",
     "merge",
@@ -70,6 +69,5 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"isodense {__version__}")
     commands = top.add_subparsers(required=True, metavar="command")
     for name in COMMANDS:
-        if importlib.util.find_spec(f"isodense.commands.{name}"):
-            importlib.import_module(f"isodense.commands.{name}").add(commands)
+        importlib.import_module(f"isodense.commands.{name}").add(commands)
     return top

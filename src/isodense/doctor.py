@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from isodense.checks.hardware import check_device, check_dtype, check_gpu_memory
-from isodense.checks.installed import check_checkout, check_packages, check_path
+from isodense.checks.installed import INSTALL, check_checkout, check_packages, check_path
 from isodense.checks.project import Finding, Project
 from isodense.checks.remotes import check_remotes
 from isodense.checks.results import check_context, check_lengths, check_recall, check_reward
@@ -62,17 +62,14 @@ def find_project(folder: Path) -> Project:
 
 def examine(project: Project) -> Iterator[Finding]:
     """Yield what each check finds; what one cannot look at is a finding, too."""
-    from dvc.config import ConfigError
-
     for check in CHECKS:
         name = check.__name__.removeprefix("check_").replace("_", " ")
         try:
             yield from check(project)
         except IsodenseError as error:
             yield Finding(name, "problem", error.message, error.remedy)
-        except ConfigError as error:
-            text = f"DVC's settings cannot be read: {error}"
-            yield Finding(name, "problem", text, "correct .dvc/config or .dvc/config.local")
+        except ImportError as error:  # of a package, which check_packages names
+            yield Finding(name, "problem", f"could not be looked at: {error}", INSTALL)
         except OSError as error:
             yield Finding(name, "warning", f"could not be looked at: {error}")
 
@@ -80,11 +77,12 @@ def examine(project: Project) -> Iterator[Finding]:
 def describe(finding: Finding) -> str:
     """Return one finding as text for a terminal."""
     mark, colour = MARKS[finding.level]
-    line = f"{styled(f'[{mark}]', colour):<6} {finding.name}: {printable(finding.text)}\n"
+    gap = " " * (5 - len(mark))  # outside the colour, whose codes would count
+    line = f"{styled(f'[{mark}]', colour)}{gap}{finding.name}: {printable(finding.text)}\n"
     return line + (f"       -> {printable(finding.remedy)}\n" if finding.remedy else "")
 
 
 def summary(findings: Iterable[Finding]) -> str:
     """Return how many there are of each level."""
     levels = [finding.level for finding in findings]
-    return f"{levels.count('problem')} problems, {levels.count('warning')} warnings\n"
+    return f"problems: {levels.count('problem')}, warnings: {levels.count('warning')}\n"

@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from isodense.artifacts import replacing
 from isodense.errors import ArtifactError
 from isodense.weights import ADDRESS
 
@@ -80,8 +81,8 @@ def _fetch(repo: str, path: str, rev: str | None, remote: str | None) -> Path:
     from dvc.repo.open_repo import clean_repos
 
     atexit.register(clean_repos)  # dvc.api leaves its clones in the temporary folder
-    what = f"{path} of {_shown(repo)} at {rev or 'its newest commit'}"
-    with _explained(_shown(repo), rev, what):
+    what = f"{path} of {without_password(repo)} at {rev or 'its newest commit'}"
+    with _explained(without_password(repo), rev, what):
         files = DVCFileSystem(repo, rev=rev, remote=remote)
         digest = _digest(files, path, what)
         note = _note(files.repo.get_rev(), path)
@@ -89,10 +90,8 @@ def _fetch(repo: str, path: str, rev: str | None, remote: str | None) -> Path:
         if not folder.is_dir():
             with _appearing(folder) as made:
                 _copy(files, path, made, what)
-    note.parent.mkdir(parents=True, exist_ok=True)
-    scratch = note.with_name(f"{note.name}.{os.getpid()}.tmp")
-    scratch.write_text(digest, encoding="utf-8")
-    scratch.replace(note)
+    with replacing(note) as scratch:
+        scratch.write_text(digest, encoding="utf-8")
     return folder
 
 
@@ -174,7 +173,8 @@ def _explained(repo: str, rev: str | None, what: str) -> Iterator[None]:
     except (CloneError, HTTPUnauthorized, GitProtocolError, NotGitRepository) as error:
         raise _no_clone(repo, error) from None
     except RemoteMissingDepsError as error:
-        raise ArtifactError(f"{what} cannot be read: {error}", "install what it names") from None
+        message = without_password(f"{what} cannot be read: {error}")
+        raise ArtifactError(message, "install what it names") from None
     except (DvcException, DataIndexDirError, AuthError, OSError, *_driver_errors()) as error:
         raise _unreadable(what, error) from None
 
@@ -184,7 +184,7 @@ def _no_clone(repo: str, error: BaseException) -> ArtifactError:
     if "Unauthorized" in type(cause).__name__ or "Permission" in type(cause).__name__:
         remedy = "log in, as for `git clone`: a credential helper, a token or an SSH key"
         return ArtifactError(f"{repo} asks for credentials that git does not have", remedy)
-    reason = f": {_shown(str(cause))}" if str(cause) else ""
+    reason = f": {without_password(str(cause))}" if str(cause) else ""
     remedy = "check the address with `git ls-remote`; private repositories may hide so, too"
     return ArtifactError(f"{repo} cannot be cloned{reason}", remedy)
 
@@ -195,6 +195,7 @@ def _unreadable(what: str, error: BaseException) -> ArtifactError:
         remedy = "its owners have to `dvc push` to a remote that you can read; remote= names one"
         return ArtifactError(f"{what} is not in that repository's remote storage", remedy)
     message = f"{what} cannot be read: {type(cause).__name__}: {cause}"
+    message = without_password(message)
     return ArtifactError(message, "check your credentials for its storage, or name another remote=")
 
 
@@ -212,8 +213,8 @@ def _driver_errors() -> tuple[type[Exception], ...]:
                  if name in sys.modules)  # fmt: skip
 
 
-def _shown(text: str) -> str:
-    """Return an address without the user name and password in it."""
+def without_password(text: str) -> str:
+    """Return a text without the user names and passwords of the addresses in it."""
     return re.sub(r"(?<=://)[^/@\s]*@", "", text)
 
 

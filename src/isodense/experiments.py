@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from isodense.errors import IsodenseError
+from isodense.terminal import printable
+from isodense.terminal import table as aligned
 
 Value = str | int | float | bool | list[Any] | None
 Read = Callable[[str], bytes | None]  # a file of a revision, or None where it has none
@@ -33,6 +35,7 @@ MISSING = "–"
 WORKSPACE = "workspace"
 ATTEMPTS = 4  # at `dvc exp show`, which fails while a queued experiment is being put away
 PARAMS = {"k": "density.k", "ess": "density.ess", "sampling": "train.sampling"}  # always shown
+LEFT = ("experiment", "sampling", "state")  # columns that are flush left
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,9 @@ def experiments(num: int = 1, all_commits: bool = False) -> list[Experiment]:
     IsodenseError
         If this is not a DVC project, or DVC cannot read it.
     """
+    if not Path("dvc.yaml").is_file():
+        message = "there is no dvc.yaml here"
+        raise IsodenseError(message, "run `isodense experiments` in the project's folder")
     shown = _exp_show(["--all-commits"] if all_commits else ["--num", str(num)])
     files = _Files()
     rows: list[Experiment] = []
@@ -153,7 +159,7 @@ def _exp_show(options: Sequence[str]) -> list[dict[str, Any]]:
         if "does not exist" not in done.stderr:
             break
         time.sleep(attempt / 2)
-    remedy = "run it in the root of the project, which has .dvc and dvc.yaml"
+    remedy = "do what it says; `dvc exp show` says it, too"
     raise IsodenseError(f"`dvc exp show` failed: {done.stderr.strip()}", remedy)
 
 
@@ -347,20 +353,11 @@ def table(rows: Sequence[Experiment], markdown: bool = False) -> str:
     """Return the experiments as aligned text, or as a Markdown table."""
     headings = columns(rows)
     cells = [[_cell(row, heading) for heading in headings] for row in rows]
-    left = [heading in ("experiment", "sampling", "state") for heading in headings]
     if markdown:
-        rule = ["---" if is_left else "---:" for is_left in left]
+        rule = ["---" if heading in LEFT else "---:" for heading in headings]
         escaped = [[cell.replace("|", "\\|") for cell in line] for line in (headings, rule, *cells)]
         return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
-    widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
-    lines = []
-    for line in (headings, *cells):
-        padded = [
-            cell.ljust(width) if is_left else cell.rjust(width)
-            for cell, width, is_left in zip(line, widths, left, strict=True)
-        ]
-        lines.append("  ".join(padded).rstrip() + "\n")
-    return "".join(lines)
+    return aligned(headings, cells, LEFT, indent="")
 
 
 def _cell(row: Experiment, heading: str) -> str:
@@ -370,7 +367,7 @@ def _cell(row: Experiment, heading: str) -> str:
     if found is None:
         return MISSING
     if measure is None:
-        return str(found) if isinstance(found, str) else json.dumps(found)
+        return printable(found) if isinstance(found, str) else json.dumps(found)
     text = f"{found:.{measure.digits}f}".replace("-", "−")
     bounds = [row.metrics.get(f"{measure.path}_{end}") for end in ("low", "high")]
     if measure.interval and all(isinstance(bound, int | float) for bound in bounds):
@@ -380,12 +377,16 @@ def _cell(row: Experiment, heading: str) -> str:
 
 
 def as_csv(rows: Sequence[Experiment]) -> str:
-    """Return the experiments as CSV: names of params and metrics, all digits, empty where none."""
+    """Return the experiments as CSV: all digits, empty where none.
+
+    Columns are ``params.<name>`` and ``metrics.<name>``: ``density.ess`` is the one and the other.
+    """
     params = [*PARAMS.values(), *changed_params(rows)]
     metrics = list(_metric_paths())
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["experiment", "rev", "baseline", "state", *params, *metrics])
+    names = [f"params.{name}" for name in params] + [f"metrics.{name}" for name in metrics]
+    writer.writerow(["experiment", "rev", "baseline", "state", *names])
     for row in rows:
         values = [row.params.get(name) for name in params]
         values += [row.metrics.get(name) for name in metrics]

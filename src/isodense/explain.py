@@ -295,7 +295,7 @@ def _report(subject: Subject, trained: Trained, prompts: Path, most: int) -> dic
         "prompt": {name: value for name, value in subject.prompt.items() if name != "prompt"},
         "density": {
             "log_density": subject.density,
-            "distinct_prompts": float(np.expm1(subject.density)),
+            "distinct_prompts": float(np.exp(subject.density)),  # q, itself included
             "denser_than": float((weights.density < subject.density).mean()),
         },
         "weight": subject.weight,
@@ -321,18 +321,18 @@ def _report(subject: Subject, trained: Trained, prompts: Path, most: int) -> dic
 def _shares(subject: Subject, trained: Trained) -> np.ndarray:
     """Return what each neighbour adds to the soft count, were none of them a near-copy."""
     alone = Graph(subject.indices[:, None], subject.distances[:, None])
-    return _soft_counts(alone, trained, dimension=0.0)  # of which nothing lies beyond
+    return _soft_counts(alone, trained, dimension=0.0) - 1  # of which nothing lies beyond
 
 
 def _why(
     subject: Subject, shares: np.ndarray, outside: np.ndarray, trained: Trained
 ) -> dict[str, Any]:
-    """Return what the density comes from: the neighbours listed, and those beyond the last.
+    """Return what the density comes from: itself, the neighbours listed, those beyond the last.
 
     Of a prompt with near-copies the density is the mean over all of them that see beyond their
     group, so its own count differs from it.
     """
-    listed, own = float(shares.sum()), 0.0
+    listed, own = float(shares.sum()), 1.0
     whole = len(subject.indices) + (subject.row >= 0) >= len(trained.graph)  # nothing lies beyond
     if outside.any():
         near = Graph(subject.indices[None, outside], subject.distances[None, outside])
@@ -342,12 +342,12 @@ def _why(
     return {
         "nearest": nearest,
         "neighbors": listed,
-        "beyond": max(own - listed, 0.0),
+        "beyond": max(own - listed - 1, 0.0),
         "own_count": own,
     }
 
 
 def _soft_counts(near: Graph, trained: Trained, dimension: float) -> np.ndarray:
-    """Return the soft count of each row, with no neighbour taken for a near-copy of it."""
+    """Return q of each row, itself included, with no neighbour taken for a near-copy of it."""
     scales = replace(trained.found.scales, dimension=dimension, radius=-1.0)
-    return np.expm1(heldout_density(replace(trained.found, scales=scales), near, trained.params))
+    return np.exp(heldout_density(replace(trained.found, scales=scales), near, trained.params))

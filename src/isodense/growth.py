@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from dataclasses import replace as changed
 from pathlib import Path
 from typing import Any
 
@@ -189,18 +188,18 @@ def find_copies(prompts: Columns, new: Sequence[int], data: Path) -> list[Copy]:
         Copies of prompts that were there before, nearest first; then those of other new prompts,
         the first of which is not listed. Held-out prompts are compared with training prompts only.
     """
-    from isodense.density import COPY, DensityParams, estimate
-    from isodense.graph import load_graph, load_heldout_graph
+    from isodense.density import COPY
+    from isodense.graph import load_heldout_graph
+    from isodense.lookup import estimated
 
-    graph, manifest = load_graph(data / "neighbors")
-    require_same_ids(prompts.split("train").ids_sha256, manifest, "the neighbours")
-    given = json.loads((data / "density" / MANIFEST).read_text("utf-8"))["params"]
-    params = changed(DensityParams(**given), count_power=0.0)  # weights are not asked for here
-    radius = np.float64(max(estimate(graph, params).scales.radius, COPY))
+    weights = load_weights(data / "density")
+    require_same_ids(prompts.split("train").ids_sha256, weights.metadata, "the weights")
+    graph, found = estimated(data / "neighbors", weights)
+    radius = np.float64(max(found.scales.radius, COPY))
     train, heldout = (prompts.positions("train"), prompts.positions("heldout"))
     pairs = [_within(graph.indices, graph.distances, radius, train, train)]
     if len(heldout):
-        near = load_heldout_graph(data / "neighbors")
+        near = load_heldout_graph(data / "neighbors").first(graph.k)
         row, other, distance = _within(near.indices, near.distances, radius, heldout, train)
         pairs += [(row, other, distance), (other, row, distance)]
     row, other, distance = (np.concatenate(parts) for parts in zip(*pairs, strict=True))

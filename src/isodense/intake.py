@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,11 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from isodense.artifacts import replacing
 from isodense.errors import IsodenseError
 from isodense.growth import Before, Growth, compare, remember
 
 PARAMS, LOCK = Path("params.yaml"), Path("dvc.lock")
 SAFE = "params.yaml and dvc.lock are as before; `dvc checkout` puts the former data back"
+EDITED = "params.yaml has been edited meanwhile and is left so; dvc.lock is as before"
 
 
 def add_files(text: str, files: Sequence[str]) -> str:
@@ -44,15 +47,15 @@ def add_files(text: str, files: Sequence[str]) -> str:
 
     wanted = yaml.safe_load(text)
     download = wanted["download"]
-    if "local" not in download["sources"]:
-        download["sources"] = [*download["sources"], "local"]
-        text = _append(text, ("download", "sources"), ["local"])
-    if files:
-        download["local"]["files"] = [*download["local"]["files"], *files]
-        text = _append(text, ("download", "local", "files"), files)
     try:
+        if "local" not in download["sources"]:
+            download["sources"] = [*download["sources"], "local"]
+            text = _append(text, ("download", "sources"), ["local"])
+        if files:
+            download["local"]["files"] = [*download["local"]["files"], *files]
+            text = _append(text, ("download", "local", "files"), files)
         right = yaml.safe_load(text) == wanted
-    except yaml.YAMLError:
+    except (yaml.YAMLError, StopIteration):  # a key that comes in by <<
         right = False
     if not right:
         message = "params.yaml is written in a way that this command cannot add to"
@@ -74,11 +77,12 @@ def _append(text: str, key: tuple[str, ...], items: Sequence[str]) -> str:
         end = node.end_mark.index - 1
         joined = (", " if node.value else "") + ", ".join(shown)
         return text[:end].rstrip(" ") + joined + text[end:]
-    last = node.value[-1]
-    end = text.find("\n", last.end_mark.index)
-    end = len(text) if end < 0 else end
+    newline = "\r\n" if "\r\n" in text else "\n"
+    text += "" if text.endswith("\n") else newline
+    end = text.find("\n", node.value[-1].end_mark.index) + 1
     indent = " " * node.start_mark.column
-    return text[:end] + "".join(f"\n{indent}- {item}" for item in shown) + text[end:]
+    lines = "".join(f"{indent}- {item}{newline}" for item in shown)
+    return text[:end] + lines + text[end:]
 
 
 def _scalar(text: str) -> str:
@@ -129,10 +133,11 @@ def update(files: Sequence[Path], since: str | None = None) -> Growth:
     known = {Path(file).expanduser().resolve() for file in section.local.files}
     more = [name for name in dict.fromkeys(names) if Path(name).resolve() not in known]
     before = _earlier(since)
-    with _restored_on_failure():
+    former = PARAMS.read_bytes()
+    added = add_files(former.decode("utf-8"), more).encode() if files else former
+    with _restored_on_failure(former, added):
         if files:
-            text = PARAMS.read_text(encoding="utf-8")
-            _write(PARAMS, add_files(text, more))
+            _write(PARAMS, added)
             if len(more) < len(set(names)):  # DVC does not see that a file has changed
                 _dvc("repro", "--force", "--single-item", "download")
         _dvc("repro", "density")
@@ -156,25 +161,35 @@ def _earlier(since: str | None) -> Before:
 
 
 @contextmanager
-def _restored_on_failure() -> Iterator[None]:
-    """Put ``params.yaml`` and ``dvc.lock`` back, and say so, if the block fails or is stopped."""
-    kept = {path: path.read_bytes() for path in (PARAMS, LOCK) if path.is_file()}
-    done = False
+def _restored_on_failure(former: bytes, added: bytes) -> Iterator[None]:
+    """Put ``params.yaml`` and ``dvc.lock`` back, and say so, if the block fails or is stopped.
+
+    ``params.yaml`` is left alone where it is not as this command wrote it: DVC runs for hours,
+    during which people edit it.
+    """
+    lock, done = LOCK.read_bytes() if LOCK.is_file() else None, False
     try:
         yield
         done = True
     finally:
         if not done:
-            for path, content in kept.items():
-                if path.read_bytes() != content:
-                    path.write_bytes(content)
-            sys.stderr.write(f"{SAFE}\n")
+            if lock is not None:
+                _write(LOCK, lock)
+            if PARAMS.read_bytes() in (former, added):
+                _write(PARAMS, former)
+                sys.stderr.write(f"{SAFE}\n")
+            else:
+                sys.stderr.write(f"{EDITED}\n")
 
 
-def _write(path: Path, text: str) -> None:
-    scratch = path.with_name(path.name + ".tmp")
-    scratch.write_text(text, encoding="utf-8")
-    scratch.replace(path)
+def _write(path: Path, content: bytes) -> None:
+    """Replace a file, whole and with its permissions; nothing is done where it is so already."""
+    if path.is_file() and path.read_bytes() == content:
+        return
+    with replacing(path.resolve()) as scratch:
+        scratch.write_bytes(content)
+        if path.exists():
+            shutil.copymode(path, scratch)
 
 
 def _dvc(*arguments: str) -> None:

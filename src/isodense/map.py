@@ -74,8 +74,8 @@ def layout(graph: Graph, params: MapParams, seed: int) -> np.ndarray:
         return np.zeros((n, 2), dtype=np.float32)
     from umap.umap_ import find_ab_params, simplicial_set_embedding
 
-    a, b = find_ab_params(1.0, params.min_dist)
     with _one_thread():
+        a, b = find_ab_params(1.0, params.min_dist)
         edges = strengths(graph, k)
         places, _ = simplicial_set_embedding(
             None,  # the vectors, which it wants for starts of its own only

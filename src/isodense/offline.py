@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from isodense.artifacts import replacing
 from isodense.errors import IsodenseError
 
 PAGE = Path("plots") / "offline.html"  # in .dvc
@@ -43,10 +44,8 @@ def install(root: Path) -> Path:
         raise IsodenseError(f"{root.resolve()} has no .dvc", "run it in the root of the project")
     path = root / ".dvc" / PAGE
     text = page(_bundle())
-    path.parent.mkdir(exist_ok=True)
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(text, encoding="utf-8")
-    scratch.replace(path)
+    with replacing(path) as scratch:
+        scratch.write_text(text, encoding="utf-8")
     command = [sys.executable, "-m", "dvc", "config", "--local", SETTING, PAGE.as_posix()]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     if done.returncode:

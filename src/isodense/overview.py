@@ -11,7 +11,7 @@ import numpy as np
 from isodense.evenness import effective_sample_size
 from isodense.lookup import estimated, require_same_prompts, rows_of
 from isodense.terminal import cut, room, styled, table
-from isodense.weights import load_weights
+from isodense.weights import Weights, load_weights
 
 EDGES = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, np.inf)  # of the histogram, over the mean
 BAR = 40  # columns of the histogram's longest bar
@@ -31,7 +31,8 @@ def overview(prompts: Path, density: Path, neighbors: Path, top: int) -> dict[st
     Returns
     -------
     dict
-        ``prompts``, their number; ``ess``; ``exponent``; ``min_over_mean``, ``max_over_mean``;
+        ``prompts``, their number; ``ess``; ``exponent``, or None where the weight is no power of
+        the density; ``min_over_mean``, ``max_over_mean``;
         ``histogram``, of weights over the mean; ``most`` and ``least``, the prompts at both ends;
         ``dimension`` and ``copies``, the groups of near-copies, or None.
 
@@ -61,7 +62,7 @@ def overview(prompts: Path, density: Path, neighbors: Path, top: int) -> dict[st
     return {
         "prompts": len(relative),
         "ess": effective_sample_size(weights.weights),
-        "exponent": weights.metadata.get("exponent"),
+        "exponent": _exponent(weights),
         "min_over_mean": float(relative.min()),
         "max_over_mean": float(relative.max()),
         "histogram": np.histogram(relative, EDGES)[0].tolist(),
@@ -77,6 +78,11 @@ def overview(prompts: Path, density: Path, neighbors: Path, top: int) -> dict[st
         },
         **{end: entries(numbers.tolist()) for end, numbers in ends.items()},
     }
+
+
+def _exponent(weights: Weights) -> float | None:
+    method = weights.metadata.get("params", {}).get("method")
+    return None if method == "balance" else weights.metadata.get("exponent")
 
 
 def _largest(units: np.ndarray, top: int) -> list[np.ndarray]:
@@ -122,7 +128,8 @@ def describe(found: dict[str, Any], width: int | None = None) -> str:
             for one in found[end]
         ]
         title = styled(f"{end} weighted", "bold")
-        parts.append(f"{title}\n{table(('weight', 'asked', 'id', 'prompt'), rows, left=2)}")
+        header = ("weight", "asked", "id", "prompt")
+        parts.append(f"{title}\n{table(header, rows, left=header[2:])}")
     parts.append(_groups(found["copies"], width))
     return "\n".join(parts)
 
@@ -149,7 +156,7 @@ def _histogram(counts: list[int]) -> str:
         (label, str(count), "#" * -(-BAR * count // max(counts)))
         for label, count in zip([*labels, "over 8"], counts, strict=True)
     ]
-    return table(("of the mean", "prompts", ""), rows)
+    return table(("of the mean", "prompts", ""), rows, left=("",))
 
 
 def _groups(copies: dict[str, Any] | None, width: int | None) -> str:
@@ -168,4 +175,4 @@ def _groups(copies: dict[str, Any] | None, width: int | None) -> str:
         for one in copies["largest"]
     ]
     header = ("prompts", "shared weight", "id", "one of them")
-    return f"{title}, the largest groups first\n{table(header, rows, left=2)}"
+    return f"{title}, the largest groups first\n{table(header, rows, left=header[2:])}"

@@ -3,8 +3,11 @@
 "use strict";
 
 const BLUE = [37, 99, 235], GREY = [148, 163, 184], ORANGE = [234, 88, 12];
+const FAINT = [...GREY, 0.35]; // for points that are there only as a background
+const PALETTE = [[0, 114, 178], [230, 159, 0], [0, 158, 115], [204, 121, 167], [213, 94, 0],
+                 [86, 180, 233]]; // told apart with any colour vision (Okabe and Ito 2008)
+const LISTED = 1000; // sources or labels that can be picked out
 const SINGLE = 10000; // points drawn one by one; more of them are drawn as pixels
-const NAMED = 18; // sources or labels with a colour of their own
 const REACH = 4; // pixels around the pointer in which a point is looked for
 const COLUMNS = [["x", Float32Array], ["y", Float32Array], ["weight", Float32Array],
                  ["count", Uint32Array], ["id", Uint8Array, 4], ["source", Uint16Array],
@@ -12,11 +15,12 @@ const COLUMNS = [["x", Float32Array], ["y", Float32Array], ["weight", Float32Arr
 
 const byId = (id) => document.getElementById(id);
 const ink = () => getComputedStyle(document.documentElement).getPropertyValue("--ink").trim();
-const css = ([r, g, b]) => `rgb(${r},${g},${b})`;
-const packed = ([r, g, b], alpha) => ((r << 24) | (g << 16) | (b << 8) | alpha) >>> 0;
+const css = ([r, g, b, alpha = 1]) => `rgba(${r},${g},${b},${alpha})`;
+const packed = ([r, g, b, alpha = 1]) =>
+  ((r << 24) | (g << 16) | (b << 8) | Math.round(255 * alpha)) >>> 0;
+const numbers = (values) => Float64Array.from(values, (value) => value ?? NaN); // null: a gap
 const short = (value) => Number(value.toPrecision(4)).toLocaleString("en");
 const figures = [];
-
 
 function element(name, text, style = {}) {
   const made = document.createElement(name);
@@ -92,16 +96,18 @@ async function chart(spec) {
       [`${spec.x}: ${short(d.left[i])} to ${short(d.right[i])}`], [`${spec.y}: ${short(d.top[i])}`]]));
   }
   for (const { name, color, x, y, width } of spec.lines) {
-    const source = new Bokeh.ColumnDataSource({ data: { x, y } });
+    const source = new Bokeh.ColumnDataSource({ data: { x: numbers(x), y: numbers(y) } });
     fig.line(field("x"), field("y"), { source, line_color: color, line_width: width });
     const dots = fig.scatter(field("x"), field("y"), { source, size: 8, alpha: 0 });
     fig.add_tools(hover([dots], ({ data: d }, i) => said(name, d.x[i], d.y[i])));
   }
-  for (const { name, color, x, y, low, high } of spec.points) {
-    const source = new Bokeh.ColumnDataSource({ data: { x, y, low, high } });
-    fig.segment(field("x"), field("low"), field("x"), field("high"), {
+  for (const { name, color, x, y, low, high, shift } of spec.points) {
+    const at = x.map((value) => value + shift);
+    const source = new Bokeh.ColumnDataSource({
+      data: { x, at, y: numbers(y), low: numbers(low), high: numbers(high) } });
+    fig.segment(field("at"), field("low"), field("at"), field("high"), {
       source, line_color: color, line_width: 2 });
-    const dots = fig.scatter(field("x"), field("y"), {
+    const dots = fig.scatter(field("at"), field("y"), {
       source, size: 9, fill_color: color, line_color: null });
     fig.add_tools(hover([dots], ({ data: d }, i) => [...said(name, d.x[i], d.y[i]),
       [`95% interval ${short(d.low[i])} to ${short(d.high[i])}`]]));
@@ -110,6 +116,7 @@ async function chart(spec) {
     fig.add_layout(new Bokeh.Span({ location: at, dimension: "height", line_dash: "dashed",
                                     line_color: css(ORANGE), line_width: 1.5 }));
   }
+  if (spec.ticks.length) fig.below[0].ticker = new Bokeh.FixedTicker({ ticks: spec.ticks });
   const series = [...spec.lines, ...spec.points];
   const entries = series.length > 1 ? series.map(({ name, color }) => [name, color]) : [];
   byId(spec.id).before(legend(element("ul", ""), entries));
@@ -139,33 +146,38 @@ function mixed(weight) { // blue below the mean weight, grey at it, orange above
   return GREY.map((from, i) => Math.round(from + (end[i] - from) * Math.abs(share)));
 }
 
-function hue(number) { // neighbours in the list lie far apart on the wheel
-  const degrees = (number * 137.508) % 360, light = number % 2 ? 0.42 : 0.56;
-  return [0, 8, 4].map((n) => {
-    const k = (n + degrees / 30) % 12;
-    return Math.round(255 * (light - 0.65 * Math.min(light, 1 - light)
-                             * Math.max(-1, Math.min(k - 3, 9 - k, 1))));
-  });
-}
-
-// What each way of colouring gives a row, and its legend. Names are listed most frequent first.
+// What each way of colouring gives a row, its legend, and the names of which one can be picked out.
+// Names are listed most frequent first.
 function colorings(points, names) {
-  const named = (column, list) => ({
-    of: (i) => (points[column][i] < NAMED ? hue(points[column][i]) : GREY),
-    legend: [...list.slice(0, NAMED).map((name, i) => [name || "(none)", hue(i)]),
-             ...(list.length > NAMED ? [[`${list.length - NAMED} more`, GREY]] : [])],
-  });
+  const heldout = ["held out, never drawn", FAINT];
+  const named = (column, list) => {
+    const all = list.map((name) => name || "(none)");
+    return {
+      names: all,
+      of: (i, only) => {
+        const number = points[column][i];
+        if (only >= 0) return number === only ? ORANGE : FAINT;
+        return PALETTE[number] ?? FAINT;
+      },
+      legend: (only) => (only >= 0 ? [[all[only], ORANGE], ["all others", FAINT]] : [
+        ...PALETTE.slice(0, all.length).map((color, i) => [all[i], color]),
+        ...(all.length > PALETTE.length ? [[`${all.length - PALETTE.length} more`, FAINT]] : [])]),
+    };
+  };
   return {
     weight: {
-      of: (i) => mixed(Number.isNaN(points.weight[i]) ? 1 : points.weight[i]),
-      legend: [["seldom drawn, crowded", BLUE], ["mean weight, or held out", GREY],
-               ["often drawn, isolated", ORANGE]],
+      names: [],
+      of: (i) => (points.heldout[i] ? FAINT : mixed(points.weight[i])),
+      legend: () => [["crowded: ⅓ of the mean weight or less", mixed(1 / 3)], ["½", mixed(1 / 2)],
+                     ["mean weight", GREY], ["2 ×", mixed(2)],
+                     ["isolated: 3 × or more", mixed(3)], heldout],
     },
     source: named("source", names.sources),
     label: named("label", names.labels),
     split: {
+      names: [],
       of: (i) => (points.heldout[i] ? ORANGE : BLUE),
-      legend: [["training", BLUE], ["held out", ORANGE]],
+      legend: () => [["training", BLUE], ["held out", ORANGE]],
     },
   };
 }
@@ -180,7 +192,8 @@ function bounds(values) {
   return [low - margin, high + margin];
 }
 
-// One cell per pixel: the last row in it (-1: none), coloured, the stronger the more rows are in it.
+// For each cell of a grid the last row in it (-1: none), those that are not faint before others, and
+// its colour, the stronger the more rows are in the cell.
 function raster(points, colors, [x0, x1, y0, y1], width, height) {
   const owner = new Int32Array(width * height).fill(-1);
   const rows = new Uint16Array(width * height);
@@ -190,23 +203,25 @@ function raster(points, colors, [x0, x1, y0, y1], width, height) {
     const line = Math.floor((points.y[i] - y0) * up);
     if (column < 0 || column >= width || line < 0 || line >= height) continue;
     const cell = line * width + column;
-    owner[cell] = i;
+    if (owner[cell] < 0 || (colors[i] & 255) >= (colors[owner[cell]] & 255)) owner[cell] = i;
     if (rows[cell] < 65535) rows[cell]++;
   }
   const bytes = new Uint8Array(4 * width * height);
   const view = new DataView(bytes.buffer);
   for (let cell = 0; cell < owner.length; cell++) {
     if (owner[cell] < 0) continue;
-    const alpha = Math.min(255, 150 + 40 * Math.log2(rows[cell]));
-    view.setUint32(4 * cell, (colors[owner[cell]] & 0xffffff00) | alpha); // the order of canvas
+    const color = colors[owner[cell]];
+    const alpha = Math.min(1, 0.6 + 0.16 * Math.log2(rows[cell])) * (color & 255);
+    view.setUint32(4 * cell, (color & 0xffffff00) | alpha); // the order of canvas
   }
   return { owner, image: new Uint32Array(bytes.buffer) };
 }
 
-function nearestCell(owner, width, height, column, line) {
+function nearestCell({ owner, width, height, side }, column, line) {
+  const reach = Math.ceil(REACH / side);
   let best = -1, least = Infinity;
-  for (let dy = -REACH; dy <= REACH; dy++) {
-    for (let dx = -REACH; dx <= REACH; dx++) {
+  for (let dy = -reach; dy <= reach; dy++) {
+    for (let dx = -reach; dx <= reach; dx++) {
       const x = column + dx, y = line + dy, distance = dx * dx + dy * dy;
       if (x < 0 || x >= width || y < 0 || y >= height || distance >= least) continue;
       const row = owner[y * width + x];
@@ -235,6 +250,13 @@ function described(points, names, row) {
           [[names.sources[points.source[row]], label, `id ${id}…`].filter(Boolean).join(" · ")]];
 }
 
+function wheelAfterClick(box) { // until then the wheel scrolls the page past the map
+  let clicked = false;
+  box.addEventListener("pointerdown", () => { clicked = true; }, true);
+  box.addEventListener("pointerleave", () => { clicked = false; });
+  box.addEventListener("wheel", (event) => { if (!clicked) event.stopPropagation(); }, true);
+}
+
 async function map(names) {
   const points = await unpacked("map-data", names.rows);
   const ways = colorings(points, names);
@@ -260,10 +282,10 @@ async function map(names) {
 
   const atDot = (source, i) => described(points, names, source.data.row[i]);
   const atPixel = (_, __, px, py) => {
-    const { owner, view, width, height } = shown;
+    const { view, width, height } = shown;
     const column = Math.floor((px - view[0]) / (view[1] - view[0]) * width);
     const line = Math.floor((py - view[2]) / (view[3] - view[2]) * height);
-    const row = nearestCell(owner, width, height, column, line);
+    const row = nearestCell(shown, column, line);
     return row < 0 ? null : described(points, names, row);
   };
   fig.add_tools(hover([dots], atDot), hover([cells], atPixel));
@@ -279,25 +301,29 @@ async function map(names) {
     const { x_range, y_range } = fig;
     const view = [x_range.start, x_range.end, y_range.start, y_range.end];
     const rows = [];
-    for (let i = 0; i < points.rows && rows.length <= SINGLE; i++) {
+    let count = 0;
+    for (let i = 0; i < points.rows; i++) {
       const [px, py] = [points.x[i], points.y[i]];
-      if (px >= view[0] && px <= view[1] && py >= view[2] && py <= view[3]) rows.push(i);
+      if (px >= view[0] && px <= view[1] && py >= view[2] && py <= view[3] && ++count <= SINGLE) {
+        rows.push(i);
+      }
     }
-    const few = rows.length <= SINGLE;
+    const few = count <= SINGLE;
     const pick = (column) => Float64Array.from(few ? rows : [], (i) => column[i]);
-    const width = Math.max(1, Math.round(fig.inner_width));
-    const height = Math.max(1, Math.round(fig.inner_height));
-    if (!few) {
+    if (!few) { // 3 pixels a prompt while they are few, 1 for a million
+      const side = Math.max(1, Math.round(3 - Math.log10(count / SINGLE)));
+      const width = Math.max(1, Math.round(fig.inner_width / side));
+      const height = Math.max(1, Math.round(fig.inner_height / side));
       const made = raster(points, colors, view, width, height);
       const image = Object.assign(made.image, { dimension: 2, shape: [height, width] });
-      shown = { owner: made.owner, view, width, height };
+      shown = { owner: made.owner, view, width, height, side };
       pixels.data = { image: [image], x: [view[0]], y: [view[2]],
                       w: [view[1] - view[0]], h: [view[3] - view[2]] };
     }
     dots.visible = few;
     cells.visible = !few;
     singles.data = { x: pick(points.x), y: pick(points.y), row: few ? rows : [],
-                     color: few ? rows.map((i) => css(ways[select.value].of(i))) : [] };
+                     color: few ? rows.map((i) => css(ways[select.value].of(i, picked()))) : [] };
     byId("map").dataset.drawn = few ? "points" : "pixels";
   }
 
@@ -308,18 +334,29 @@ async function map(names) {
     requestAnimationFrame(() => { waiting = false; draw(); });
   }
 
-  const select = byId("map-color");
+  const select = byId("map-color"), only = byId("map-only");
+  const picked = () => Number(only.value || -1); // number of the one name that is shown, -1: all
   function recolor() {
-    const way = ways[select.value];
-    for (let i = 0; i < points.rows; i++) colors[i] = packed(way.of(i), 255);
-    legend(byId("map-legend"), way.legend.map(([name, color]) => [name, css(color)]));
+    const way = ways[select.value], name = picked();
+    for (let i = 0; i < points.rows; i++) colors[i] = packed(way.of(i, name));
+    legend(byId("map-legend"), way.legend(name).map(([text, color]) => [text, css(color)]));
   }
+  function offer() { // the names of the way of colouring that was chosen
+    const listed = ways[select.value].names.slice(0, LISTED);
+    const all = Object.assign(element("option", "all"), { value: -1 });
+    only.replaceChildren(all, ...listed.map((name, value) =>
+      Object.assign(element("option", name), { value })));
+    only.hidden = listed.length < 2;
+  }
+  offer();
   recolor();
   await Bokeh.Plotting.show(fig, byId("map"));
   for (const range of [fig.x_range, fig.y_range]) range.change.connect(later);
   fig.properties.inner_width.change.connect(later);
   fig.properties.inner_height.change.connect(later);
-  select.addEventListener("change", () => { recolor(); draw(); });
+  select.addEventListener("change", () => { offer(); recolor(); draw(); });
+  only.addEventListener("change", () => { recolor(); draw(); });
+  wheelAfterClick(byId("map"));
   draw();
 }
 

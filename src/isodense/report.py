@@ -39,6 +39,7 @@ from isodense.report_provenance import artifact, flat, versions
 from isodense.weights import Weights, load_weights
 
 EXAMPLES = 12  # held-out prompts whose completions are shown
+POLICIES = ("base", "trained")
 
 MEASURES = (  # of both policies: metric, name on the page, format, what it says
     ("reward", "reward", ".2f", "what training raises; mean over the prompts"),
@@ -134,6 +135,7 @@ def write_report(
     most, least = extremes(prompts)
     metrics = read_metrics(sources.metrics)
     evaluation = metrics.get("eval")
+    copies = None if units is None else weight_statistics(weights.weights, units)
     blocks = {
         "map": names,
         "charts": [chart for group in charts.values() for chart in group],
@@ -142,11 +144,13 @@ def write_report(
         **_scripts(),
         blocks=_inert(blocks),
         block=block,
+        labelled=any(prompts.labels),
+        verdict=_verdict(copies, evaluation),
         cards=_cards(prompts, weights, metrics),
         charts=charts,
         rows=len(prompts),
         groups=None if units is None else groups(prompts, units),
-        copies=None if units is None else weight_statistics(weights.weights, units),
+        copies=copies,
         most=most,
         least=least,
         near=near,
@@ -207,39 +211,61 @@ def _inert(value: Any) -> str:
     return text
 
 
+def _verdict(copies: dict[str, Any] | None, evaluation: dict[str, Any] | None) -> list[str]:
+    """Return what happened, in parts of sentences; nothing where nothing is known."""
+    said = []
+    if evaluation is not None:
+        gain = evaluation["gain"]
+        if gain["reward_low"] > 0:
+            said.append("Training raised the held-out reward.")
+        elif gain["reward_high"] < 0:
+            said.append("Training lowered the held-out reward.")
+        else:
+            said.append("Training did not clearly change the held-out reward.")
+        tokens = [evaluation[policy].get("tokens") for policy in POLICIES]
+        if None not in tokens:
+            said.append(f"Completions went from {tokens[0]:.0f} to {tokens[1]:.0f} tokens.")
+    if copies is not None and copies["copy_groups"]:
+        share, mass = copies["copies_mass_uniform"], copies["copies_mass"]
+        said.append(f"Near-copies are {share:.1%} of the training prompts,")
+        said.append(f"and get {mass:.1%} of the draws.")
+    return said
+
+
 def _cards(prompts: Prompts, weights: Weights, metrics: dict[str, Any]) -> list[dict[str, str]]:
-    """Return the headline numbers of what there is."""
-    relative = prompts.relative[prompts.train]
-    share = effective_sample_size(relative) / len(relative)
-    of_pairs = f"{int(prompts.heldout.sum()):,} held out"
-    if "pairs" in metrics.get("prompts", {}):
-        of_pairs += f"; of {metrics['prompts']['pairs']:,} pairs"
-    cards = [
-        ("training prompts", f"{len(relative):,}", of_pairs),
-        (
-            "effective sample size",
-            f"{share:.0%}",
-            f"largest weight {relative.max():.1f} × mean",
-        ),
-    ]
-    if "labels" in metrics.get("density", {}):
-        labels = metrics["density"]["labels"]
-        note = f"of known labels, in draws; uniform {labels['entropy_uniform']:.3f}"
-        cards.append(("evenness", f"{labels['entropy']:.3f}", note))
-    if "heldout" in metrics.get("reward", {}):
-        found, length = metrics["reward"]["heldout"], metrics["reward"].get("length_only")
-        note = f"{found['low']:.0%} to {found['high']:.0%}"
-        note += f"; length alone {length['accuracy']:.0%}" if length else ""
-        cards.append(("reward accuracy, held out", f"{found['accuracy']:.0%}", note))
+    """Return the headline numbers of what there is, the result first."""
+    cards = []
     if "eval" in metrics:
         found = metrics["eval"]
         gain = found["gain"]
         note = (
-            f"gain {gain['reward']:+.2f}, 95% interval {gain['reward_low']:+.2f} to "
-            f"{gain['reward_high']:+.2f}"
+            f"before → after training; gain {gain['reward']:+.2f}, 95% interval "
+            f"{gain['reward_low']:+.2f} to {gain['reward_high']:+.2f}"
         )
+        note += f", on {found['prompts']} prompts" if "prompts" in found else ""
         change = f"{found['base']['reward']:.2f} → {found['trained']['reward']:.2f}"
         cards.append(("held-out reward", change, note))
+    relative = prompts.relative[prompts.train]
+    note = f"{int(prompts.heldout.sum()):,} more are held out"
+    if "pairs" in metrics.get("prompts", {}):
+        note += f"; all from {metrics['prompts']['pairs']:,} pairs"
+    cards.append(("training prompts", f"{len(relative):,}", note))
+    size = effective_sample_size(relative)
+    note = (
+        f"effective sample size: weights of {relative.min():.2f} to {relative.max():.2f} × mean "
+        f"are as even as {size:,.0f} equal ones"
+    )
+    cards.append(("evenness of weights", f"{size / len(relative):.0%}", note))
+    if "labels" in metrics.get("density", {}):
+        labels = metrics["density"]["labels"]
+        change = f"{labels['entropy_uniform']:.2f} → {labels['entropy']:.2f}"
+        note = "uniform → density weights; entropy of the draws' labels, 1: all alike"
+        cards.append(("evenness of labels", change, note))
+    if "heldout" in metrics.get("reward", {}):
+        found, length = metrics["reward"]["heldout"], metrics["reward"].get("length_only")
+        note = f"of held-out pairs, 95% interval {found['low']:.0%} to {found['high']:.0%}"
+        note += f"; length alone {length['accuracy']:.0%}" if length else ""
+        cards.append(("reward model accuracy", f"{found['accuracy']:.0%}", note))
     return [dict(zip(("name", "value", "note"), card, strict=True)) for card in cards]
 
 
@@ -251,7 +277,7 @@ def _measures(found: dict[str, Any]) -> list[dict[str, str]]:
             "note": note,
             **{
                 policy: format(found[policy][key], form) if key in found[policy] else "–"
-                for policy in ("base", "trained")
+                for policy in POLICIES
             },
         }
         for key, name, form, note in MEASURES
@@ -265,7 +291,7 @@ def _completions(path: Path | None) -> list[dict[str, Any]]:
     if path is None:
         return found
     for _, row in read_jsonl(path):
-        pair = {policy: shown(row[policy][0]) for policy in ("base", "trained")}
+        pair = {policy: shown(row[policy][0]) for policy in POLICIES}
         scores = {name: f"{row[name][0]:.2f}" for name in ("base_reward", "trained_reward")}
         found.append({"text": shown(row["text"]), **pair, **scores})
         if len(found) == EXAMPLES:

@@ -12,7 +12,8 @@ from isodense.errors import DataError
 from isodense.plots import BLUE, GREY, ORANGE
 
 BARS = 40  # of a histogram
-PLACES = 400  # ranks at which a curve is given
+PLACES = 400  # at which a curve is given
+LINE = 2000  # points of a line at most, so that a long training does not make a large page
 TRAINING = {  # series of dvclive that come first, and what they are
     "reward": "reward of the sampled completions",
     "reward_std": "spread of rewards in a group",
@@ -36,9 +37,11 @@ def chart(name: str, title: str, x: str, y: str, **parts: Any) -> dict[str, Any]
         Caption and names of the axes.
     **parts
         ``bars``, ``lines``, ``points``: lists of series; ``marks``: places of vertical lines;
-        ``log``: axes on a log scale; ``note``: a sentence for the caption.
+        ``ticks``: places of the ticks of x; ``log``: axes on a log scale; ``note``: a sentence for
+        the caption.
     """
-    empty: dict[str, Any] = {"bars": [], "lines": [], "points": [], "marks": [], "log": []}
+    empty: dict[str, Any] = {name: [] for name in ("bars", "lines", "points", "marks", "ticks")}
+    empty["log"] = []
     return {"id": f"chart-{name}", "title": title, "x": x, "y": y, "note": ""} | empty | parts
 
 
@@ -121,7 +124,8 @@ def decile_charts(path: Path) -> list[dict[str, Any]]:
         {
             "name": name,
             "color": color,
-            "x": [int(row["decile"]) + shift for row in mine[name]],
+            "shift": shift,  # so that the intervals stand side by side
+            "x": [int(row["decile"]) for row in mine[name]],
             "y": _column(mine[name], "reward"),
             "low": _column(mine[name], "low"),
             "high": _column(mine[name], "high"),
@@ -129,14 +133,15 @@ def decile_charts(path: Path) -> list[dict[str, Any]]:
         for name, (color, shift) in shifts.items()
     ]
     title = "Held-out reward by density decile, with 95% intervals"
-    charts = [chart("deciles", title, x, "reward", points=points)]
+    ticks = points[0]["x"]
+    charts = [chart("deciles", title, x, "reward", points=points, ticks=ticks)]
     if rows and "zero_signal" in rows[0]:
         lines = [
             _line(name, color, _column(mine[name], "decile"), _column(mine[name], "zero_signal"))
             for name, (color, _) in shifts.items()
         ]
         title = "Held-out prompts whose completions all got one reward"
-        charts.append(chart("zero-signal", title, x, "share of prompts", lines=lines))
+        charts.append(chart("zero-signal", title, x, "share of prompts", lines=lines, ticks=ticks))
     return charts
 
 
@@ -149,7 +154,7 @@ def training_charts(folder: Path) -> list[dict[str, Any]]:
     for name in order:
         rows = _table(paths[name], "\t")
         steps, values = _column(rows, "step"), _column(rows, name)
-        lines = [_line("each step", GREY, steps, values, 1)]
+        lines = [_line("single steps", GREY, steps, values, 1)]
         window = max(1, len(values) // 8)
         if len(values) > window > 1:
             smooth = np.convolve(values, np.full(window, 1 / window), mode="valid")
@@ -188,11 +193,14 @@ def _bars(values: np.ndarray) -> dict[str, Any]:
 
 
 def _line(name: str, color: str, x: Any, y: Any, width: int = 2) -> dict[str, Any]:
+    kept = np.unique(np.linspace(0, len(x) - 1, min(len(x), LINE)).astype(np.int64))
+    x, y = np.asarray(x, dtype=np.float64)[kept], np.asarray(y, dtype=np.float64)[kept]
     return {"name": name, "color": color, "x": _rounded(x), "y": _rounded(y), "width": width}
 
 
-def _rounded(values: Any) -> list[float]:
-    return [float(f"{float(value):.6g}") for value in values]
+def _rounded(values: Any) -> list[float | None]:
+    """Return six digits of each; None, which JSON can hold, for what is not finite."""
+    return [float(f"{value:.6g}") if np.isfinite(value) else None for value in values]
 
 
 def _table(path: Path, delimiter: str) -> list[dict[str, str]]:

@@ -47,7 +47,7 @@ def _rank(relative: np.ndarray, path: Path) -> None:
     figure, axis = _figure(6, 3.4)
     axis.plot(np.arange(1, len(relative) + 1), np.sort(relative)[::-1], color=BLUE)
     axis.axhline(1, color=GREY, linestyle="--", linewidth=1)
-    axis.set(title="Weight against rank", xlabel="rank", ylabel="weight / mean weight")
+    axis.set(title="Weight against rank", xlabel="rank, the most weighted first", ylabel="weight / mean weight")
     axis.set_xscale("log")
     save(figure, path)
 
@@ -55,26 +55,34 @@ def _rank(relative: np.ndarray, path: Path) -> None:
 def _map(prompts: Prompts, coordinates: np.ndarray, path: Path) -> None:
     from matplotlib.colors import LinearSegmentedColormap
 
-    figure, axis = _figure(7, 5.5)
+    figure, axis = _figure(9, 5.6)
     colors = LinearSegmentedColormap.from_list("weight", [BLUE, GREY, ORANGE])
-    doublings = np.nan_to_num(np.log2(prompts.relative))  # held out: as the mean
-    size = float(np.clip(20_000 / max(len(prompts), 1), 0.05, 8))
+    size = float(np.clip(30_000 / max(len(prompts), 1), 0.1, 15))
+    style = {"s": size, "linewidths": 0, "rasterized": True}
+    held, train = prompts.heldout, prompts.train
+    axis.scatter(*coordinates[held].T, color=GREY, alpha=0.3, **style)
     dots = axis.scatter(
-        *np.asarray(coordinates).T,
-        c=doublings,
-        s=size,
+        *coordinates[train].T,
+        c=np.log2(np.maximum(prompts.relative[train], 2.0**-SPREAD)),
         cmap=colors,
         vmin=-SPREAD,
         vmax=SPREAD,
-        linewidths=0,
-        alpha=0.8,
-        rasterized=True,
+        alpha=0.85,
+        **style,
     )
-    axis.set(title="All prompts, by sampling weight", xticks=[], yticks=[])
+    axis.set_title(f"{len(train):,} training prompts by sampling weight", loc="left", fontsize=13)
+    if held.any():
+        about = f"pale: {int(held.sum()):,} held-out prompts, never drawn"
+        axis.set_xlabel(about, loc="left", color="0.4")
+    axis.set(xticks=[], yticks=[])
     axis.spines[["left", "bottom"]].set_visible(False)
-    bar = figure.colorbar(dots, ax=axis, shrink=0.6, ticks=[-1, 0, 1])
-    bar.set_label("weight / mean weight")
-    bar.ax.set_yticklabels(["½", "1", "2"])
+    bar = figure.colorbar(dots, ax=axis, shrink=0.5, aspect=22, pad=0.01, ticks=[-1, 0, 1])
+    bar.solids.set_alpha(1)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=0)
+    bar.ax.set_yticklabels(["½ × mean weight", "mean weight", "2 × mean weight"])
+    bar.ax.set_title("isolated", fontsize=10, loc="left")
+    bar.ax.set_xlabel("crowded", loc="left")
     save(figure, path)
 
 
@@ -82,10 +90,10 @@ def _distances(distances: np.ndarray, radius: float | None, path: Path) -> None:
     figure, axis = _figure(6, 3.4)
     axis.hist(distances, bins=40, color=BLUE)
     if radius is not None:
-        axis.axvline(radius, color=ORANGE, linestyle="--", linewidth=1.5, label="near-copies")
+        axis.axvline(radius, color=ORANGE, linestyle="--", linewidth=1.5, label="left of it: near-copies")
         axis.legend(frameon=False)
     axis.set(
-        title="Held-out prompts to the nearest training prompt",
+        title="Distance of held-out prompts to the nearest training prompt",
         xlabel="distance",
         ylabel="held-out prompts",
     )

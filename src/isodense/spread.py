@@ -2,8 +2,8 @@
 
 From random places UMAP finds which prompts are neighbours, but folds and tears what is large
 (Kobak and Linderman 2021, Nature Biotechnology 39). Its own start, from eigenvectors of the whole
-graph, takes too long for a million rows and wants their vectors where the graph is in pieces. Here
-rows are joined to groups, groups to larger ones, until eigenvectors are cheap; their places are
+graph, takes 8 GB at a million rows and wants their vectors where the graph is in pieces. Here rows
+are joined to groups, groups to larger ones, until eigenvectors are cheap; their places are
 handed down the way back and smoothed along the edges.
 """
 

@@ -113,7 +113,7 @@ def _write_timings(name: str, seconds: float) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     versions = {
         package: importlib.metadata.version(package)
-        for package in ("numpy", "torch", "transformers", "trl", "pynndescent", "dvc")
+        for package in ("numpy", "torch", "transformers", "trl", "pynndescent", "umap-learn", "dvc")
     }
     write_json(
         Path("logs") / f"{name}.json",

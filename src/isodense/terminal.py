@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33"}
 NARROWEST = 20  # columns that a text gets, however narrow the terminal is
@@ -57,7 +57,9 @@ def cut(text: str, width: int) -> str:
     return start[: sum(end < width for end in ends)] + "…"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+def table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[str], indent: str = "  "
+) -> str:
     """Return rows of cells under a header, each column as wide as its widest cell.
 
     Parameters
@@ -65,8 +67,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -
     header : sequence of str
     rows : sequence of sequence of str
         As many cells in each as in the header.
-    left : int
-        Columns from the right that are flush left (texts); the others are flush right (numbers).
+    left : collection of str
+        Headings of the columns that are flush left (texts); the others are flush right (numbers).
+    indent : str
+        Before each line.
 
     Returns
     -------
@@ -75,15 +79,14 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -
     """
     cells = [list(header), *map(list, rows)]
     widths = [max(map(columns, column)) for column in zip(*cells, strict=True)]
-    first = len(header) - left
     lines = []
     for row in cells:
         padded = [
-            cell + " " * gap if place >= first else " " * gap + cell
-            for place, cell in enumerate(row)
-            for gap in [widths[place] - columns(cell)]
+            cell + gap if heading in left else gap + cell
+            for heading, cell, width in zip(header, row, widths, strict=True)
+            for gap in [" " * (width - columns(cell))]
         ]
-        lines.append(("  " + "  ".join(padded)).rstrip() + "\n")
+        lines.append((indent + "  ".join(padded)).rstrip() + "\n")
     return "".join(lines)
 
 

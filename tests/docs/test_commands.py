@@ -24,17 +24,13 @@ NOT_RUN = {"text", "yaml", "json"}  # output and data
 BACK = "git checkout -q . && dvc checkout -q"
 STAND_INS = {  # line, less its comment: (what runs instead, why)
     "make test": ("make -n test", "it is this run of the tests"),
-    "dvc exp run -S density.k=5": (
-        f"dvc exp run -S density.k=5 density && {BACK}",
-        "time: tests/pipeline/test_repro.py runs what follows the density as well",
-    ),
     "isodense compare --arms uniform density --seeds 3": (
         "isodense compare --arms uniform density --seeds 3 --help",
         "time: the words are checked; tests/pipeline/test_repro.py runs a comparison",
     ),
     'ISODENSE_LAUNCH="accelerate launch --config_file configs/ddp.yaml" dvc repro train': (
         'ISODENSE_LAUNCH="torchrun --nproc-per-node 2" dvc repro train',
-        "no GPUs: two processes on CPUs; the stage is up to date, and tests/test_resume.py runs it",
+        "no GPUs: two processes on CPUs; the stage is up to date; tests/test_resume.py trains with torchrun",
     ),
     "dvc exp run -S train.sampling=uniform -S train.seed=1": (
         f"dvc exp run -S train.sampling=uniform -S train.seed=1 train && {BACK}",

@@ -57,7 +57,7 @@ def check_path(_: Project) -> Iterator[Finding]:
     here, name = Path(sys.executable).parent, "environment"
     for command in ("python", "dvc"):
         found = shutil.which(command)
-        if found is None or Path(found).parent != here:
+        if found is None or Path(found).parent.resolve() != here.resolve():
             text = f"{command} on PATH is {found or 'not there'}, not that of {here}"
             remedy = f"activate the environment: . {here / 'activate'}"
             yield Finding(name, "problem", text, remedy)

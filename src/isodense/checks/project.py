@@ -15,7 +15,7 @@ from typing import Any, Literal
 import yaml
 
 from isodense import params
-from isodense.errors import ParamsError
+from isodense.errors import IsodenseError, ParamsError
 
 Level = Literal["ok", "warning", "problem"]
 
@@ -77,7 +77,8 @@ class Project:
         except (OSError, ValueError, yaml.YAMLError):
             return {}
         stages = loaded.get("stages") if isinstance(loaded, dict) else None
-        return stages if isinstance(stages, dict) else {}
+        named = stages.items() if isinstance(stages, dict) else ()
+        return {name: stage for name, stage in named if isinstance(stage, dict)}
 
     @cached_property
     def _loaded(self) -> tuple[dict[str, Any], list[str]]:
@@ -130,12 +131,16 @@ class Project:
 
         Raises
         ------
-        dvc.config.ConfigError
+        IsodenseError
             If one of them is malformed.
         """
-        from dvc.config import Config
+        from dvc.config import Config, ConfigError
 
-        return Config(str(self.root / ".dvc"))
+        try:
+            return Config(str(self.root / ".dvc"))
+        except ConfigError as error:
+            message = f"DVC's settings cannot be read: {error}"
+            raise IsodenseError(message, "correct .dvc/config or .dvc/config.local") from None
 
     @property
     def cache(self) -> Path:

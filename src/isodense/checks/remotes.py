@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from isodense.checks.probe import WRONG
 from isodense.checks.project import Finding, Level, Project
+from isodense.elsewhere import without_password
 
-PATIENCE = 15.0  # seconds for each remote; they are asked at the same time
+PATIENCE = 15.0  # seconds for all remotes: they are asked at the same time
 PROBE = Path(__file__).with_name("probe.py")
 
 
@@ -26,10 +28,11 @@ def check_remotes(project: Project) -> Iterator[Finding]:
     if default not in remotes:
         text = f"the default remote {default!r} is not configured" if default else "none is default"
         yield Finding("remotes", "warning", text, f"dvc remote default {next(iter(remotes))}")
-    asked = {name: _ask(project, name) for name in remotes}
+    asked, end = {name: _ask(project, name) for name in remotes}, time.monotonic() + PATIENCE
     for name, settings in remotes.items():
-        level, text, remedy = _answer(asked[name])
-        yield Finding(f"remote {name}", level, f"{settings.get('url')} {text}", remedy)
+        level, text, remedy = _answer(asked[name], end - time.monotonic())
+        shown = without_password(f"{settings.get('url')} {text}")
+        yield Finding(f"remote {name}", level, shown, remedy)
         if not settings.get("verify"):
             text = "verify is off: a damaged file in it is taken for good"
             remedy = f"dvc remote modify {name} verify true"
@@ -44,9 +47,9 @@ def _ask(project: Project, name: str) -> subprocess.Popen[str]:
     )
 
 
-def _answer(asked: subprocess.Popen[str]) -> tuple[Level, str, str]:
+def _answer(asked: subprocess.Popen[str], patience: float) -> tuple[Level, str, str]:
     try:
-        out, error = asked.communicate(timeout=PATIENCE)
+        out, error = asked.communicate(timeout=max(patience, 0.1))
     except subprocess.TimeoutExpired:
         asked.kill()
         asked.communicate()

@@ -12,6 +12,7 @@ from isodense.checks.project import Finding, Project
 
 SHOWN = 4
 LINKS = {"hardlink", "symlink"}
+BUSY = ("Unable to acquire lock", "is busy")  # in what DVC says while another one runs
 PATIENCE = 120.0  # seconds for DVC to hash what it does not know yet
 
 
@@ -58,8 +59,12 @@ def check_lock(project: Project) -> Iterator[Finding]:
         return
     said = (done.stdout + done.stderr).splitlines()
     behind = [line.split("'")[1] for line in said if line.startswith("Running stage '")]
-    if done.returncode:
-        text = f"dvc cannot read it: {said[0].removeprefix('ERROR: ') if said else ''}"
+    if done.returncode and any(words in done.stderr for words in BUSY):
+        text = "another DVC process is at work here, so it could not be compared"
+        yield Finding(name, "warning", text, "wait for it, or look at it with `dvc queue status`")
+    elif done.returncode:
+        errors = [line.removeprefix("ERROR: ") for line in said if line.startswith("ERROR: ")]
+        text = f"dvc cannot read it: {(errors or said or [''])[0]}"
         yield Finding(name, "problem", text, "run `dvc repro --dry` and do what it says")
     elif behind:
         text = f"{_some(behind)} would run: params, code or data are not those of dvc.lock"
@@ -91,7 +96,7 @@ def check_links(project: Project) -> Iterator[Finding]:
 
 def _code(project: Project) -> set[str]:
     """Return the stages' dependencies that git is to have, not DVC."""
-    deps = [dep for stage in project.stages.values() for dep in stage.get("deps", [])]
+    deps = [dep for stage in project.stages.values() for dep in stage.get("deps") or []]
     return {dep for dep in deps if isinstance(dep, str) and dep.startswith(("src/", "stages/"))}
 
 
@@ -99,7 +104,7 @@ def _linked_outputs(project: Project) -> list[str]:
     """Return the first file of every output folder that is a link to the cache, or its twin."""
     found = []
     for stage in project.stages.values():
-        for out in stage.get("outs", []):
+        for out in stage.get("outs") or []:
             path = project.root / (next(iter(out)) if isinstance(out, dict) else out)
             first = path / "manifest.json" if path.is_dir() else path
             if first.is_symlink() or (first.is_file() and first.stat().st_nlink > 1):

@@ -63,7 +63,9 @@ def _notes(rows: Any) -> str:
     partial = [
         row
         for row in rows
-        if not row.state and any(measure.path not in row.metrics for measure in MEASURES)
+        if row.name != row.baseline
+        and not row.state
+        and any(measure.path not in row.metrics for measure in MEASURES)
     ]
     lines = []
     if partial:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from isodense.commands._arguments import positive
 from isodense.terminal import cut, printable, room, styled, table, wrap
 
 ABOUT = """Show a prompt's weight and where it comes from, or that of a text not in the set.
@@ -28,8 +29,8 @@ def add(commands: Any) -> None:
     why.add_argument("prompt", help="id, start of an id, text, JSON messages, or -")
     why.add_argument("--text", action="store_true", help="it is a text, whatever it looks like")
     shown = "neighbours and near-copies to show at most (10)"
-    why.add_argument("--neighbors", type=_positive, default=10, metavar="N", help=shown)
-    why.add_argument("--width", type=_positive, metavar="N", help="columns of a text")
+    why.add_argument("--neighbors", type=positive, default=10, metavar="N", help=shown)
+    why.add_argument("--width", type=positive, metavar="N", help="columns of a text")
     why.add_argument("--json", action="store_true", help="print JSON")
     why.add_argument("--data", type=Path, default=Path("data"), help="folder of the artifacts")
     encoder = Path("models/encoder")
@@ -61,21 +62,14 @@ def _standard_input() -> str:
         raise IsodenseError(message, "convert it") from None
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
-    return value
-
-
 def _described(report: dict[str, Any], width: int | None) -> str:
     density, weight = report["density"], report["weight"]
     text = [
         styled(_title(report), "bold") + "\n",
         "  " + wrap(report["prompt"]["text"], room(4, width), "  ") + "\n\n",
         _weight_line(report["kind"], weight),
-        f"density  as of {density['distinct_prompts']:.1f} distinct prompts in the same place; "
-        f"denser than {density['denser_than']:.0%} of the training prompts\n",
+        f"density  as of {density['distinct_prompts']:.1f} distinct prompts in the same place, "
+        f"itself included; denser than {density['denser_than']:.0%} of the training prompts\n",
         *_why_lines(report),
         *_copy_lines(report["copies"], report["kind"], width),
     ]
@@ -91,7 +85,7 @@ def _described(report: dict[str, Any], width: int | None) -> str:
             for near in report["neighbors"]
         ]
         header = ("distance", "cosine", "counts", "weight", "nearest training prompts")
-        text.append("\n" + table(header, rows))
+        text.append("\n" + table(header, rows, left=header[-1:]))
     return "".join(text)
 
 
@@ -122,9 +116,9 @@ def _weight_line(kind: str, weight: dict[str, Any] | None) -> str:
 def _why_lines(report: dict[str, Any]) -> list[str]:
     why, count = report["why"], report["density"]["distinct_prompts"]
     line = (
-        f"         {why['neighbors']:.1f} from its {why['nearest']} nearest, {why['beyond']:.1f} "
+        f"         1 for itself, {why['neighbors']:.1f} from its {why['nearest']} nearest, "
+        f"{why['beyond']:.1f} estimated to lie beyond them"
     )
-    line += "estimated to lie beyond them"
     if abs(why["own_count"] - count) > 0.05:
         line += f" ({why['own_count']:.1f} in all; its group of near-copies has {count:.1f})"
     return [line + "\n"]

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from isodense.commands._arguments import positive
+
 ABOUT = "Print the effective sample size, the most and least weighted prompts, and near-copies."
 
 
@@ -24,10 +26,8 @@ def add(commands: Any) -> None:
     look.add_argument("--prompts", type=Path, default=Path("data/prompts"), help="prompts")
     look.add_argument("--neighbors", type=Path, help="for near-copies (beside the weights)")
     shown = "prompts at each end, and groups, to show (10)"
-    look.add_argument("--top", type=_positive, default=10, help=shown)
-    look.add_argument(
-        "--width", type=_positive, help="columns of a prompt (what there is room for)"
-    )
+    look.add_argument("--top", type=positive, default=10, help=shown)
+    look.add_argument("--width", type=positive, help="columns of a prompt (what there is room for)")
     look.add_argument("--json", action="store_true", help="print JSON")
     look.set_defaults(run=run)
 
@@ -40,10 +40,3 @@ def run(args: argparse.Namespace) -> None:
     found = overview(args.prompts, args.density, neighbors, args.top)
     text = json.dumps(found, indent=2) + "\n" if args.json else describe(found, args.width)
     sys.stdout.write(text)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
-    return value
