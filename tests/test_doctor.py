@@ -172,6 +172,9 @@ def test_a_clone_with_nothing_computed_is_looked_over(finished, tmp_path, monkey
     findings = list(examine(Project(made.root)))
     assert [one for one in findings if one.level == "problem"] == []
     assert {one.name for one in findings} >= {"params", "batches", "code", "dvc.lock", "disk"}
+    made.set({"download.sample.pairs": 50})
+    text, _ = only(versioned.check_lock, made, "warning")  # though dvc's dry run fails here
+    assert text.startswith("download")
     (made.root / "dvc.lock").unlink()
     assert only(versioned.check_lock, made, "ok") == (
         "not there: nothing has been run yet",

@@ -62,13 +62,13 @@ def check_lock(project: Project) -> Iterator[Finding]:
     if done.returncode and any(words in done.stderr for words in BUSY):
         text = "another DVC process is at work here, so it could not be compared"
         yield Finding(name, "warning", text, "wait for it, or look at it with `dvc queue status`")
+    elif behind:  # even if dvc then failed: what they would write is not there, in a dry run
+        text = f"{_some(behind)} would run: params, code or data are not those of dvc.lock"
+        yield Finding(name, "warning", text, "dvc repro; or dvc checkout, to go back to dvc.lock")
     elif done.returncode:
         errors = [line.removeprefix("ERROR: ") for line in said if line.startswith("ERROR: ")]
         text = f"dvc cannot read it: {(errors or said or [''])[0]}"
         yield Finding(name, "problem", text, "run `dvc repro --dry` and do what it says")
-    elif behind:
-        text = f"{_some(behind)} would run: params, code or data are not those of dvc.lock"
-        yield Finding(name, "warning", text, "dvc repro; or dvc checkout, to go back to dvc.lock")
     else:
         yield Finding(name, "ok", "in step with dvc.yaml, params, code and data")
 
