@@ -118,6 +118,8 @@ def opened(path: Path) -> dict[str, float]:
         seconds["all"] = time.perf_counter() - start
         seconds["hover"] = hovered(page)
         start = time.perf_counter()
+        page.tab.mouse.down()
+        page.tab.mouse.up()
         page.tab.mouse.wheel(0, -400)
         page.tab.evaluate("new Promise(r => requestAnimationFrame(() => setTimeout(r, 0)))")
         seconds["zoom"] = time.perf_counter() - start

@@ -57,6 +57,7 @@ METRICS = {
     },
 }
 TRAIN, HELD = 30, 4
+ASIDE = (8, 15, 22, 33)  # rows between the training ones, as prompts are split by chance
 
 
 def vectors() -> tuple[np.ndarray, np.ndarray]:
@@ -71,25 +72,26 @@ def vectors() -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def rows(labels: bool) -> list[dict]:
-    texts = [*HOSTILE, *(f"prompt {number}" for number in range(len(HOSTILE), TRAIN + HELD))]
+def rows(labels: bool, aside: tuple[int, ...]) -> list[dict]:
+    texts = [*HOSTILE, *(f"prompt {number}" for number in range(len(HOSTILE), TRAIN + len(aside)))]
     made = []
     for number, text in enumerate(texts):
         row = {"id": f"{number * 37 % 251:02x}" * 16, "text": text, "count": number + 1}
         row |= {"sources": {"one": 1, "two": 1} if number % 2 else {"one": 1}}
-        row |= {"split": "heldout" if number >= TRAIN else "train"}
+        row |= {"split": "heldout" if number in aside else "train"}
         made.append(row | ({"label": f"<b>{number % 3}</b>"} if labels else {}))
     return made
 
 
-def write_artifacts(data: Path, labels: bool = True) -> Sources:
+def write_artifacts(data: Path, labels: bool = True, aside: tuple[int, ...] = ASIDE) -> Sources:
     """Write prompts, neighbours, density and a map whose places are known."""
-    prompts = rows(labels)
+    prompts = rows(labels, aside)
     ids = [row["id"] for row in prompts]
     with publishing(data / "prompts") as made:
         write_jsonl(made / FILE, prompts)
         write_manifest(made, "prompts", rows=len(ids), ids_sha256=ids_sha256(ids))
     train, held = vectors()
+    held = held[: len(aside)]
     graph = knn_graph(train, k=20)
     distances = np.linalg.norm(held[:, None] - train[None], axis=2).astype(np.float32)
     order = np.argsort(distances, axis=1, kind="stable")[:, :20]
@@ -101,15 +103,17 @@ def write_artifacts(data: Path, labels: bool = True) -> Sources:
         HELDOUT_INDICES: order.astype(np.int32),
         HELDOUT_DISTANCES: near,
     }
-    hashes = {"ids_sha256": ids_sha256(ids[:TRAIN]), "heldout_ids_sha256": ids_sha256(ids[TRAIN:])}
+    of_train = [row["id"] for row in prompts if row["split"] == "train"]
+    of_heldout = [row["id"] for row in prompts if row["split"] == "heldout"]
+    hashes = {"ids_sha256": ids_sha256(of_train), "heldout_ids_sha256": ids_sha256(of_heldout)}
     with publishing(data / "neighbors") as made:
         for name, array in arrays.items():
             np.save(made / name, array)
         manifest = write_manifest(made, "neighbors", rows=TRAIN, k=20, dim=2, **hashes)
     params = DensityParams(20, "soft_count", 0.8, 1.0, 0.15, 1.25, 0.0)
     found, inputs = estimate(graph, params), content_sha256(manifest)
-    publish(found, np.zeros(HELD), ids[:TRAIN], params, manifest, inputs, data / "density")
-    number = np.arange(TRAIN + HELD)
+    publish(found, np.zeros(len(aside)), of_train, params, manifest, inputs, data / "density")
+    number = np.arange(len(ids))
     places = np.stack([number % 6, number // 6], axis=1).astype(np.float32)
     with publishing(data / "map") as made:
         np.save(made / COORDINATES, places)
@@ -125,6 +129,7 @@ def write_results(reports: Path) -> dict[str, object]:
     lines = "".join(f"{step}\t{step / 10}\n" for step in range(1, 21))
     for name in ("loss", "reward", "zero"):
         (series / f"{name}.tsv").write_text(f"step\t{name}\n{lines}")
+    (series / "loss.tsv").write_text("step\tloss\n1\t0.5\n2\tnan\n3\tinf\n4\t0.25\n")
     deciles = reports / "plots/reward_by_decile.csv"
     deciles.parent.mkdir(parents=True)
     lines = "".join(
@@ -239,8 +244,8 @@ def test_the_most_weighted_come_first_and_the_copies_last(page):
     most = between(page.text, "id says why", "Least weighted prompts")
     least = between(page.text, "Least weighted prompts", "Held-out prompts and")
     for table, copies_first in ((most, False), (least, True)):
-        copies = [table.index(f"prompt {number}") for number in (27, 28, 29)]
-        others = [table.index(f"prompt {number}") for number in range(10, 27)]
+        copies = [table.index(f"prompt {number}") for number in (30, 31, 32)]
+        others = [table.index(f"prompt {n}") for n in range(10, 30) if n not in ASIDE]
         before, after = (copies, others) if copies_first else (others, copies)
         assert max(before) < min(after)
 
@@ -248,16 +253,16 @@ def test_the_most_weighted_come_first_and_the_copies_last(page):
 def test_groups_are_the_prompts_that_lie_together(page):
     groups = between(page.text, "Groups of near-copies", "Most weighted prompts")
     assert "The largest 1:" in groups
-    assert "3 prompts, asked 87×" in groups  # 28 + 29 + 30
-    assert all(f"prompt {number}" in groups for number in (27, 28, 29))
-    assert "prompt 26" not in groups
+    assert "3 prompts, asked 96×" in groups  # 31 + 32 + 33
+    assert all(f"prompt {number}" in groups for number in (30, 31, 32))
+    assert "prompt 29" not in groups
 
 
 def test_heldout_prompts_that_training_holds_are_flagged(page):
     section = between(page.text, "Held-out prompts and", "Held-out reward by")
     assert "1 of 4 held-out prompts are near-copies" in section
     assert "0.000" in section
-    assert "prompt 30" in section  # held out
+    assert "prompt 8" in section  # held out
     assert "prompt 5" in section  # in training
 
 
@@ -272,8 +277,11 @@ def test_the_map_holds_every_prompt_in_its_place(page):
     )
     assert (x + 6 * y == np.arange(count)).all()
     assert (asked == np.arange(count) + 1).all()
-    assert (np.isnan(weight) == (np.arange(count) >= TRAIN)).all()
-    assert weight[:TRAIN].mean() == pytest.approx(1, abs=1e-5)
+    held = np.isin(np.arange(count), ASIDE)
+    assert (np.isnan(weight) == held).all()
+    assert (np.frombuffer(block, np.uint8, count, 24 * count) == held).all()
+    assert weight[~held].mean() == pytest.approx(1, abs=1e-5)
+    assert weight[30:33].sum() < 1.5  # the copies weigh about as much as one prompt
     source, label = (
         np.frombuffer(block, "<u2", count, 20 * count + 2 * count * place) for place in (0, 1)
     )
@@ -311,9 +319,37 @@ def test_series_of_training_are_charts_with_the_reward_first(whole):
     assert smooth["y"] == pytest.approx([step / 10 - 0.05 for step in range(2, 21)])
 
 
+def test_what_is_no_number_is_a_gap(whole):
+    loss = training_charts(whole / "reports/train/plots/metrics")[1]["lines"][0]
+    assert loss["y"] == [0.5, None, None, 0.25]
+
+
+def test_a_long_training_is_thinned_from_its_first_to_its_last_step(tmp_path):
+    lines = "".join(f"{step}\t{step}\n" for step in range(1, 50_001))
+    (tmp_path / "loss.tsv").write_text("step\tloss\n" + lines)
+    raw, smooth = training_charts(tmp_path)[0]["lines"]
+    assert len(raw["x"]) == len(smooth["x"]) == 2000
+    assert (raw["x"][0], raw["x"][-1], smooth["x"][-1]) == (1, 50_000, 50_000)
+    assert raw["x"] == raw["y"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [(0.4, 1.1, "raised"), (-1.1, -0.4, "lowered"), (-0.2, 1.1, "did not clearly change")],
+)
+def test_the_first_sentence_follows_the_interval_of_the_gain(tmp_path, low, high, said):
+    found = write_artifacts(tmp_path / "data")
+    gain = {"reward": (low + high) / 2, "reward_low": low, "reward_high": high}
+    write_json(tmp_path / "evaluate.json", {"eval": METRICS["eval"] | {"gain": gain}})
+    sources = Sources(found.prompts, found.density, metrics=[tmp_path / "evaluate.json"])
+    write_report(sources, tmp_path / "page.html")
+    assert f"Training {said} the held-out reward" in read(tmp_path / "page.html").text
+
+
 def test_deciles_keep_their_intervals(whole):
     reward, zero = decile_charts(whole / "reports/plots/reward_by_decile.csv")
     base, trained = reward["points"]
+    assert base["x"] == trained["x"] == reward["ticks"] == [1, 2, 3]
     assert (base["y"], trained["y"]) == ([1, 2, 3], [2, 3, 4])
     assert base["low"] == [0, 1, 2]
     assert base["high"] == [4, 5, 6]

@@ -16,7 +16,7 @@ from isodense.records import write_jsonl
 from isodense.report import Sources, write_report
 from isodense.weights import DENSITY, IDS, WEIGHTS
 from tests.browser import PHONE, Page, browser
-from tests.test_report import TRAIN, everything, write_artifacts
+from tests.test_report import ASIDE, everything, write_artifacts
 
 DESK = {"viewport": {"width": 1100, "height": 900}}
 READY = "document.documentElement.dataset.ready"
@@ -67,8 +67,8 @@ def frame(page: Page) -> dict[str, float]:
     return page.tab.locator("#map").bounding_box()
 
 
-SCREEN = """([x, y]) => {
-  const map = [...Bokeh.index].find((view) => document.getElementById("map").contains(view.el));
+SCREEN = """([id, x, y]) => {
+  const map = [...Bokeh.index].find((view) => document.getElementById(id).contains(view.el));
   const canvas = map.canvas_view.el.getBoundingClientRect();
   return [canvas.x + map.frame.x_scale.compute(x), canvas.y + map.frame.y_scale.compute(y)];
 }"""
@@ -76,17 +76,21 @@ SCREEN = """([x, y]) => {
 
 def place(page: Page, row: int) -> list[float]:
     """Return where on the screen a prompt is."""
-    return page.tab.evaluate(SCREEN, [row % 6, row // 6])
+    return page.tab.evaluate(SCREEN, ["map", row % 6, row // 6])
 
 
 def pointed_at(page: Page, row: int) -> str:
     """Point at a prompt on the map and return what pops up."""
     frame(page)
-    x, y = place(page, row)
+    return popped_up(page, *place(page, row))
+
+
+def popped_up(page: Page, x: float, y: float) -> str:
+    """Move the pointer to a place on the screen and return what pops up."""
     page.tab.mouse.move(x - 40, y - 40)
     page.tab.mouse.move(x, y, steps=3)
     for _ in range(40):
-        tips = page.tab.locator(".tip:visible")
+        tips = page.tab.locator(".tip:visible:not(#map-prompt *)")
         if tips.count():
             return tips.first.inner_text()
         page.tab.wait_for_timeout(50)
@@ -105,13 +109,13 @@ def test_map_and_charts_are_drawn(desk):
     assert desk.tab.evaluate(filled) == charts.count()
 
 
-@pytest.mark.parametrize("row", [0, 3, 13, TRAIN + 1])
+@pytest.mark.parametrize("row", [0, 3, 13, 15])
 def test_pointing_at_a_prompt_shows_it(desk, row):
     said = pointed_at(desk, row)
     expected = {0: "<script>window.hit=1</script>", 3: "right"}.get(row, f"prompt {row}")
     assert said.startswith(expected)
     assert f"asked {row + 1}×" in said
-    assert ("held out" in said) == (row >= TRAIN)
+    assert ("held out" in said) == (row in ASIDE)
     assert f"<b>{row % 3}</b>" in said  # its label, as text
 
 
@@ -120,6 +124,14 @@ def test_a_click_keeps_the_prompt_below_the_map(desk):
     desk.tab.mouse.click(*place(desk, 20))
     kept = desk.wait("document.getElementById('map-prompt').innerText")
     assert kept.startswith("prompt 20")
+
+
+def test_pointing_at_an_interval_names_the_decile(desk):
+    desk.tab.evaluate("document.getElementById('chart-deciles').scrollIntoView()")
+    said = popped_up(desk, *desk.tab.evaluate(SCREEN, ["chart-deciles", 1.92, 2]))
+    assert "base" in said
+    assert "(1 = most isolated): 2\n" in said
+    assert "95% interval 1 to 5" in said
 
 
 @pytest.mark.parametrize("way", ["source", "label", "split", "weight"])
@@ -132,6 +144,18 @@ def test_colours_change_with_what_is_chosen(desk, way):
     names = desk.tab.locator("#map-legend").inner_text()
     expected = {"source": "one + two", "label": "<b>0</b>", "split": "held out"}
     assert expected.get(way, "isolated") in names
+
+
+def test_one_label_can_be_picked_out(desk):
+    frame(desk)
+    desk.tab.select_option("#map-color", "label")
+    before = desk.tab.locator("#map").screenshot()
+    desk.tab.select_option("#map-only", label="<b>2</b>")
+    desk.tab.wait_for_timeout(300)
+    assert desk.tab.locator("#map").screenshot() != before
+    assert desk.tab.locator("#map-legend").inner_text().split("\n") == ["<b>2</b>", "all others"]
+    desk.tab.select_option("#map-color", "weight")
+    assert desk.tab.locator("#map-only").is_hidden()
 
 
 def test_prompts_are_inert_and_nothing_is_fetched_or_complained_of(desk, path):
@@ -155,15 +179,26 @@ def test_markup_that_slips_in_cannot_run(desk):
     assert len([url for url in desk.asked if not url.startswith("file:")]) == 0
 
 
-def test_wheel_and_reset_change_what_the_map_shows(chromium, path):
+def test_the_wheel_scrolls_the_page_and_zooms_the_map_once_it_is_clicked(chromium, path):
     page = Page(chromium, path, **DESK)
     page.wait(READY)
+
+    def apart():  # pixels between neighbours
+        return place(page, 1)[0] - place(page, 0)[0]
+
     box = frame(page)
-    start = page.tab.locator("#map").screenshot()
+    width, scrolled = apart(), page.tab.evaluate("scrollY")
     page.tab.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.tab.mouse.wheel(0, 100)
+    page.wait(f"scrollY === {scrolled} + 100")
+    assert apart() == pytest.approx(width)
+    box = frame(page)
+    page.tab.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    scrolled = page.tab.evaluate("scrollY")
     page.tab.mouse.wheel(0, -600)
-    page.tab.wait_for_timeout(500)
-    assert page.tab.locator("#map").screenshot() != start
+    page.tab.wait_for_timeout(300)
+    assert apart() > 1.1 * width
+    assert page.tab.evaluate("scrollY") == scrolled
     assert page.faults == []
 
 
@@ -220,11 +255,10 @@ def test_many_prompts_are_drawn_as_pixels_and_found_by_pointing(chromium, tmp_pa
     page.wait(READY)
     assert page.tab.evaluate("document.getElementById('map').dataset.drawn") == "pixels"
     assert pointed_at(page, 14).startswith("place 14")
-    box = frame(page)
-    page.tab.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    for _ in range(6):
-        page.tab.mouse.wheel(0, -600)
+    page.tab.mouse.click(*place(page, 14))
+    page.tab.mouse.wheel(0, -400)
     page.wait("document.getElementById('map').dataset.drawn === 'points'")
+    assert pointed_at(page, 14).startswith("place 14")
     assert page.faults == []
 
 
@@ -234,4 +268,22 @@ def test_a_page_without_map_and_training_is_silent_too(chromium, tmp_path):
     page = Page(chromium, tmp_path / "index.html", **DESK)
     page.wait(READY)
     assert page.tab.locator("#map").count() == 0
+    assert page.faults == []
+
+
+def test_without_labels_there_is_no_colouring_by_them(chromium, tmp_path):
+    write_report(write_artifacts(tmp_path, labels=False), tmp_path / "index.html")
+    page = Page(chromium, tmp_path / "index.html", **DESK)
+    page.wait(READY)
+    options = page.tab.locator("#map-color option").all_inner_texts()
+    assert options == ["weight", "source", "split"]
+    assert page.faults == []
+
+
+def test_a_set_without_heldout_prompts_is_drawn(chromium, tmp_path):
+    write_report(write_artifacts(tmp_path, aside=()), tmp_path / "index.html", tmp_path / "images")
+    page = Page(chromium, tmp_path / "index.html", **DESK)
+    page.wait(READY)
+    assert "No prompt is held out." in page.tab.inner_text("main")
+    assert not (tmp_path / "images/heldout_distance.png").exists()
     assert page.faults == []

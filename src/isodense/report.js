@@ -29,8 +29,8 @@ function element(name, text, style = {}) {
   return made;
 }
 
-function tooltip(lines) {
-  const box = element("div", "", { maxWidth: "min(20rem, 70vw)", overflowWrap: "anywhere" });
+function tooltip(lines, maxWidth = "none") {
+  const box = element("div", "", { maxWidth, overflowWrap: "anywhere" });
   box.className = "tip";
   for (const [line, bold] of lines) {
     box.append(element("div", line, { fontWeight: bold ? "600" : "400", unicodeBidi: "isolate" }));
@@ -63,7 +63,7 @@ function paint(fig) { // in the colours of the page, light or dark
 function hover(renderers, lines, mode = "mouse") {
   const tooltips = (source, { index, x, y }) => {
     const found = lines(source, index, x, y);
-    return found && tooltip(found);
+    return found && tooltip(found, "min(20rem, 70vw)");
   };
   return new Bokeh.HoverTool({ tooltips, renderers, mode, limit: 1, show_arrow: false });
 }
@@ -309,6 +309,7 @@ async function map(names) {
       }
     }
     const few = count <= SINGLE;
+    rows.sort((a, b) => (colors[a] & 255) - (colors[b] & 255)); // the faint below the others
     const pick = (column) => Float64Array.from(few ? rows : [], (i) => column[i]);
     if (!few) { // 3 pixels a prompt while they are few, 1 for a million
       const side = Math.max(1, Math.round(3 - Math.log10(count / SINGLE)));

@@ -128,7 +128,9 @@ def write_report(
         "weights": weight_charts(
             weights.density, prompts.relative[train], [prompts.labels[row] for row in train]
         ),
-        "heldout": [] if near is None else [heldout_chart(near.distances, radius)],
+        "heldout": [heldout_chart(near.distances, radius)]
+        if near and prompts.heldout.any()
+        else [],
         "deciles": [] if sources.deciles is None else decile_charts(sources.deciles),
         "training": [] if sources.training is None else training_charts(sources.training),
     }
@@ -246,7 +248,7 @@ def _cards(prompts: Prompts, weights: Weights, metrics: dict[str, Any]) -> list[
         change = f"{found['base']['reward']:.2f} → {found['trained']['reward']:.2f}"
         cards.append(("held-out reward", change, note))
     relative = prompts.relative[prompts.train]
-    note = f"{int(prompts.heldout.sum()):,} more are held out"
+    note = f"and {int(prompts.heldout.sum()):,} held out"
     if "pairs" in metrics.get("prompts", {}):
         note += f"; all from {metrics['prompts']['pairs']:,} pairs"
     cards.append(("training prompts", f"{len(relative):,}", note))

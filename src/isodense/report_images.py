@@ -39,7 +39,7 @@ def write_images(
         _rank(prompts.relative[prompts.train], scratch / "weight_rank.png")
         if coordinates is not None:
             _map(prompts, coordinates, scratch / "map.png")
-        if heldout is not None:
+        if heldout is not None and len(heldout.distances):
             _distances(heldout.distances, radius, scratch / "heldout_distance.png")
 
 
@@ -47,7 +47,7 @@ def _rank(relative: np.ndarray, path: Path) -> None:
     figure, axis = _figure(6, 3.4)
     axis.plot(np.arange(1, len(relative) + 1), np.sort(relative)[::-1], color=BLUE)
     axis.axhline(1, color=GREY, linestyle="--", linewidth=1)
-    axis.set(title="Weight against rank", xlabel="rank, the most weighted first", ylabel="weight / mean weight")
+    axis.set(title="Weight against rank", xlabel="rank", ylabel="weight / mean weight")
     axis.set_xscale("log")
     save(figure, path)
 
@@ -90,7 +90,7 @@ def _distances(distances: np.ndarray, radius: float | None, path: Path) -> None:
     figure, axis = _figure(6, 3.4)
     axis.hist(distances, bins=40, color=BLUE)
     if radius is not None:
-        axis.axvline(radius, color=ORANGE, linestyle="--", linewidth=1.5, label="left of it: near-copies")
+        axis.axvline(radius, color=ORANGE, linestyle="--", linewidth=1.5, label="left: near-copies")
         axis.legend(frameon=False)
     axis.set(
         title="Distance of held-out prompts to the nearest training prompt",
