@@ -125,8 +125,8 @@ def _label_shares(axis: Axes, labels: list[str], weights: np.ndarray) -> None:
     axis.plot(rank, 100 * weighted[order], color=BLUE, label="density weights")
     axis.axhline(100 / len(counts), color=GREY, linestyle="--", linewidth=1, label="perfectly even")
     axis.set(
-        title="Share of each intent in training",
-        xlabel="intent, most frequent first",
+        title="Share of each label in training",
+        xlabel="label, most frequent first",
         ylabel="share of draws, %",
         yscale="log",
     )

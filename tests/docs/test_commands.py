@@ -131,7 +131,7 @@ def test_the_commands_of_the_readme_run(ran):
     output, project = ran("README.md")
     assert "reports/index.html" in output  # where make repro says to look
     assert "python -m pytest -n 2" in output  # what make test would run
-    for said in ("density.ess", "effective sample size", "embedded again: same", "collapsed"):
+    for said in ("distinct prompts in the same place", "effective sample size", "embedded again: same", "collapsed"):
         assert said in output
     assert {"merged", "prompts.parquet"} <= {path.name for path in project.root.iterdir()}
     experiments = json.loads(project.run("dvc", "exp", "show", "--json"))

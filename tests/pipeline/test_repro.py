@@ -37,7 +37,7 @@ def test_a_second_run_does_nothing_and_leaves_git_clean(project):
 def test_forced_again_every_byte_repeats(project):
     before = project.lock()
     shutil.rmtree(project.root / ".cache")
-    assert len(project.ran(project.run("dvc", "repro", "--force"))) == 9
+    assert len(project.ran(project.run("dvc", "repro", "--force"))) == 11
     assert project.lock() == before
     assert project.run("git", "status", "--porcelain") == ""
 
@@ -58,7 +58,7 @@ def test_metrics_and_plots_show(project):
 
 def test_a_density_experiment_reruns_density_and_what_follows(project):
     output = project.run("dvc", "exp", "run", "-n", "five", "-S", "density.k=5")
-    assert sorted(project.ran(output)) == ["density", "evaluate", "reward", "train"]
+    assert sorted(project.ran(output)) == ["density", "evaluate", "report", "reward", "train"]
     shown = json.loads(project.run("dvc", "exp", "show", "--json"))
     assert "five" in json.dumps(shown)
     project.run("git", "checkout", "-q", ".")
