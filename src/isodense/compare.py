@@ -158,11 +158,8 @@ def run_missing(runs: Sequence[Run]) -> None:
         if run.name in there:
             continue
         changes = [word for setting in run.settings for word in ("-S", setting)]
-        done = subprocess.run(
-            [sys.executable, "-m", "dvc", "exp", "run", "--temp", "--name", run.name, *changes],
-            env=_environ(),
-            stdout=sys.stderr,
-        )
+        command = [sys.executable, "-m", "dvc", "exp", "run", "--temp", "--name", run.name]
+        done = subprocess.run([*command, *changes, "evaluate"], env=_environ(), stdout=sys.stderr)
         if done.returncode:
             remedy = "correct what it says above; `isodense compare` again keeps finished runs"
             raise IsodenseError(f"experiment {run.name} failed", remedy)

@@ -30,7 +30,7 @@ STAND_INS = {  # line, less its comment: (what runs instead, why)
     ),
     'ISODENSE_LAUNCH="accelerate launch --config_file configs/ddp.yaml" dvc repro train': (
         'ISODENSE_LAUNCH="torchrun --nproc-per-node 2" dvc repro train',
-        "no GPUs: two processes on CPUs; the stage is up to date; tests/test_resume.py trains with torchrun",
+        "no GPUs; the stage is up to date, and tests/test_resume.py trains with torchrun",
     ),
     "dvc exp run -S train.sampling=uniform -S train.seed=1": (
         f"dvc exp run -S train.sampling=uniform -S train.seed=1 train && {BACK}",
@@ -131,7 +131,7 @@ def test_the_commands_of_the_readme_run(ran):
     output, project = ran("README.md")
     assert "reports/index.html" in output  # where make repro says to look
     assert "python -m pytest -n 2" in output  # what make test would run
-    for said in ("distinct prompts in the same place", "effective sample size", "embedded again: same", "collapsed"):
+    for said in ("itself included", "effective sample size", "embedded again: same", "collapsed"):
         assert said in output
     assert {"merged", "prompts.parquet"} <= {path.name for path in project.root.iterdir()}
     experiments = json.loads(project.run("dvc", "exp", "show", "--json"))
