@@ -239,6 +239,36 @@ def stale_outputs(read: Read) -> set[str]:
     return {path for path, name in maker.items() if not current(name)}
 
 
+def outdated_outputs(lock: Path) -> set[str]:
+    """Return the outputs of stages that last ran on other outputs than those there are now.
+
+    Parameters
+    ----------
+    lock : Path
+        ``dvc.lock``; where there is none, nothing is outdated.
+
+    Returns
+    -------
+    set of str
+        Their paths. Params and code are not looked at: what is there was made from one another.
+    """
+    locked = _parsed(lock.read_bytes())["stages"] if lock.is_file() else {}
+    made = {out["path"]: (name, out.get("md5")) for name in locked for out in _outs(locked[name])}
+
+    @functools.cache
+    def current(name: str) -> bool:
+        used = [dep for dep in locked[name].get("deps", []) if dep["path"] in made]
+        return all(
+            made[dep["path"]][1] == dep.get("md5") and current(made[dep["path"]][0]) for dep in used
+        )
+
+    return {path for path, (name, _) in made.items() if not current(name)}
+
+
+def _outs(lock: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return lock.get("outs", [])
+
+
 def _same_deps(
     stage: Mapping[str, Any],
     lock: Mapping[str, Any],
@@ -252,7 +282,7 @@ def _same_deps(
         return False
     for path, md5 in used.items():
         if path in maker:
-            made = {out["path"]: out.get("md5") for out in locked[maker[path]].get("outs", [])}
+            made = {out["path"]: out.get("md5") for out in _outs(locked[maker[path]])}
             if made.get(path) != md5:
                 return False
             continue

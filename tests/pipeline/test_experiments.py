@@ -54,6 +54,11 @@ def test_density_alone_runs_one_stage_and_shows_no_number_of_another_density(pro
     text = project.run("isodense", "experiments")
     assert re.search(r"^five +5 ", text, re.MULTILINE)
     assert "dvc exp apply five" in text
+    project.run("isodense", "report", "--output", "five.html")
+    page = (project.root / "five.html").read_text()
+    assert "There is no evaluation yet" in page
+    assert "There is no map yet" not in page
+    (project.root / "five.html").unlink()
     back(project)
     assert "workspace" not in shown(project)
 

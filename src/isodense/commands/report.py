@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from isodense.artifacts import MANIFEST
 from isodense.errors import IsodenseError
 
 ABOUT = "Write the report of what this checkout holds, with its git revision and dvc.lock."
@@ -32,7 +33,8 @@ def add(commands: Any) -> None:
         "report",
         help=ABOUT,
         description=f"{ABOUT} One HTML file that needs no network. What has not been computed or "
-        "pulled is left out, and the page says so; prompts and density have to be there.",
+        "pulled, or was made from other weights than these, is left out, and the page says so; "
+        "prompts and density have to be there.",
         epilog="example: isodense report --output friday.html",
     )
     where = Path("isodense-report.html")
@@ -42,29 +44,31 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the page."""
+    from isodense.experiments import outdated_outputs
     from isodense.report import Sources, write_report
     from isodense.report_provenance import checkout
 
     if args.output.resolve() == PAGE.resolve():
         message = f"{args.output} is an output of `dvc repro report`"
         raise IsodenseError(message, "name another file with --output")
-    metrics = [Path("reports/metrics") / f"{name}.json" for name in METRICS]
-    manifests = [Path(folder) / "manifest.json" for folder in ARTIFACTS]
+    outdated = outdated_outputs(Path("dvc.lock"))
+
+    def there(path: str) -> Path | None:
+        return Path(path) if Path(path).exists() and path not in outdated else None
+
+    metrics = [*(f"reports/metrics/{name}.json" for name in METRICS), "reports/train/metrics.json"]
+    manifests = [path / MANIFEST for path in map(there, ARTIFACTS) if path]
     sources = Sources(
         prompts=Path("data/prompts"),
         density=Path("data/density"),
-        neighbors=_there(Path("data/neighbors")),
-        map=_there(Path("data/map")),
-        metrics=[path for path in [*metrics, Path("reports/train/metrics.json")] if path.exists()],
-        training=_there(Path("reports/train/plots/metrics")),
-        deciles=_there(Path("reports/plots/reward_by_decile.csv")),
-        completions=_there(Path("reports/completions.jsonl")),
-        manifests=[path for path in manifests if path.exists()],
+        neighbors=there("data/neighbors"),
+        map=there("data/map"),
+        metrics=[path for path in map(there, metrics) if path],
+        training=there("reports/train/plots/metrics"),
+        deciles=there("reports/plots/reward_by_decile.csv"),
+        completions=there("reports/completions.jsonl"),
+        manifests=[file for file in manifests if file.exists()],
     )
     write_report(sources, args.output, checkout=checkout(Path()))
     size = args.output.stat().st_size / 1e6
     sys.stdout.write(f"{args.output}: {size:.1f} MB, opens in any browser without a network\n")
-
-
-def _there(path: Path) -> Path | None:
-    return path if path.exists() else None
