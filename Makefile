@@ -27,7 +27,7 @@ repro: .dvc/plots/offline.html
 	@echo "  dvc exp run -S density.k=10 density && isodense experiments    an experiment, and a table"
 
 test: .venv/dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: .venv/dev
 	$(BIN)/ruff check .

@@ -66,7 +66,7 @@ def test_a_density_experiment_reruns_density_and_what_follows(project):
 
 
 def test_a_comparison_is_experiments_that_are_not_run_twice(project):
-    command = ["isodense", "compare", "--arms", "uniform", "density-both", "--seeds", "2"]
+    command = ["isodense", "compare", "--arms", "uniform", "density", "--seeds", "2"]
     command += ["-S", "train.max_steps=1", "--output", "compared"]
     assert project.run(*command).count("Running stage 'train'") == 4
     out = project.root / "compared"
