@@ -26,6 +26,7 @@ repro: .dvc/plots/offline.html
 	@echo "  isodense inspect         the most and least weighted prompts"
 	@echo "  dvc exp run -S density.k=10 density && isodense experiments    an experiment, and a table"
 
+# Two workers fill two cores: threads within them would only wait for each other.
 test: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
