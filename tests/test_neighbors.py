@@ -138,7 +138,10 @@ def test_one_training_prompt_and_no_held_out_ones_still_publish(tmp_path, method
     assert len(load_heldout_graph(tmp_path / "out")) == 0
 
 
-@pytest.mark.parametrize("method", ["ivf", "pynndescent"])
+@pytest.mark.parametrize(
+    "method",
+    ["ivf", pytest.param("pynndescent", marks=pytest.mark.slow)],  # compiles half a minute
+)
 def test_approximate_neighbours_are_audited_and_a_poor_graph_fails(tmp_path, method, monkeypatch):
     X = unit(1500, dim=8)
     artifacts(tmp_path, X)

@@ -46,7 +46,7 @@ def complete(objects: dict[str, bytes]) -> bool:
     return named <= set(objects)
 
 
-@pytest.mark.parametrize("serve", [ssh.asyncssh, servers.s3])
+@pytest.mark.parametrize("serve", [ssh.asyncssh, pytest.param(servers.s3, marks=pytest.mark.slow)])
 def test_a_killed_push(serve, sharer, tmp_path):
     with serve(tmp_path) as remote:
         remote.configure(sharer)
