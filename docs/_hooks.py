@@ -10,9 +10,7 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import dataclasses
-import importlib
 import logging
 import posixpath
 import re
@@ -27,6 +25,7 @@ from mkdocs.structure.files import File
 
 import isodense
 from isodense import cli, params
+from isodense.checks.project import section_class
 
 log = logging.getLogger("mkdocs.hooks.isodense")
 
@@ -172,31 +171,10 @@ def _params() -> str:
         "are reported at once, with their lines.\n",
         "Change one for an experiment with `dvc exp run -S density.k=20`, or in the file.\n",
     ]
-    classes = _sections()
     for section in params.SECTIONS:
         out.append(f"## {section}\n")
-        out += _table(classes[section], values[section], (section,), comments)
+        out += _table(section_class(section), values[section], (section,), comments)
     return "\n".join(out)
-
-
-def _sections() -> dict[str, type]:
-    """Return the dataclass of every section, as the stages load them."""
-    found = {}
-    for path in sorted((ROOT / "stages").glob("*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        imported = {
-            alias.name: node.module
-            for node in ast.walk(tree)
-            if isinstance(node, ast.ImportFrom)
-            for alias in node.names
-        }
-        for node in ast.walk(tree):
-            match node:
-                case ast.Call(args=[_, ast.Constant(value=section), ast.Name(id=name)]) if (
-                    section in params.SECTIONS
-                ):
-                    found[section] = getattr(importlib.import_module(imported[name]), name)
-    return found
 
 
 def _comments(text: str) -> dict[tuple[str, ...], str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 
 from isodense.errors import IsodenseError
 from isodense.offline import install, page
+from tests.browser import browser
 
 ROOT = Path(__file__).parents[1]
 DVC = [sys.executable, "-m", "dvc"]
@@ -29,14 +29,8 @@ DRAWN = (
 
 @pytest.fixture(scope="module")
 def chromium():
-    driver = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    where = shutil.which("chromium")
-    if where is None:
-        pytest.skip("needs chromium")
-    with driver.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=where, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+    with browser() as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

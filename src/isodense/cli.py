@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return int(args.run(args) or 0)
+        args.run(args)
     except IsodenseError as error:
         sys.stderr.write(f"isodense: error: {error}\n")
         return 1
@@ -56,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         sys.stderr.write(f"isodense: error: {error}\n")
         return 1
+    return 0
 
 
 def parser() -> argparse.ArgumentParser:

@@ -159,7 +159,7 @@ def run_missing(runs: Sequence[Run]) -> None:
             continue
         changes = [word for setting in run.settings for word in ("-S", setting)]
         command = [sys.executable, "-m", "dvc", "exp", "run", "--temp", "--name", run.name]
-        done = subprocess.run([*command, *changes, "evaluate"], env=_environ(), stdout=sys.stderr)
+        done = subprocess.run([*command, *changes, "evaluate"], env=environ(), stdout=sys.stderr)
         if done.returncode:
             remedy = "correct what it says above; `isodense compare` again keeps finished runs"
             raise IsodenseError(f"experiment {run.name} failed", remedy)
@@ -403,7 +403,7 @@ def _output(*command: str) -> str:
     return done.stdout.rstrip()
 
 
-def _environ() -> dict[str, str]:
+def environ() -> dict[str, str]:
     """Return the environment with this interpreter's commands first: stages call `python`."""
     own = str(Path(sys.executable).parent)
     return {**os.environ, "PATH": os.pathsep.join([own, os.environ.get("PATH", "")])}

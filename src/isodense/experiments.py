@@ -171,16 +171,9 @@ def _merged(files: Mapping[str, Any]) -> dict[str, Value]:
     """Return the leaves of all files by dotted name."""
     leaves: dict[str, Value] = {}
     for file in files.values():
-        leaves |= dict(_leaves(file.get("data") or {}, ""))
+        found = _leaves_and_branches(file.get("data") or {}, "")
+        leaves |= {name: value for name, value in found if not isinstance(value, Mapping)}
     return leaves
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, Value]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 class _Files:

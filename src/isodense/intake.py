@@ -7,7 +7,6 @@ The files go to the end of ``download.local.files``, and ``local`` to the end of
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from isodense.artifacts import replacing
+from isodense.compare import environ
 from isodense.errors import IsodenseError
 from isodense.growth import Before, Growth, compare, remember
 
@@ -194,10 +194,8 @@ def _write(path: Path, content: bytes) -> None:
 
 def _dvc(*arguments: str) -> None:
     """Run dvc with its output on standard error, stages with this interpreter."""
-    own = str(Path(sys.executable).parent)
-    environ = {**os.environ, "PATH": os.pathsep.join([own, os.environ.get("PATH", "")])}
     command = [sys.executable, "-m", "dvc", *arguments]
-    with subprocess.Popen(command, env=environ, stdout=sys.stderr) as child:
+    with subprocess.Popen(command, env=environ(), stdout=sys.stderr) as child:
         try:
             status = child.wait()
         except KeyboardInterrupt:

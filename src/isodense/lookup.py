@@ -132,6 +132,28 @@ def estimated(neighbors: Path, weights: Weights) -> tuple[Graph, Estimate]:
     return graph.first(params.k), estimate(graph, replace(params, count_power=0.0))
 
 
+def largest_groups(units: np.ndarray, most: int) -> list[np.ndarray]:
+    """Return the members of the largest groups of near-copies, of two or more, the largest first.
+
+    Parameters
+    ----------
+    units : ndarray of shape (n_train,), int32
+        Group of each training prompt.
+    most : int
+        Groups at most.
+
+    Returns
+    -------
+    list of ndarray of int64
+        Rising row numbers of each group.
+    """
+    sizes = np.bincount(units)
+    largest = np.argsort(-sizes, kind="stable")[:most]
+    members = np.argsort(units, kind="stable")  # rows by group: one pass for all groups
+    ends = np.cumsum(sizes)
+    return [members[ends[unit] - sizes[unit] : ends[unit]] for unit in largest[sizes[largest] > 1]]
+
+
 def heldout_rows(folder: Path) -> np.ndarray:
     """Return whether each prompt is held out, an ndarray of bool in the order of the set."""
     flags = bytearray()

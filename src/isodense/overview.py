@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from isodense.evenness import effective_sample_size
-from isodense.lookup import estimated, require_same_prompts, rows_of
+from isodense.evenness import effective_sample_size, weight_statistics
+from isodense.lookup import estimated, largest_groups, require_same_prompts, rows_of
 from isodense.terminal import cut, room, styled, table
 from isodense.weights import Weights, load_weights
 
@@ -48,7 +48,7 @@ def overview(prompts: Path, density: Path, neighbors: Path, top: int) -> dict[st
     ends = {"most": order[:top], "least": order[::-1][:top]}
     graph_is_there = (neighbors / "manifest.json").is_file()
     found = estimated(neighbors, weights)[1] if graph_is_there else None
-    groups = [] if found is None else _largest(found.units, top)
+    groups = [] if found is None else largest_groups(found.units, top)
     first = np.array([members[0] for members in groups], dtype=np.int64)
     ids = weights.prompt_ids[np.concatenate([*ends.values(), first])]
     rows = rows_of(prompts, ids.tolist())
@@ -70,7 +70,7 @@ def overview(prompts: Path, density: Path, neighbors: Path, top: int) -> dict[st
         "copies": None
         if found is None
         else {
-            **_copies(found.units, relative),
+            **_copies(found.units, relative / len(relative)),
             "largest": [
                 {"size": len(members), "weights": float(relative[members].sum()), **entry}
                 for members, entry in zip(groups, entries(first.tolist()), strict=True)
@@ -85,21 +85,13 @@ def _exponent(weights: Weights) -> float | None:
     return None if method == "balance" else weights.metadata.get("exponent")
 
 
-def _largest(units: np.ndarray, top: int) -> list[np.ndarray]:
-    """Return the members of the largest groups of two prompts or more, the largest first."""
-    sizes = np.bincount(units)
-    order = np.argsort(-sizes, kind="stable")[:top]
-    return [np.flatnonzero(units == unit) for unit in order if sizes[unit] > 1]
-
-
-def _copies(units: np.ndarray, relative: np.ndarray) -> dict[str, Any]:
-    sizes = np.bincount(units)
-    copied = sizes[units] > 1
+def _copies(units: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
+    found = weight_statistics(weights, units)
     return {
-        "groups": int((sizes > 1).sum()),
-        "prompts": int(copied.sum()),
-        "share": float(copied.mean()),
-        "draws": float(relative[copied].sum() / len(relative)),
+        "groups": found["copy_groups"],
+        "prompts": found["prompts_in_copy_groups"],
+        "share": found["copies_mass_uniform"],
+        "draws": found["copies_mass"],
     }
 
 

@@ -62,6 +62,27 @@ def _bins(relative: np.ndarray) -> Iterable[tuple[float, int]]:
     return zip(_rounded(centres), counts.tolist(), strict=True)
 
 
+def label_shares(labels: list[str], weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return each label's share of draws in percent, the most frequent label first.
+
+    Parameters
+    ----------
+    labels : list of str
+        Of n prompts.
+    weights : ndarray of shape (n,)
+        Sampling weights, of any sum.
+
+    Returns
+    -------
+    uniform, weighted : ndarray of shape (n_labels,), float64
+        Under uniform sampling, and under the weights.
+    """
+    _, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    weighted = np.bincount(index, weights=weights)[order]
+    return 100 * counts[order] / counts.sum(), 100 * weighted / weights.sum()
+
+
 def save(figure: Any, path: Path | BinaryIO) -> None:
     """Save a matplotlib figure as a PNG whose bytes repeat."""
     figure.savefig(path, format="png", dpi=110, metadata={"Software": None})
@@ -116,14 +137,12 @@ def _scatter(axis: Axes, density: np.ndarray, relative: np.ndarray) -> None:
 
 
 def _label_shares(axis: Axes, labels: list[str], weights: np.ndarray) -> None:
-    _, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    order = np.argsort(-counts, kind="stable")
-    uniform = counts / counts.sum()
-    weighted = np.bincount(index, weights=weights)
-    rank = np.arange(1, len(counts) + 1)
-    axis.plot(rank, 100 * uniform[order], color=ORANGE, label="uniform sampling")
-    axis.plot(rank, 100 * weighted[order], color=BLUE, label="density weights")
-    axis.axhline(100 / len(counts), color=GREY, linestyle="--", linewidth=1, label="perfectly even")
+    uniform, weighted = label_shares(labels, weights)
+    rank = np.arange(1, len(uniform) + 1)
+    axis.plot(rank, uniform, color=ORANGE, label="uniform sampling")
+    axis.plot(rank, weighted, color=BLUE, label="density weights")
+    even = 100 / len(uniform)
+    axis.axhline(even, color=GREY, linestyle="--", linewidth=1, label="perfectly even")
     axis.set(
         title="Share of each label in training",
         xlabel="label, most frequent first",

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 
-from isodense.artifacts import replacing
+from isodense.artifacts import replacing, require_same_ids
 from isodense.coordinates import load_coordinates
 from isodense.evenness import effective_sample_size, weight_statistics
 from isodense.lookup import estimated
@@ -120,9 +120,11 @@ def write_report(
     near = None
     if sources.neighbors is not None:
         near = nearest_train(prompts, sources.neighbors, radius)
-    names, block = None, ""
+    places, names, block = None, None, ""
     if sources.map is not None:
-        names, block = packed_map(prompts, sources.map)
+        places, manifest = load_coordinates(sources.map)
+        require_same_ids(prompts.ids_sha256, manifest, f"the places in {sources.map}")
+        names, block = packed_map(prompts, places)
     train = prompts.train
     charts = {
         "weights": weight_charts(
@@ -167,7 +169,6 @@ def write_report(
     with replacing(out) as scratch:
         scratch.write_text(page, encoding="utf-8", errors="replace", newline="\n")
     if images is not None:
-        places = None if sources.map is None else load_coordinates(sources.map)[0]
         write_images(images, prompts, places, near, radius)
 
 

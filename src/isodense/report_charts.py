@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from isodense.errors import DataError
-from isodense.plots import BLUE, GREY, ORANGE
+from isodense.plots import BLUE, GREY, ORANGE, label_shares
 
 BARS = 40  # of a histogram
 PLACES = 400  # at which a curve is given
@@ -167,12 +167,9 @@ def training_charts(folder: Path) -> list[dict[str, Any]]:
 
 
 def _label_shares(labels: list[str], relative: np.ndarray) -> dict[str, Any]:
-    _, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    order = np.argsort(-counts, kind="stable")
-    uniform = 100 * counts[order] / counts.sum()
-    weighted = 100 * np.bincount(index, weights=relative)[order] / relative.sum()
-    rank = np.arange(1, len(counts) + 1)
-    places = np.unique(np.linspace(0, len(counts) - 1, PLACES).astype(np.int64))
+    uniform, weighted = label_shares(labels, relative)
+    rank = np.arange(1, len(uniform) + 1)
+    places = np.unique(np.linspace(0, len(uniform) - 1, PLACES).astype(np.int64))
     return chart(
         "labels",
         "Share of each known label in training",
@@ -183,7 +180,7 @@ def _label_shares(labels: list[str], relative: np.ndarray) -> dict[str, Any]:
             _line("density weights", BLUE, rank[places], weighted[places]),
         ],
         log=["y"],
-        note=f"With all {len(counts)} labels alike each would have {100 / len(counts):.2g}%.",
+        note=f"With all {len(uniform)} labels alike each would have {100 / len(uniform):.2g}%.",
     )
 
 

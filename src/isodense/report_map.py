@@ -6,13 +6,10 @@ import base64
 import gzip
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from isodense.artifacts import require_same_ids
-from isodense.coordinates import load_coordinates
 from isodense.report_prompts import Prompts, one_line
 
 LONGEST = 100  # characters of a prompt that hovering shows
@@ -20,14 +17,14 @@ NAMES = 65_535  # different sources or labels that are kept apart
 OTHERS = "(others)"
 
 
-def packed_map(prompts: Prompts, places: Path) -> tuple[dict[str, Any], str]:
+def packed_map(prompts: Prompts, coordinates: np.ndarray) -> tuple[dict[str, Any], str]:
     """Return what the script draws the map from.
 
     Parameters
     ----------
     prompts : Prompts
-    places : Path
-        The map artifact.
+    coordinates : ndarray of shape (n, 2), float32
+        Their places on the map.
 
     Returns
     -------
@@ -37,14 +34,7 @@ def packed_map(prompts: Prompts, places: Path) -> tuple[dict[str, Any], str]:
         Base64 of gzip of the columns, one after another, little-endian, in this order: x, y and
         weight over the mean weight (NaN: held out), float32; count, uint32; the first four bytes
         of the id; source and label, uint16; whether held out, uint8; the texts, a line each.
-
-    Raises
-    ------
-    ArtifactError
-        If the map is of other prompts.
     """
-    coordinates, manifest = load_coordinates(places)
-    require_same_ids(prompts.ids_sha256, manifest, f"the places in {places}")
     sources, source = _numbered(prompts.sources)
     labels, label = _numbered(prompts.labels)
     columns = (

@@ -16,6 +16,7 @@ import numpy as np
 from isodense.artifacts import ids_sha256, load_array, read_manifest, require_same_ids
 from isodense.errors import ArtifactError
 from isodense.graph import HELDOUT, Graph, load_heldout_graph
+from isodense.lookup import largest_groups
 from isodense.promptset import FILE
 from isodense.records import read_jsonl
 from isodense.weights import Weights
@@ -142,13 +143,9 @@ def groups(prompts: Prompts, units: np.ndarray) -> list[dict[str, Any]]:
     units : ndarray of shape (n_train,), int32
         Group of each training prompt.
     """
-    sizes = np.bincount(units)
-    largest = np.argsort(-sizes, kind="stable")[:SHOWN]
-    members = np.argsort(units, kind="stable")  # rows by group: one pass for all groups
-    ends = np.cumsum(sizes)
-    found = []
-    for unit in largest[sizes[largest] > 1]:
-        rows = prompts.train[members[ends[unit] - sizes[unit] : ends[unit]]]
+    found, train = [], prompts.train
+    for members in largest_groups(units, SHOWN):
+        rows = train[members]
         found.append(
             {
                 "size": len(rows),

@@ -96,8 +96,8 @@ def checkout(root: Path) -> dict[str, Any]:
         untracked ones included; ``locked``, the md5 of every output in ``dvc.lock``, with its
         stage; ``params``, all of ``params.yaml``.
     """
-    revision = _git(root, "rev-parse", "HEAD")
-    changed = _git(root, "status", "--porcelain") if revision else None
+    revision = git(root, "rev-parse", "HEAD")
+    changed = git(root, "status", "--porcelain") if revision else None
     lock = _yaml(root / "dvc.lock").get("stages") or {}
     return {
         "revision": revision,
@@ -122,7 +122,7 @@ def _yaml(path: Path) -> dict[str, Any]:
     return loaded if isinstance(loaded, dict) else {}
 
 
-def _git(root: Path, *arguments: str) -> str | None:
+def git(root: Path, *arguments: str) -> str | None:
     """Return what git prints, or None where there is no git or no repository."""
     try:
         done = subprocess.run(

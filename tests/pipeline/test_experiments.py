@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import time
 import pytest
 import yaml
 
+from tests.browser import browser
 from tests.project import ROOT, Project
 
 
@@ -121,17 +121,12 @@ def test_plain_dvc_shows_a_table_too(project):
 
 
 def test_plots_of_two_revisions_are_drawn_without_a_network(project):
-    driver = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    where = shutil.which("chromium")
-    if where is None:
-        pytest.skip("needs chromium")
     project.run("isodense", "offline-plots")
     printed = project.run("dvc", "plots", "diff", "HEAD", "whole")
     (url,) = re.findall(r"file://\S+", printed)
     said, asked = [], []
-    with driver.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=where, args=["--no-sandbox"])
-        tab = browser.new_page()
+    with browser() as running:
+        tab = running.new_page()
         tab.on("console", lambda message: said.append(f"{message.type} {message.text}"))
         tab.on("pageerror", lambda error: said.append(f"error {error}"))
         tab.on("request", lambda request: asked.append(request.url))
@@ -143,7 +138,6 @@ def test_plots_of_two_revisions_are_drawn_without_a_network(project):
         text = tab.inner_text("body")
         legends = [plot.inner_text() for plot in tab.locator("main > div:has(svg.marks)").all()]
         images = tab.evaluate("[...document.images].map(image => image.naturalWidth)")
-        browser.close()
     assert [title for title in drawn if title not in text] == []
     assert all("HEAD" in legend and "whole" in legend for legend in legends)
     assert [line for line in said if not line.startswith("warning")] == []

@@ -35,6 +35,12 @@ SECTIONS = {
 PROCESSES = re.compile(r"--(?:nproc[-_]per[-_]node|num[-_]processes)[= ](\d+)")
 
 
+def section_class(section: str) -> Any:
+    """Return the dataclass that a section of ``params.yaml`` is loaded into."""
+    module, _, name = SECTIONS[section].partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
 @dataclass(frozen=True)
 class Finding:
     """What a check found.
@@ -84,10 +90,9 @@ class Project:
     def _loaded(self) -> tuple[dict[str, Any], list[str]]:
         sections, faults = {}, []
         for name in params.SECTIONS:
-            module, _, cls = SECTIONS[name].partition(":")
             try:
-                where = getattr(importlib.import_module(module), cls)
-                sections[name] = params.load(self.root / "params.yaml", name, where)
+                cls = section_class(name)
+                sections[name] = params.load(self.root / "params.yaml", name, cls)
             except ParamsError as error:
                 faults += error.faults
         return sections, list(dict.fromkeys(faults))  # each section repeats those of the top level

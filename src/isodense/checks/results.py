@@ -98,7 +98,7 @@ def _made(folder: Path) -> bool:
 
 def _too_long(prompts: Path, policy: Path, most: int) -> tuple[int, int]:
     """Return how many of a sample of training prompts are longer, and the sample's size."""
-    from isodense.lookup import heldout_rows, lines
+    from isodense.lookup import HELDOUT, heldout_rows, lines
     from isodense.policy import load_tokenizer, prompt_tokens
 
     train = int((~heldout_rows(prompts)).sum())
@@ -106,13 +106,7 @@ def _too_long(prompts: Path, policy: Path, most: int) -> tuple[int, int]:
     place = iter(range(train))
     rows = [
         line.row["prompt"]
-        for line in lines(prompts, lambda _, raw: _is_training(raw) and next(place) in chosen)
+        for line in lines(prompts, lambda _, raw: HELDOUT not in raw and next(place) in chosen)
     ]
     ids = prompt_tokens(load_tokenizer(policy), rows)
     return sum(len(row) > most for row in ids), len(rows)
-
-
-def _is_training(raw: bytes) -> bool:
-    from isodense.lookup import HELDOUT
-
-    return HELDOUT not in raw

@@ -17,11 +17,11 @@ from typing import Any
 
 from isodense.checks.project import Finding, Project, size
 from isodense.errors import ArtifactError
+from isodense.scratch import KEPT
 
 BASE = 800_000_000  # bytes of Python with torch and TRL
 COPIES = 3  # of the logits: they, their probabilities, their gradient
 ACTIVATIONS = 34
-OLD = 7 * 86_400  # seconds without use after which the stages delete scratch themselves
 MUCH = 20_000_000_000  # bytes of scratch that are worth a word
 SPARE = 100_000_000  # bytes free in the folder for temporary files
 
@@ -81,7 +81,7 @@ def check_scratch(project: Project) -> Iterator[Finding]:
         return
     files = [path.stat() for path in project.scratch.rglob("*") if path.is_file()]
     total = sum(file.st_size for file in files)
-    limit = time.time() - OLD
+    limit = time.time() - KEPT
     stale = sum(file.st_size for file in files if max(file.st_mtime, file.st_atime) < limit)
     text = f"{size(total)} in {project.scratch}, {size(stale)} of it unused for a week"
     if stale > MUCH // 10 or total > MUCH:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from isodense.checks.project import Finding, Project
+from isodense.report_provenance import git
 
 SHOWN = 4
 LINKS = {"hardlink", "symlink"}
@@ -19,16 +20,16 @@ PATIENCE = 120.0  # seconds for DVC to hash what it does not know yet
 def check_code(project: Project) -> Iterator[Finding]:
     """Whether the code that the stages depend on is in git, as dvc.lock supposes."""
     name, code = "code", sorted(_code(project))
-    if _git(project, "rev-parse", "HEAD") is None:
+    if git(project.root, "rev-parse", "HEAD") is None:
         remedy = "commit: dvc.lock means something only beside the code it was made with"
         yield Finding(name, "warning", "there is no git repository with a commit", remedy)
         return
     if not code:
         return
-    tracked = set((_git(project, "ls-files", "-z", "--", *code) or "").split("\0"))
+    tracked = set((git(project.root, "ls-files", "-z", "--", *code) or "").split("\0"))
     untracked = [path for path in code if path not in tracked and (project.root / path).exists()]
     absent = [path for path in code if not (project.root / path).exists()]
-    changed = _git(project, "diff", "--name-only", "--relative", "-z", "HEAD", "--", *code)
+    changed = git(project.root, "diff", "--name-only", "--relative", "-z", "HEAD", "--", *code)
     dirty = [path for path in (changed or "").split("\0") if path and path not in absent]
     if absent:
         remedy = "git checkout them, or correct deps in dvc.yaml"
@@ -118,17 +119,6 @@ def _where(project: Project) -> str:
         if "type" in project.dvc.load_one(level).get("cache", {}):
             return "" if level == "repo" else f" --{level}"
     return ""
-
-
-def _git(project: Project, *words: str) -> str | None:
-    """Return what git prints, or None where it fails or is not installed."""
-    try:
-        done = subprocess.run(
-            ["git", *words], cwd=project.root, capture_output=True, text=True, check=False
-        )
-    except FileNotFoundError:
-        return None
-    return None if done.returncode else done.stdout
 
 
 def _some(names: list[str] | list[Path]) -> str:
