@@ -34,11 +34,11 @@ from sklearn.decomposition import PCA
 from sklearn.neighbors import KernelDensity
 
 import isodense
-from isodense.density import DensityParams, estimate, intrinsic_dimension
-from isodense.evenness import effective_sample_size, label_statistics
-from isodense.prompts import unique_prompts
-from isodense.records import raise_bad_row
-from isodense.sources import sample
+from isodense.density.balance import effective_sample_size, label_statistics
+from isodense.density.estimate import DensityParams, estimate, intrinsic_dimension
+from isodense.download.sources import sample
+from isodense.pipeline.jsonl import raise_bad_row
+from isodense.prompts.deduplicate import unique_prompts
 
 SKETCH = importlib.util.find_spec("geosketch") is not None
 OURS, CUT_OFF = "**ours**, soft_count", "ours, kernel cut off at k = 20"

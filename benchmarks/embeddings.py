@@ -31,8 +31,8 @@ from typing import Any
 
 import numpy as np
 
-from isodense.artifacts import write_manifest
-from isodense.conversations import prompt_id
+from isodense.pipeline.artifact import write_manifest
+from isodense.prompts.conversations import prompt_id
 
 ENCODER, POLICY = Path("models/encoder"), Path("models/policy")
 LAYER = 10  # of the policy
@@ -72,7 +72,7 @@ def speed(hh: Path | None, rounds: int) -> None:
     import torch
     from sentence_transformers import SentenceTransformer
 
-    from isodense.encoders import load_encoder
+    from isodense.embeddings.encoder import load_encoder
 
     peer = SentenceTransformer(str(ENCODER), device="cpu")
     peer.max_seq_length = 256
@@ -149,9 +149,9 @@ def operations(folder: Path, lengths: list[int], layer: int | None = None) -> fl
 
 def short_prompts(count: int) -> list[str]:
     """Return distinct single-turn prompts of the embedded sample."""
-    from isodense.conversations import encoder_text
-    from isodense.records import raise_bad_row
-    from isodense.sources import sample
+    from isodense.download.sources import sample
+    from isodense.pipeline.jsonl import raise_bad_row
+    from isodense.prompts.conversations import encoder_text
 
     params = sample.SampleParams(2 * count, 1.0, 0.0, 0.15, 0.0)
     rows = sample.load(params, np.random.default_rng(0), raise_bad_row)
@@ -161,9 +161,9 @@ def short_prompts(count: int) -> list[str]:
 
 def hh_prompts(path: Path, count: int = 600) -> list[str]:
     """Return the first prompts of an HH-RLHF file."""
-    from isodense.conversations import encoder_text
-    from isodense.records import read_jsonl
-    from isodense.sources.hh import pair_of
+    from isodense.download.sources.hh import pair_of
+    from isodense.pipeline.jsonl import read_jsonl
+    from isodense.prompts.conversations import encoder_text
 
     found = (pair_of(row["chosen"], row["rejected"]) for _, row in read_jsonl(path))
     texts = dict.fromkeys(encoder_text(pair["prompt"]) for pair in found if isinstance(pair, dict))
@@ -204,8 +204,8 @@ def memory(prompts: int) -> None:
 
 def write(count: int) -> None:
     """Embed `count` synthetic prompts with the stub and print a row of the table."""
-    from isodense import embeddings
-    from isodense.artifacts import read_manifest, verify_files
+    from isodense.embeddings import build as embeddings
+    from isodense.pipeline.artifact import read_manifest, verify_files
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

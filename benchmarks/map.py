@@ -28,16 +28,16 @@ import numpy as np
 import yaml
 from scipy.spatial import cKDTree
 
-from isodense.artifacts import ids_sha256, write_manifest
-from isodense.coordinates import load_coordinates
-from isodense.graph import (
+from isodense.map.reader import load_coordinates
+from isodense.neighbors.graph import (
     DISTANCES,
     HELDOUT_DISTANCES,
     HELDOUT_INDICES,
     INDICES,
     Graph,
 )
-from isodense.records import write_jsonl
+from isodense.pipeline.artifact import ids_sha256, write_manifest
+from isodense.pipeline.jsonl import write_jsonl
 
 DIM, K, SAMPLE = 6, 15, 2000
 STAGE = Path(__file__).resolve().parents[1] / "stages" / "map.py"

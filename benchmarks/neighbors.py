@@ -34,8 +34,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from isodense.artifacts import ids_sha256, write_manifest
-from isodense.vectors import ids_name, shard_name
+from isodense.embeddings.reader import ids_name, shard_name
+from isodense.pipeline.artifact import ids_sha256, write_manifest
 
 DIM, LATENT, SHARD = 384, 32, 4096
 HELDOUT = 100  # one prompt of so many is held out
@@ -116,7 +116,7 @@ def exact(rows: int, k: int, rounds: int) -> None:
     """Time our exact search and faiss' flat index in turn, on as many threads."""
     import faiss
 
-    from isodense.exact import nearest
+    from isodense.neighbors.exact import nearest
 
     X, own = vectors(rows), np.arange(rows)
     runs = {
@@ -196,9 +196,9 @@ def grow(k: int, rows: int = 50_000, more: int = 500) -> None:
 
 def weights(rows: int = 1_000_000, copies: int = 100_000) -> None:
     """Time the estimate alone on a made graph with pairs of near-copies."""
-    from isodense.density import DensityParams, estimate
-    from isodense.graph import Graph
-    from isodense.params import load
+    from isodense.density.estimate import DensityParams, estimate
+    from isodense.neighbors.graph import Graph
+    from isodense.pipeline.params import load
 
     rng = np.random.default_rng(0)
     indices = rng.integers(rows, size=(rows, 50), dtype=np.int32)

@@ -23,13 +23,20 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 from tests.browser import Page, browser  # noqa: E402
 
-from isodense.artifacts import content_sha256, ids_sha256, publishing, write_manifest  # noqa: E402
-from isodense.coordinates import COORDINATES  # noqa: E402
-from isodense.density import DensityParams, estimate, publish  # noqa: E402
-from isodense.graph import DISTANCES, HELDOUT, HELDOUT_DISTANCES, HELDOUT_INDICES, INDICES, Graph  # noqa: E402
-from isodense.promptset import FILE  # noqa: E402
-from isodense.records import write_jsonl  # noqa: E402
-from isodense.report import Sources, write_report  # noqa: E402
+from isodense.density.estimate import DensityParams, estimate, publish  # noqa: E402
+from isodense.map.reader import COORDINATES  # noqa: E402
+from isodense.neighbors.graph import (  # noqa: E402
+    DISTANCES,
+    HELDOUT,
+    HELDOUT_DISTANCES,
+    HELDOUT_INDICES,
+    INDICES,
+    Graph,
+)
+from isodense.pipeline.artifact import content_sha256, ids_sha256, publishing, write_manifest  # noqa: E402
+from isodense.pipeline.jsonl import write_jsonl  # noqa: E402
+from isodense.prompts.reader import FILE  # noqa: E402
+from isodense.report.page import Sources, write_report  # noqa: E402
 
 WORDS = (
     "the of and convert cups litres how do you boil an egg paris capital write poem about cats "

@@ -34,9 +34,9 @@ import numpy as np
 import yaml
 
 import isodense
-from isodense.artifacts import ids_sha256, publishing, write_manifest
-from isodense.promptset import load_prompts
-from isodense.weights import DENSITY, HELDOUT_DENSITY, IDS, WEIGHTS
+from isodense.pipeline.artifact import ids_sha256, publishing, write_manifest
+from isodense.prompts.reader import load_prompts
+from isodense.sampling.weights import DENSITY, HELDOUT_DENSITY, IDS, WEIGHTS
 
 PROMPTS, FROZEN = Path("data/prompts"), Path("data/density")
 ENCODER, POLICY = Path("models/encoder"), Path("models/policy")
@@ -148,7 +148,7 @@ CALL = """
 import json, sys, time
 start = time.perf_counter()
 import trl.trainer.grpo_trainer
-from isodense.policy import load_policy
+from isodense.models.policy import load_policy
 imported = time.perf_counter()
 load_policy(sys.argv[1])
 loaded = time.perf_counter()

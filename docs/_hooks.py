@@ -24,8 +24,9 @@ import yaml
 from mkdocs.structure.files import File
 
 import isodense
-from isodense import cli, params
-from isodense.checks.project import section_class
+from isodense.cli import main as cli
+from isodense.doctor.checks.project import section_class
+from isodense.pipeline import params
 
 log = logging.getLogger("mkdocs.hooks.isodense")
 
@@ -34,18 +35,18 @@ LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(#[^)\s]*)?(?=\))")
 ITEM = re.compile(r"(\s*)((?:[-*+]|\d+[.)])\s+)\S")
 FENCE = re.compile(r"\s*(`{3,}|~{3,})")
 FURTHER = (  # names that pages use and that `isodense` itself does not export
-    "isodense.promptset.load_prompts",
-    "isodense.promptset.PromptSet",
-    "isodense.vectors.load_vectors",
-    "isodense.coordinates.load_coordinates",
-    "isodense.rewards.model.load_reward",
-    "isodense.conversations.prompt_id",
-    "isodense.artifacts.read_manifest",
+    "isodense.prompts.reader.load_prompts",
+    "isodense.prompts.reader.PromptSet",
+    "isodense.embeddings.reader.load_vectors",
+    "isodense.map.reader.load_coordinates",
+    "isodense.reward.load.load_reward",
+    "isodense.prompts.conversations.prompt_id",
+    "isodense.pipeline.artifact.read_manifest",
     "isodense.models.nanochat.load",
     "isodense.models.nanochat.convert",
-    "isodense.errors.ParamsError",
-    "isodense.errors.DataError",
-    "isodense.errors.ArtifactError",
+    "isodense.pipeline.errors.ParamsError",
+    "isodense.pipeline.errors.DataError",
+    "isodense.pipeline.errors.ArtifactError",
 )
 
 

@@ -10,8 +10,8 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
 import isodense
-from isodense.elsewhere import fetch
-from isodense.promptset import load_prompts
+from isodense.prompts.reader import load_prompts
+from isodense.sampling.remote import fetch
 
 repository, tag, policy, steps = *sys.argv[1:4], int(sys.argv[4])
 

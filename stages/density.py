@@ -11,19 +11,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from isodense import params, stage
-from isodense.artifacts import content_sha256, require_same_ids, write_json
-from isodense.density import (
+from isodense.density.balance import label_statistics
+from isodense.density.estimate import (
     DensityParams,
     estimate,
     heldout_density,
     publish,
     statistics,
 )
-from isodense.evenness import label_statistics
-from isodense.graph import load_graph, load_heldout_graph
-from isodense.plots import density_plots
-from isodense.promptset import load_columns
+from isodense.density.plots import density_plots
+from isodense.neighbors.graph import load_graph, load_heldout_graph
+from isodense.pipeline import params, stage
+from isodense.pipeline.artifact import content_sha256, require_same_ids, write_json
+from isodense.prompts.reader import load_columns
 
 
 def main(argv: list[str]) -> str:

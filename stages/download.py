@@ -10,10 +10,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from isodense import params, stage
-from isodense.artifacts import write_json
-from isodense.base import BaseParams
-from isodense.download import DownloadParams, publish
+from isodense.download.collect import DownloadParams, publish
+from isodense.pipeline import params, stage
+from isodense.pipeline.artifact import write_json
+from isodense.pipeline.runtime import BaseParams
 
 
 def main(argv: list[str]) -> str:

@@ -13,12 +13,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from isodense import params, stage
-from isodense.answers import write_tables
-from isodense.artifacts import write_json
-from isodense.base import BaseParams, resolve_device
-from isodense.evaluate import EvaluateParams, evaluate, load_heldout
-from isodense.promptset import load_prompts
+from isodense.evaluate.evaluate import EvaluateParams, evaluate, load_heldout
+from isodense.evaluate.metrics import write_tables
+from isodense.pipeline import params, stage
+from isodense.pipeline.artifact import write_json
+from isodense.pipeline.runtime import BaseParams, resolve_device
+from isodense.prompts.reader import load_prompts
 
 
 def main(argv: list[str]) -> str:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from isodense import params, stage
-from isodense.base import BaseParams
-from isodense.map import MapParams, publish
-from isodense.promptset import load_columns
+from isodense.map.layout import MapParams, publish
+from isodense.pipeline import params, stage
+from isodense.pipeline.runtime import BaseParams
+from isodense.prompts.reader import load_columns
 
 
 def main(argv: list[str]) -> str:

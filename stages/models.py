@@ -10,8 +10,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from isodense import params, stage
 from isodense.models.publish import ModelsParams, publish
+from isodense.pipeline import params, stage
 
 
 def main(argv: list[str]) -> str:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from isodense import params, stage
-from isodense.artifacts import write_json
-from isodense.base import BaseParams
-from isodense.neighbors import NeighborsParams, publish
-from isodense.promptset import load_columns
+from isodense.neighbors.build import NeighborsParams, publish
+from isodense.pipeline import params, stage
+from isodense.pipeline.artifact import write_json
+from isodense.pipeline.runtime import BaseParams
+from isodense.prompts.reader import load_columns
 
 
 def main(argv: list[str]) -> str:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from isodense import params, stage
-from isodense.artifacts import content_sha256, read_manifest, write_json
-from isodense.pairs import load_pairs
-from isodense.prompts import PromptsParams, publish
+from isodense.download.pairs import load_pairs
+from isodense.pipeline import params, stage
+from isodense.pipeline.artifact import content_sha256, read_manifest, write_json
+from isodense.prompts.deduplicate import PromptsParams, publish
 
 
 def main(argv: list[str]) -> str:

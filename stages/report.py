@@ -14,8 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from isodense import stage
-from isodense.report import Sources, write_report
+from isodense.pipeline import stage
+from isodense.report.page import Sources, write_report
 
 
 def main(argv: list[str]) -> str:

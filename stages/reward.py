@@ -11,13 +11,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from isodense import params, stage
-from isodense.artifacts import content_sha256, read_manifest, write_json
-from isodense.base import BaseParams, resolve_device
-from isodense.pairs import load_pairs
-from isodense.promptset import load_prompts
-from isodense.reward import RewardParams, fit
-from isodense.weights import load_weights
+from isodense.download.pairs import load_pairs
+from isodense.pipeline import params, stage
+from isodense.pipeline.artifact import content_sha256, read_manifest, write_json
+from isodense.pipeline.runtime import BaseParams, resolve_device
+from isodense.prompts.reader import load_prompts
+from isodense.reward.fit import RewardParams, fit
+from isodense.sampling.weights import load_weights
 
 
 def main(argv: list[str]) -> str:

@@ -12,10 +12,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from isodense import params, stage
-from isodense.base import BaseParams, resolve_device
-from isodense.promptset import load_prompts
-from isodense.train import (
+from isodense.pipeline import params, stage
+from isodense.pipeline.runtime import BaseParams, resolve_device
+from isodense.prompts.reader import load_prompts
+from isodense.sampling.weights import load_weights
+from isodense.train.train import (
     TrainParams,
     check_reward,
     input_hashes,
@@ -23,7 +24,6 @@ from isodense.train import (
     prompt_weights,
     train,
 )
-from isodense.weights import load_weights
 
 
 def main(argv: list[str]) -> str:
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> str:
     weights = prompt_weights(prompts, load_weights(args.density), section.sampling)
     inputs = input_hashes(args.prompts, args.density, args.policy, args.reward)
     check_reward(args.reward, section.on_weak_reward)
-    from isodense.rewards.model import load_reward  # here, so that a wrong param shows at once
+    from isodense.reward.load import load_reward  # here, so that a wrong param shows at once
 
     report = train(
         prompts,

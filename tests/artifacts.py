@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from isodense.artifacts import content_sha256, read_manifest
-from isodense.density import DensityParams, estimate, heldout_density, publish
-from isodense.embeddings import embed
-from isodense.graph import load_graph, load_heldout_graph
-from isodense.neighbors import NeighborsParams
-from isodense.neighbors import publish as publish_neighbors
-from isodense.prompts import PromptsParams
-from isodense.prompts import publish as publish_prompts
-from isodense.promptset import load_columns
-from tests.test_embeddings import PARAMS as EMBEDDINGS
+from isodense.density.estimate import DensityParams, estimate, heldout_density, publish
+from isodense.embeddings.build import embed
+from isodense.neighbors.build import NeighborsParams
+from isodense.neighbors.build import publish as publish_neighbors
+from isodense.neighbors.graph import load_graph, load_heldout_graph
+from isodense.pipeline.artifact import content_sha256, read_manifest
+from isodense.prompts.deduplicate import PromptsParams
+from isodense.prompts.deduplicate import publish as publish_prompts
+from isodense.prompts.reader import load_columns
+from tests.embeddings.test_build import PARAMS as EMBEDDINGS
 
 DENSITY = DensityParams(12, "soft_count", 0.8, 1.0, 0.15, 1.25, 0.0)
 

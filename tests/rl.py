@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import yaml
 
-from isodense.artifacts import ids_sha256, publishing, write_manifest
-from isodense.prompts import unique_prompts
-from isodense.promptset import FILE, PromptSet
-from isodense.records import write_jsonl
-from isodense.reward import FullParams, RewardParams, SourceParams, fit
-from isodense.weights import DENSITY, HELDOUT_DENSITY, IDS, WEIGHTS
+from isodense.pipeline.artifact import ids_sha256, publishing, write_manifest
+from isodense.pipeline.jsonl import write_jsonl
+from isodense.prompts.deduplicate import unique_prompts
+from isodense.prompts.reader import FILE, PromptSet
+from isodense.reward.fit import FullParams, RewardParams, SourceParams, fit
+from isodense.sampling.weights import DENSITY, HELDOUT_DENSITY, IDS, WEIGHTS
 from tests.tiny import WORDS, policy, user
 
 ROOT = Path(__file__).parents[1]

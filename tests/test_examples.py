@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import isodense
-from isodense.promptset import load_prompts
+from isodense.prompts.reader import load_prompts
 from tests.project import Project
-from tests.test_elsewhere import serving
+from tests.sampling.test_remote import serving
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 ADDRESS = "https://git.example/team/prompts.git"

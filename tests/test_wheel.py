@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from isodense.artifacts import ids_sha256, publishing, write_manifest
+from isodense.pipeline.artifact import ids_sha256, publishing, write_manifest
 
 ROOT = Path(__file__).parents[1]
 
@@ -105,7 +105,7 @@ def test_a_clean_install_loads_weights_and_its_own_data(clean, tmp_path):
         write_manifest(scratch, "density", rows=5, ids_sha256=ids_sha256(identifiers))
     code = """
 import isodense, numpy
-from isodense.sources.sample import SampleParams, load
+from isodense.download.sources.sample import SampleParams, load
 w = isodense.load_weights("density")
 print(isodense.__file__)
 print(isodense.draw(w.weights, 1000, seed=1).tolist().count(4))

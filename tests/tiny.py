@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from isodense.artifacts import write_manifest
+from isodense.pipeline.artifact import write_manifest
 
 CORPUS = [
     "What is the capital of France? The capital of France is Paris.",
@@ -122,7 +122,7 @@ def texts(count: int) -> list[str]:
 
 def prompts(folder: Path, count: int, heldout: float = 0.2) -> Path:
     """Publish that many prompts of mixed lengths as the prompts stage does."""
-    from isodense import prompts as stage
+    from isodense.prompts import deduplicate as stage
 
     answers = {side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
     pairs = ({"prompt": user(text), **answers, "source": "test"} for text in texts(count))

@@ -12,17 +12,17 @@ from typing import Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "draw": "isodense.sampling",
-    "DistributedWeightedSampler": "isodense.sampling",
-    "select": "isodense.sampling",
-    "load_weights": "isodense.weights",
-    "Weights": "isodense.weights",
-    "Graph": "isodense.graph",
-    "knn_graph": "isodense.neighbors",
-    "density_weights": "isodense.density",
-    "load_encoder": "isodense.encoders",
-    "Encoder": "isodense.encoders",
-    "IsodenseError": "isodense.errors",
+    "draw": "isodense.sampling.draw",
+    "DistributedWeightedSampler": "isodense.sampling.draw",
+    "select": "isodense.sampling.draw",
+    "load_weights": "isodense.sampling.weights",
+    "Weights": "isodense.sampling.weights",
+    "Graph": "isodense.neighbors.graph",
+    "knn_graph": "isodense.neighbors.build",
+    "density_weights": "isodense.density.estimate",
+    "load_encoder": "isodense.embeddings.encoder",
+    "Encoder": "isodense.embeddings.encoder",
+    "IsodenseError": "isodense.pipeline.errors",
 }
 
 __all__ = ["__version__", *sorted(_EXPORTS)]

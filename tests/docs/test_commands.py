@@ -26,7 +26,7 @@ STAND_INS = {  # line, less its comment: (what runs instead, why)
     "make test": ("make -n test", "it is this run of the tests"),
     "isodense compare --arms uniform density --seeds 3": (
         "isodense compare --arms uniform density --seeds 3 --help",
-        "time: the words are checked; tests/pipeline/test_repro.py runs a comparison",
+        "time: the words are checked; tests/dvc/test_repro.py runs a comparison",
     ),
     'ISODENSE_LAUNCH="accelerate launch --config_file configs/ddp.yaml" dvc repro train': (
         'ISODENSE_LAUNCH="torchrun --nproc-per-node 2" dvc repro train',

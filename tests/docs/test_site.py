@@ -15,8 +15,8 @@ import yaml
 from markdown_it import MarkdownIt
 
 import isodense
-from isodense import params
-from isodense.checks.project import section_class
+from isodense.doctor.checks.project import section_class
+from isodense.pipeline import params
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md"))
@@ -136,7 +136,13 @@ def test_params_shown_on_a_page_are_valid(tmp_path):
 
 def test_every_command_and_option_is_in_the_reference(site):
     def output(*words):
-        command = [sys.executable, "-c", "from isodense.cli import main; main()", *words, "--help"]
+        command = [
+            sys.executable,
+            "-c",
+            "from isodense.cli.main import main; main()",
+            *words,
+            "--help",
+        ]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
     page = read(site, "reference/cli")
@@ -152,7 +158,7 @@ def test_every_public_name_is_in_the_reference(site):
     ids = read(site, "reference/api").ids
     modules = {name: getattr(isodense, name).__module__ for name in isodense._EXPORTS}
     assert [name for name in modules if f"{modules[name]}.{name}" not in ids] == []
-    assert "isodense.weights.Weights.align" in ids
+    assert "isodense.sampling.weights.Weights.align" in ids
 
 
 def test_a_link_to_nowhere_stops_the_build(tmp_path):

@@ -20,10 +20,10 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-from isodense.artifacts import read_manifest
-from isodense.errors import ModelError
 from isodense.models import nanochat
 from isodense.models.publish import ModelParams, publish
+from isodense.pipeline.artifact import read_manifest
+from isodense.pipeline.errors import ModelError
 
 DEVELOPMENT = Path(__file__).parents[3] / "shared" / "data" / "nanochat-d2"
 PATTERN = r"'(?i:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++|\s+(?!\S)|\s+"

@@ -19,12 +19,12 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-from isodense.artifacts import content_sha256, read_manifest
-from isodense.encoders import load_encoder
-from isodense.errors import DataError, IsodenseError, ModelError, ParamsError
+from isodense.embeddings.encoder import load_encoder
+from isodense.embeddings.preflight import preflight
 from isodense.models.publish import ModelParams, ModelsParams, publish
-from isodense.params import load
-from isodense.preflight import preflight
+from isodense.pipeline.artifact import content_sha256, read_manifest
+from isodense.pipeline.errors import DataError, IsodenseError, ModelError, ParamsError
+from isodense.pipeline.params import load
 from tests import tiny
 from tests.hub import Fault
 

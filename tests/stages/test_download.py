@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from isodense.pairs import load_pairs
+from isodense.download.pairs import load_pairs
+from tests.download.sources import test_hh, test_stack_exchange, test_ultrafeedback
+from tests.download.test_collect import SECTION
 from tests.hub import Fault, Hub
-from tests.sources import test_hh, test_stack_exchange, test_ultrafeedback
-from tests.test_download import SECTION
 
 STAGE = Path(__file__).parents[2] / "stages/download.py"
 

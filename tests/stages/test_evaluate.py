@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from isodense.artifacts import content_sha256, read_manifest, write_manifest
+from isodense.pipeline.artifact import content_sha256, read_manifest, write_manifest
 from tests import tiny
 from tests.rl import ROOT, run_stage, write_inputs, write_reward
 
@@ -48,7 +48,7 @@ def test_an_empty_heldout_split_is_one_message_without_a_traceback(tmp_path: Pat
 @pytest.mark.parametrize("module", ["reward", "train", "evaluate"])
 def test_params_are_checked_before_anything_heavy_is_imported(module: str):
     code = (
-        f"import sys, isodense.{module}, isodense.stage;"
+        f"import sys, isodense.{module}, isodense.pipeline.stage;"
         "print({'torch', 'transformers', 'trl', 'scipy', 'datasets'} & set(sys.modules))"
     )
     environ = {"PYTHONPATH": str(ROOT / "src")}

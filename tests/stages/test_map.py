@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import yaml
 
-from isodense.artifacts import publishing, require_same_ids, write_manifest
-from isodense.coordinates import load_coordinates
-from isodense.graph import DISTANCES, HELDOUT, HELDOUT_DISTANCES, HELDOUT_INDICES, INDICES
-from isodense.neighbors import knn_graph, nearest
-from isodense.prompts import PromptsParams
-from isodense.prompts import publish as publish_prompts
-from isodense.promptset import PromptSet, load_prompts
+from isodense.map.reader import load_coordinates
+from isodense.neighbors.build import knn_graph, nearest
+from isodense.neighbors.graph import DISTANCES, HELDOUT, HELDOUT_DISTANCES, HELDOUT_INDICES, INDICES
+from isodense.pipeline.artifact import publishing, require_same_ids, write_manifest
+from isodense.prompts.deduplicate import PromptsParams
+from isodense.prompts.deduplicate import publish as publish_prompts
+from isodense.prompts.reader import PromptSet, load_prompts
 from tests.rl import ROOT, snapshot
 from tests.tiny import user
 

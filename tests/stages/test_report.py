@@ -5,8 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.report.test_page import read, write_artifacts, write_results
 from tests.rl import ROOT, write_inputs
-from tests.test_report import read, write_artifacts, write_results
 
 
 def run(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from isodense.promptset import PromptSet, load_prompts
+from isodense.prompts.reader import PromptSet, load_prompts
 from tests.rl import run_stage, write_density, write_inputs, write_reward
 
 

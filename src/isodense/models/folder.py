@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from isodense.errors import ModelError
+from isodense.pipeline.errors import ModelError
 
 if TYPE_CHECKING:
     from isodense.models.publish import ModelParams

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from isodense.errors import ModelError
+from isodense.pipeline.errors import ModelError
 
 
 def dequantise(source: Path, out: Path) -> None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from isodense.hub import clear_errors
+from isodense.pipeline.hub_errors import clear_errors
 
 if TYPE_CHECKING:
     from isodense.models.publish import ModelParams

@@ -35,7 +35,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import NanoChatConfig, NanoChatForCausalLM, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from isodense.errors import ModelError
+from isodense.pipeline.errors import ModelError
 
 Source = Literal["base", "mid", "sft", "rl"]
 FOLDERS = {"base": "base", "mid": "mid", "sft": "chatsft", "rl": "chatrl"}  # …_checkpoints

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from isodense.artifacts import publishing, write_manifest
-from isodense.errors import ModelError
-from isodense.params import as_dict, param
+from isodense.pipeline.artifact import publishing, write_manifest
+from isodense.pipeline.errors import ModelError
+from isodense.pipeline.params import as_dict, param
 
 CHECKPOINT = re.compile(r"(base|mid|sft|rl)(/[^/]+(/[0-9]+)?)?")
 SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".jinja"}

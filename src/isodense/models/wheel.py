@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from isodense.artifacts import sha256_file
-from isodense.errors import ModelError
+from isodense.pipeline.artifact import sha256_file
+from isodense.pipeline.errors import ModelError
 
 if TYPE_CHECKING:
     from isodense.models.publish import ModelParams

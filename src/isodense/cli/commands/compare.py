@@ -1,0 +1,41 @@
+"""``isodense compare``: ways to sample, several seeds each, as DVC experiments."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from isodense.cli.commands._arguments import positive
+
+ARMS = ("uniform", "density", "count", "density-reward", "density-both")
+OUTPUT = Path("reports/compare")
+
+
+def add(commands: Any) -> None:
+    """Declare the command."""
+    parser = commands.add_parser(
+        "compare",
+        help=run.__doc__,
+        description=f"{run.__doc__} Arms: uniform (every distinct prompt alike), density (by "
+        "the weights), count (as often as asked, so copies count), density-reward (the weights in "
+        "the reward only), density-both. All have the same steps and completions. Runs that exist "
+        "already are not run again, so a comparison can be cut off, or get more seeds.",
+        epilog="example: isodense compare --arms uniform density --seeds 5 -S train.max_steps=200",
+    )
+    parser.add_argument("--arms", choices=ARMS, nargs="+", default=ARMS, help="first: the base")
+    parser.add_argument("--seeds", type=positive, default=3, help="of draws and completions (3)")
+    parser.add_argument(
+        "-S", "--set-param", action="append", default=[], metavar="KEY=VALUE", help="for all arms"
+    )
+    parser.add_argument("--output", type=Path, default=OUTPUT, help=f"folder to write ({OUTPUT})")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run ways to sample as DVC experiments, several seeds each, and tabulate what came out."""
+    from isodense.evaluate.compare import compare, markdown
+
+    rows = compare(args.arms, args.seeds, args.set_param, args.output)
+    sys.stdout.write(f"{markdown(rows)}\nalso in {args.output}, with a figure\n")

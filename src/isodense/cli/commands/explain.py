@@ -1,0 +1,140 @@
+"""``isodense explain``: why a prompt has the weight it has, or what a new text would get."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from isodense.cli.commands._arguments import positive
+from isodense.pipeline.terminal import cut, printable, room, styled, table, wrap
+
+ABOUT = """Show a prompt's weight and where it comes from, or that of a text not in the set.
+
+The prompt is named by its id, the start of one, its text, or its conversation as a JSON list of
+messages; - reads it from standard input. A text that is not in the set is embedded and compared
+with all training prompts."""
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    why = commands.add_parser(
+        "explain",
+        help=ABOUT.splitlines()[0],
+        description=ABOUT,
+        epilog="example: isodense explain 'How do I boil an egg?'",
+    )
+    why.add_argument("prompt", help="id, start of an id, text, JSON messages, or -")
+    why.add_argument("--text", action="store_true", help="it is a text, whatever it looks like")
+    shown = "neighbours and near-copies to show at most (10)"
+    why.add_argument("--neighbors", type=positive, default=10, metavar="N", help=shown)
+    why.add_argument("--width", type=positive, metavar="N", help="columns of a text")
+    why.add_argument("--json", action="store_true", help="print JSON")
+    why.add_argument("--data", type=Path, default=Path("data"), help="folder of the artifacts")
+    encoder = Path("models/encoder")
+    why.add_argument("--encoder", type=Path, default=encoder, help="for a new text")
+    why.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the explanation."""
+    from isodense.inspect.explain import Folders, explain
+
+    data: Path = args.data
+    folders = Folders(
+        data / "prompts", data / "neighbors", data / "density", data / "embeddings", args.encoder
+    )
+    query = _standard_input() if args.prompt == "-" else args.prompt
+    report = explain(query, folders, args.neighbors, args.text)
+    text = json.dumps(report, indent=2) + "\n" if args.json else _described(report, args.width)
+    sys.stdout.write(text)
+
+
+def _standard_input() -> str:
+    from isodense.pipeline.errors import IsodenseError
+
+    try:
+        return sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        message = f"standard input is not UTF-8 (byte {error.start})"
+        raise IsodenseError(message, "convert it") from None
+
+
+def _described(report: dict[str, Any], width: int | None) -> str:
+    density, weight = report["density"], report["weight"]
+    text = [
+        styled(_title(report), "bold") + "\n",
+        "  " + wrap(report["prompt"]["text"], room(4, width), "  ") + "\n\n",
+        _weight_line(report["kind"], weight),
+        f"density  as of {density['distinct_prompts']:.1f} distinct prompts in the same place, "
+        f"itself included; denser than {density['denser_than']:.0%} of the training prompts\n",
+        *_why_lines(report),
+        *_copy_lines(report["copies"], report["kind"], width),
+    ]
+    if report["neighbors"]:
+        rows = [
+            (
+                f"{near['distance']:.3f}",
+                f"{near['cosine']:.3f}",
+                "copy" if near["near_copy"] else f"{near['counts']:.2f}",
+                f"{near['weight_over_mean']:.2f}",
+                cut(near["text"], room(36, width)),
+            )
+            for near in report["neighbors"]
+        ]
+        header = ("distance", "cosine", "counts", "weight", "nearest training prompts")
+        text.append("\n" + table(header, rows, left=header[-1:]))
+    return "".join(text)
+
+
+def _title(report: dict[str, Any]) -> str:
+    prompt = report["prompt"]
+    if report["kind"] == "new":
+        return f"a new text, not in the set (its id would be {prompt['id']})"
+    split = {"training": "training prompt", "heldout": "held-out prompt"}[report["kind"]]
+    times = "once" if prompt["count"] == 1 else f"{prompt['count']} times"
+    sources = ", ".join(f"{name} {count}" for name, count in prompt["sources"].items())
+    label = f"; label {prompt['label']}" if prompt.get("label") else ""
+    return printable(f"{split} {prompt['id']}, asked {times} ({sources}){label}")
+
+
+def _weight_line(kind: str, weight: dict[str, Any] | None) -> str:
+    if kind == "heldout":
+        return "weight   none: held-out prompts are never drawn for training\n"
+    if weight is None:
+        return "weight   not known: the density alone does not say it with this density.method\n"
+    would = "would be " if kind == "new" else ""
+    return (
+        f"weight   {would}{weight['over_mean']:.2f} times the mean, rank {weight['rank']} of "
+        f"{weight['of']}: {weight['draws_per_epoch']:.2f} draws expected in an epoch of "
+        f"{weight['of']} draws\n"
+    )
+
+
+def _why_lines(report: dict[str, Any]) -> list[str]:
+    why, count = report["why"], report["density"]["distinct_prompts"]
+    line = (
+        f"         1 for itself, {why['neighbors']:.1f} from its {why['nearest']} nearest, "
+        f"{why['beyond']:.1f} estimated to lie beyond them"
+    )
+    if abs(why["own_count"] - count) > 0.05:
+        line += f" ({why['own_count']:.1f} in all; its group of near-copies has {count:.1f})"
+    return [line + "\n"]
+
+
+def _copy_lines(copies: dict[str, Any], kind: str, width: int | None) -> list[str]:
+    number, radius = copies["number"], f"within {copies['radius']:.3f}"
+    if not number:
+        return [f"copies   none: no training prompt lies {radius}\n"]
+    shared = {
+        "training": f"the {number + 1} of them share one weight",
+        "heldout": "it has their density",
+        "new": f"the {number + 1} of them would share one weight",
+    }[kind]
+    plural = "near-copy" if number == 1 else "near-copies"
+    shown = [f"         {cut(one['text'], room(11, width))}\n" for one in copies["prompts"]]
+    more = number - len(shown)
+    last = [f"         and {more} more\n"] if more else []
+    return [f"copies   {number} {plural}, {radius} or chained: {shared}\n", *shown, *last]

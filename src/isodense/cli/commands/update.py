@@ -1,0 +1,121 @@
+"""``isodense update``: take new prompts in, and say what they did to the weights."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from isodense.cli.commands._arguments import not_negative, positive
+
+if TYPE_CHECKING:
+    from isodense.inspect.growth import Growth
+
+ABOUT = "Take new prompts in, run `dvc repro density`, and say how the weights moved."
+MOVED = 0.1  # change of weight over mean above which a prompt has moved
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+TAKEN = 24  # columns before a prompt
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    grow = commands.add_parser(
+        "update",
+        help=ABOUT,
+        description=f"{ABOUT} Files are added to download.local.files in params.yaml, which keeps "
+        "its comments; without files, params.yaml is taken as you changed it. Weights are given "
+        "over the mean weight. What DVC prints goes to standard error.",
+        epilog="example: isodense update more.jsonl",
+    )
+    forms = "JSONL, JSONL.gz or parquet, as the source local reads them"
+    grow.add_argument("files", type=Path, nargs="*", help=forms)
+    grow.add_argument("--since", metavar="REV", help="compare with this git revision")
+    grow.add_argument("--top", type=not_negative, default=10, help="prompts to show of a kind (10)")
+    grow.add_argument("--width", type=positive, help="columns of a prompt (what there is room for)")
+    grow.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Take the files in and print the summary."""
+    from isodense.cli.append import update
+
+    found = update(args.files, args.since)
+    sys.stdout.write(describe(found, Path("data/prompts"), args.top, args.width))
+
+
+def describe(found: Growth, prompts: Path, top: int, width: int | None = None) -> str:
+    """Return the summary as text.
+
+    Parameters
+    ----------
+    found : Growth
+    prompts : Path
+        The prompts as they are now.
+    top : int
+        Prompts to show of a kind.
+    width : int, optional
+        Columns of a prompt; by default what there is room for.
+    """
+    from isodense.inspect.growth import read_texts
+    from isodense.pipeline.terminal import cut, room
+
+    new = set(found.new)
+    copies = [copy for copy in found.copies if copy.other not in new]
+    rare = sorted(found.weights, key=lambda row: (-found.weights[row], row))[:top]
+    again = sorted(found.again, key=lambda one: (one[1] - one[2], one[0]))
+    rows = {*rare, *(row for copy in copies[:top] for row in (copy.row, copy.other))}
+    texts = read_texts(prompts, rows | {one[0] for one in again[:top]})
+    shown = {row: cut(text, room(TAKEN, width)) for row, text in texts.items()}
+
+    text = _counts(found) + _moves(found)
+    among = len(found.copies) - len(copies)
+    others = f"; of other new ones: {among}" if among else ""
+    text += f"\nnew near-copies of prompts that were there: {len(copies)}{others}\n"
+    for copy in copies[:top]:
+        split = "" if copy.row in found.weights else " (held out)"
+        text += f"  {copy.distance:.3f}  {shown[copy.row]}{split}\n"
+        text += f"      of {shown[copy.other]}\n"
+    if again:
+        text += f"\nprompts that were there and were asked again, word for word: {len(again)}\n"
+    for row, before, now in again[:top]:
+        text += f"  {before} -> {now} times  {shown[row]}\n"
+    if rare:
+        text += "\nmost weighted new prompts, rare or garbage: have a look\n"
+    return text + "".join(f"  {found.weights[row]:5.2f}  {shown[row]}\n" for row in rare)
+
+
+def _counts(found: Growth) -> str:
+    heldout = len(found.new) - len(found.weights)
+    text = f"{found.before} prompts before, {len(found.prompts)} now: {len(found.new)} new"
+    text += f", {heldout} of them held out\n" if found.new else "\n"
+    if found.removed:
+        text += f"prompts that are gone: {found.removed}\n"
+    if found.shards:
+        text += f"new shards of embeddings: {found.shards[0]} of {found.shards[1]}\n"
+    if not found.appended:
+        text += (
+            "the prompts that were there are no longer the first rows in the same order: "
+            "shards from the first difference on are others\n"
+        )
+    return text
+
+
+def _moves(found: Growth) -> str:
+    import numpy as np
+
+    ratios = found.ratios
+    if not len(ratios):
+        return "\nno training prompt was there before\n"
+    values = ", ".join(f"{value:.2f}" for value in np.quantile(ratios, QUANTILES))
+    names = ", ".join(f"{quantile:.0%}" for quantile in QUANTILES)
+    moved = (np.abs(ratios - 1) > MOVED).mean()
+    halved = (ratios <= 1 / 2).mean()
+    text = (
+        f"\nweights of the {len(ratios)} training prompts that were there, now over before\n"
+        f"  quantiles {names}: {values}\n"
+        f"  moved by more than {MOVED:.0%}: {moved:.1%}; halved or less: {halved:.1%}\n"
+    )
+    if found.agreement is not None:
+        text += f"  rank correlation: {found.agreement:.3f}\n"
+    return text

@@ -1,0 +1,60 @@
+"""``isodense verify``: compare artifacts with their manifests."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from isodense.cli.commands._arguments import positive
+from isodense.pipeline.artifact import MANIFEST, read_manifest, verify_files
+from isodense.pipeline.errors import ArtifactError
+
+PROMPTS, ENCODER = Path("data/prompts"), Path("models/encoder")
+REPULL = "run `dvc repro embeddings`, or `dvc pull models` for the model it was made with"
+
+
+def add(commands: Any) -> None:
+    """Declare the command."""
+    parser = commands.add_parser(
+        "verify",
+        help=run.__doc__,
+        description=run.__doc__,
+        epilog="example: isodense verify data/density data/embeddings",
+    )
+    parser.add_argument("artifacts", type=Path, nargs="+", help="artifact folders")
+    again = "embed this many prompts of an embeddings artifact again and compare"
+    parser.add_argument("--recompute", type=positive, metavar="N", help=again)
+    parser.add_argument("--prompts", type=Path, default=Path("data/prompts"), help="their prompts")
+    parser.add_argument(
+        "--encoder", type=Path, default=Path("models/encoder"), help="their encoder"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Compare every file of the artifacts with their manifests."""
+    for folder in args.artifacts:
+        kind = _kind(folder)
+        manifest = read_manifest(folder, kind)
+        verify_files(folder, manifest)
+        sys.stdout.write(f"{folder}: {kind}, {len(manifest['files'])} files as its manifest says\n")
+        if args.recompute and kind == "embeddings":
+            from isodense.embeddings.verify import recompute
+
+            verdict = recompute(folder, args.prompts, args.encoder, args.recompute)
+            count = min(args.recompute, manifest["rows"])
+            sys.stdout.write(f"{folder}: {count} prompts embedded again: {verdict}\n")
+            if verdict.startswith("different"):
+                raise ArtifactError(f"{folder} was not made by the model in {args.encoder}", REPULL)
+
+
+def _kind(folder: Path) -> str:
+    """Return which stage made the artifact, from its manifest."""
+    try:
+        return str(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["kind"])
+    except (OSError, ValueError, KeyError, TypeError):
+        message = f"{folder} is not an artifact: it has no readable {MANIFEST}"
+        raise ArtifactError(message, "name a folder such as data/density") from None

@@ -1,0 +1,306 @@
+"""Handing prompts, weights and vectors to other code, without DVC or isodense on the other side.
+
+``prototype`` writes the four files that the research prototype's training script reads; ``parquet``
+and ``jsonl`` write one table for TRL, ``datasets``, pandas or DuckDB; ``verl`` and ``openrlhf``
+write one as those trainers read it. All hold the training prompts only, in the order of
+``data/prompts``, or a plan of draws from them; a second file may hold the held-out prompts. The
+artifacts are joined by the hash of their prompt ids.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from isodense.cli.trainer_formats import arrow_type, openrlhf_row, table_row, verl_row
+from isodense.embeddings.reader import load_vectors
+from isodense.pipeline.artifact import publishing, require_same_ids, write_json
+from isodense.pipeline.errors import ArtifactError, IsodenseError, ModelError
+from isodense.pipeline.jsonl import write_jsonl
+from isodense.prompts.reader import PromptSet, Split, load_prompts
+from isodense.sampling.weights import Weights, load_weights
+
+Format = Literal["prototype", "parquet", "jsonl", "verl", "openrlhf"]
+Sampling = Literal["density", "uniform", "count"]
+LAYOUTS = {"parquet": table_row, "jsonl": table_row, "verl": verl_row, "openrlhf": openrlhf_row}
+FORMATS = ("prototype", *LAYOUTS)
+SUFFIXES = {"verl": ".parquet", "openrlhf": ".jsonl"}  # they choose the reader by it
+ROWS = 1024  # of a parquet row group, and of a block of vectors
+
+
+@dataclass(frozen=True)
+class Draws:
+    """A plan: which prompts are drawn, and how often.
+
+    Attributes
+    ----------
+    size : int
+        Number of draws.
+    seed : int
+        Names the stream of draws; see :func:`isodense.sampling.draw.draw`.
+    sampling : {"density", "uniform", "count"}
+        Draw by the weights of the density stage, all alike, or as often as was asked.
+    """
+
+    size: int
+    seed: int = 0
+    sampling: Sampling = "density"
+
+
+@dataclass(frozen=True)
+class _Table:
+    """The prompts of a split with what belongs to them, and the order in which to write them.
+
+    `order` has row numbers of `prompts`: those of the draws where `drawn`, else all, rising.
+    `measures` are arrays of shape (len(prompts),) by column: weight and density, and none for
+    held-out prompts. `vectors` has the rows of both splits, and no column where none are wanted;
+    `positions` are those of `prompts`.
+    """
+
+    prompts: PromptSet
+    measures: dict[str, np.ndarray]
+    vectors: np.ndarray
+    positions: np.ndarray
+    order: np.ndarray
+    drawn: bool = False
+
+    def blocks(self) -> Iterator[slice]:
+        """Yield the rows to write in blocks of `ROWS`."""
+        for start in range(0, len(self.order), ROWS):
+            yield slice(start, start + ROWS)
+
+
+def export(
+    data: Path,
+    fmt: Format,
+    out: Path,
+    vectors: bool = False,
+    encoder: Path | None = None,
+    draws: Draws | None = None,
+    heldout: Path | None = None,
+) -> dict[str, Any]:
+    """Write the training prompts of a data folder, or draws from them, for other code.
+
+    Parameters
+    ----------
+    data : Path
+        A folder with the artifacts ``prompts``, ``density`` and, where vectors are wanted,
+        ``embeddings``.
+    fmt : {"prototype", "parquet", "jsonl", "verl", "openrlhf"}
+        ``prototype``: a folder with ``embeddings.npy``, ``density_weights.npy``,
+        ``prompts_list.json`` and ``embeddings_metadata.json``. ``parquet`` and ``jsonl``: one file
+        with the columns ``id``, ``prompt``, ``text``, ``count``, ``label`` (if all prompts have
+        one), ``weight`` and ``density``. ``verl`` (parquet) and ``openrlhf`` (JSONL): one file in
+        the trainer's own columns, see :mod:`isodense.cli.trainer_formats`.
+    out : Path
+        The new folder or file.
+    vectors : bool, default False
+        Add the column ``embedding`` to ``parquet`` or ``jsonl``. The prototype's folder always has
+        the vectors.
+    encoder : Path, optional
+        The encoder's folder, whose ``config.json`` gives the prototype's ``model_vocab_size`` and
+        ``model_n_embd``; null without it.
+    draws : Draws, optional
+        Write one row per draw, in the order of the draws and with its number as ``draw``, instead
+        of one per prompt. ``weight`` stays the prompt's own, whatever the sampling.
+    heldout : Path, optional
+        A second new file with the held-out prompts, which have no weight and no density.
+
+    Returns
+    -------
+    dict
+        ``format``, ``rows``, ``dim`` (0 without vectors) and, with a second file, ``heldout``, its
+        rows.
+
+    Raises
+    ------
+    IsodenseError
+        If the format has no place for what is asked, or its trainer could not read a file of that
+        name.
+    ArtifactError
+        If `out` or `heldout` exists, no prompt is held out, or the artifacts are incomplete or
+        belong to different prompts.
+    """
+    _check(fmt, out, vectors, draws, heldout)
+    prompts = load_prompts(data / "prompts")
+    train = _load(data, prompts, vectors or fmt == "prototype", draws)
+    dim = train.vectors.shape[1]
+    report: dict[str, Any] = {"format": fmt, "rows": len(train.order), "dim": dim}
+    if fmt == "prototype":
+        _write_prototype(train, out, _model_sizes(encoder))
+        return report
+    tables = {out: train}
+    if heldout is not None:
+        tables[heldout] = _heldout(prompts, train.vectors)
+        report["heldout"] = len(tables[heldout].order)
+    _write_tables(tables, fmt)
+    return report
+
+
+def _check(
+    fmt: Format, out: Path, vectors: bool, draws: Draws | None, heldout: Path | None
+) -> None:
+    if fmt not in FORMATS:
+        raise IsodenseError(f"no format {fmt!r}", "use " + ", ".join(FORMATS))
+    if fmt == "prototype" and (draws or heldout):
+        message = "the prototype's folder holds every training prompt once, and no other"
+        raise IsodenseError(message, "use another format for draws and held-out prompts")
+    if fmt in SUFFIXES and vectors:
+        raise IsodenseError(f"{fmt} has no use for vectors", "use parquet or jsonl")
+    if out == heldout:
+        raise IsodenseError(f"{out} cannot hold both splits", "name two files")
+    for path in (out, heldout):
+        if path is None:
+            continue
+        if path.exists():
+            raise ArtifactError(f"{path} exists already", "name a new one, or remove this one")
+        if path.suffix != SUFFIXES.get(fmt, path.suffix):
+            raise IsodenseError(f"{fmt} does not read {path}", f"end its name in {SUFFIXES[fmt]}")
+
+
+def _load(data: Path, prompts: PromptSet, with_vectors: bool, draws: Draws | None) -> _Table:
+    train = prompts.split("train")
+    weights = load_weights(data / "density")
+    require_same_ids(train.ids_sha256, weights.metadata, f"the weights in {data / 'density'}")
+    vectors = np.empty((len(prompts), 0), dtype=np.float32)
+    if with_vectors:
+        vectors, manifest = load_vectors(data / "embeddings")
+        where = f"the vectors in {data / 'embeddings'}"
+        require_same_ids(prompts.ids_sha256, manifest, where)
+    order = np.arange(len(train)) if draws is None else _drawn(train, weights, draws)
+    measures = {"weight": weights.weights, "density": weights.density}
+    positions = _positions(prompts, "train")
+    return _Table(train, measures, vectors, positions, order, drawn=draws is not None)
+
+
+def _drawn(train: PromptSet, weights: Weights, draws: Draws) -> np.ndarray:
+    from isodense.sampling.draw import draw
+    from isodense.train.train import prompt_weights
+
+    return draw(prompt_weights(train, weights, draws.sampling), draws.size, draws.seed)
+
+
+def _heldout(prompts: PromptSet, vectors: np.ndarray) -> _Table:
+    heldout = prompts.split("heldout")
+    if not len(heldout):
+        message = "no prompt is held out"
+        raise ArtifactError(message, "raise prompts.heldout and run `dvc repro`, or leave it out")
+    positions = _positions(prompts, "heldout")
+    return _Table(heldout, {}, vectors, positions, np.arange(len(heldout)))
+
+
+def _positions(prompts: PromptSet, split: Split) -> np.ndarray:
+    return np.array(prompts.positions(split), dtype=np.intp)
+
+
+def _model_sizes(encoder: Path | None) -> dict[str, int | None]:
+    """Return vocabulary and hidden size of the encoder, in the prototype's words."""
+    config: dict[str, Any] = {}
+    if encoder is not None:
+        try:
+            config = json.loads((encoder / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            message = f"{encoder} holds no model (no readable config.json)"
+            raise ModelError(message, "run `dvc repro models`") from None
+    return {
+        "model_vocab_size": config.get("vocab_size"),
+        "model_n_embd": config.get("hidden_size"),
+    }
+
+
+def _write_prototype(train: _Table, out: Path, sizes: dict[str, int | None]) -> None:
+    weights = train.measures["weight"]
+    shape = len(train.prompts), train.vectors.shape[1]
+    with publishing(out) as scratch:
+        path = scratch / "embeddings.npy"
+        target = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+        for rows in train.blocks():
+            target[rows] = train.vectors[train.positions[rows]]
+        target.flush()
+        np.save(scratch / "density_weights.npy", weights.astype(np.float32), allow_pickle=False)
+        write_json(scratch / "prompts_list.json", train.prompts.texts)
+        metadata = _prototype_metadata(shape, weights, sizes)
+        write_json(scratch / "embeddings_metadata.json", metadata)
+
+
+def _prototype_metadata(
+    shape: tuple[int, int], weights: np.ndarray, sizes: dict[str, int | None]
+) -> dict[str, Any]:
+    wide = weights.astype(np.float64)
+    return {
+        "n_prompts": shape[0],
+        "embedding_dim": shape[1],
+        "embedding_dtype": "float32",
+        "weights_dtype": "float32",
+        **sizes,
+        "normalization": "L2 unit vectors",
+        "weights_min": float(wide.min()),
+        "weights_max": float(wide.max()),
+        "weights_mean": float(wide.mean()),
+        "weights_std": float(wide.std()),
+    }
+
+
+def _write_tables(tables: dict[Path, _Table], fmt: Format) -> None:
+    """Write the files under temporary names, and rename them when all are complete."""
+    scratch = {out: out.with_name(out.name + ".tmp") for out in tables}
+    for out, table in tables.items():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        groups = _row_groups(table, fmt)
+        if fmt in ("parquet", "verl"):
+            _write_parquet(groups, scratch[out])
+        else:
+            write_jsonl(scratch[out], (_plain(row) for rows in groups for row in rows))
+    for out, path in scratch.items():
+        path.replace(out)
+
+
+def _row_groups(table: _Table, fmt: Format) -> Iterator[list[dict[str, Any]]]:
+    """Yield the rows in blocks; an embedding is an array of shape (dim,), float32."""
+    layout = LAYOUTS[fmt]
+    labels = table.prompts.labels if layout is table_row else None
+    for block in table.blocks():
+        picked = table.order[block]
+        columns = _columns(table, picked, block.start, labels)
+        yield [
+            layout(table.prompts.rows[row], dict(zip(columns, values, strict=True)), number)
+            for number, (row, *values) in enumerate(
+                zip(picked.tolist(), *columns.values(), strict=True), block.start
+            )
+        ]
+
+
+def _columns(
+    table: _Table, picked: np.ndarray, start: int, labels: list[str] | None
+) -> dict[str, Any]:
+    """Return what belongs to the `picked` prompts, by column; `start` is the first one's row."""
+    columns: dict[str, Any] = {}
+    if labels is not None:
+        columns["label"] = [labels[row] for row in picked]
+    columns |= {name: values[picked].tolist() for name, values in table.measures.items()}
+    if table.drawn:
+        columns["draw"] = range(start, start + len(picked))
+    if table.vectors.shape[1]:
+        columns["embedding"] = table.vectors[table.positions[picked]]
+    return columns
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """Return `row` as JSON can hold it."""
+    return row | {"embedding": row["embedding"].tolist()} if "embedding" in row else row
+
+
+def _write_parquet(groups: Iterator[list[dict[str, Any]]], path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    first = next(groups)
+    schema = pa.schema([(name, arrow_type(value)) for name, value in first[0].items()])
+    with pq.ParquetWriter(path, schema) as writer:
+        for rows in (first, *groups):
+            writer.write_table(pa.Table.from_pylist(rows, schema=schema))

@@ -1,0 +1,1 @@
+"""Stage ``density``: density of every prompt, and weights that fall with it."""

@@ -1,0 +1,1 @@
+"""Checks of whether a checkout is fit to run."""

@@ -1,0 +1,80 @@
+"""Whether the GPU that is asked for is there, computes in the dtype, and holds the training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from isodense.doctor.checks.project import Finding, Project, size
+from isodense.doctor.checks.space import training_bytes
+
+DDP = "ISODENSE_LAUNCH='accelerate launch --config_file configs/ddp.yaml'"
+
+
+def check_device(project: Project) -> Iterator[Finding]:
+    """Whether base.device is there, and how many GPUs a process would see."""
+    import torch
+
+    base = project.sections.get("base")
+    if base is None:
+        return
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if base.device == "cuda" and not count:
+        text = "base.device is cuda, but torch sees no GPU"
+        remedy = "set base.device: auto; or install torch for your CUDA driver (make TORCH=...)"
+        yield Finding("device", "problem", text, remedy)
+    elif base.device == "cpu" and count:
+        text = f"base.device is cpu, though there are {count} GPUs"
+        yield Finding("device", "warning", text, "set base.device: auto")
+    elif not count:
+        yield Finding("device", "ok", "no GPU: stages compute on the CPU")
+    elif count > 1 and not project.launcher:
+        text = f"one process sees {count} GPUs, which TRL does not train on"
+        yield Finding("device", "problem", text, f"set {DDP}, or CUDA_VISIBLE_DEVICES to one")
+    elif project.processes > count:
+        text = f"ISODENSE_LAUNCH starts {project.processes} processes for {count} GPUs"
+        yield Finding("device", "problem", text, f"start {count}")
+    else:
+        yield Finding("device", "ok", f"{count} x {torch.cuda.get_device_name(0)}")
+
+
+def check_dtype(project: Project) -> Iterator[Finding]:
+    """Whether the device computes in bfloat16, where that is what it would do."""
+    import torch
+
+    base, train = project.sections.get("base"), project.sections.get("train")
+    embeddings = project.sections.get("embeddings")
+    gpu = torch.cuda.is_available() and base is not None and base.device != "cpu"
+    able = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    if gpu and not able and train is not None and train.grpo.get("bf16", True):
+        text = "this GPU has no bfloat16, which training uses by default"
+        yield Finding("dtype", "problem", text, "set train.grpo: {bf16: false, fp16: true}")
+    if embeddings is not None and embeddings.precision == "bfloat16" and not able:
+        where = "this GPU" if gpu else "a CPU"
+        text = f"embeddings.precision is bfloat16, on {where} slower than float32 and less exact"
+        yield Finding("dtype", "warning", text, "set embeddings.precision: float32")
+    if able:
+        yield Finding("dtype", "ok", "the GPU computes in bfloat16")
+
+
+def check_gpu_memory(project: Project) -> Iterator[Finding]:
+    """Whether training fits onto a GPU."""
+    import torch
+
+    base, train = project.sections.get("base"), project.sections.get("train")
+    if base is None or train is None or base.device == "cpu" or not torch.cuda.is_available():
+        return
+    needed = training_bytes(project, half=True)
+    if not needed:
+        return
+    total = torch.cuda.get_device_properties(0).total_memory
+    kind = "all weights" if train.lora is None else "LoRA"
+    text = f"training ({kind}) takes about {size(needed)} of {size(total)}"
+    remedy = "lower train.completions_per_pass, set train.grpo.gradient_checkpointing: true"
+    remedy += ", set train.lora" if train.lora is None else ""
+    remedy += ", or share the policy out: configs/fsdp.yaml"
+    if needed > total:
+        yield Finding("GPU memory", "problem", text, remedy)
+    elif needed > 0.8 * total:
+        yield Finding("GPU memory", "warning", text, remedy)
+    else:
+        yield Finding("GPU memory", "ok", text)

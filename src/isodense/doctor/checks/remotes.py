@@ -1,0 +1,61 @@
+"""Whether each of DVC's remotes answers, and refuses what is damaged."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from isodense.doctor.checks.probe import WRONG
+from isodense.doctor.checks.project import Finding, Level, Project
+from isodense.sampling.remote import without_password
+
+PATIENCE = 15.0  # seconds for all remotes: they are asked at the same time
+PROBE = Path(__file__).with_name("probe.py")
+
+
+def check_remotes(project: Project) -> Iterator[Finding]:
+    """Ask every remote for its list, all at once."""
+    remotes = project.dvc["remote"]
+    default = project.dvc["core"].get("remote")
+    if not remotes:
+        text = "there is none: nothing can be shared"
+        yield Finding("remotes", "warning", text, "dvc remote add -d storage URL")
+        return
+    if default not in remotes:
+        text = f"the default remote {default!r} is not configured" if default else "none is default"
+        yield Finding("remotes", "warning", text, f"dvc remote default {next(iter(remotes))}")
+    asked, end = {name: _ask(project, name) for name in remotes}, time.monotonic() + PATIENCE
+    for name, settings in remotes.items():
+        level, text, remedy = _answer(asked[name], end - time.monotonic())
+        shown = without_password(f"{settings.get('url')} {text}")
+        yield Finding(f"remote {name}", level, shown, remedy)
+        if not settings.get("verify"):
+            text = "verify is off: a damaged file in it is taken for good"
+            remedy = f"dvc remote modify {name} verify true"
+            yield Finding(f"remote {name}", "warning", text, remedy)
+
+
+def _ask(project: Project, name: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-P", str(PROBE), str(project.root), name]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        command, cwd=project.root, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True
+    )
+
+
+def _answer(asked: subprocess.Popen[str], patience: float) -> tuple[Level, str, str]:
+    try:
+        out, error = asked.communicate(timeout=max(patience, 0.1))
+    except subprocess.TimeoutExpired:
+        asked.kill()
+        asked.communicate()
+        return "problem", f"has not answered within {PATIENCE:.0f} s", WRONG
+    if asked.returncode:
+        lines = [line for line in error.splitlines() if line.strip()]
+        return "problem", f"fails: {lines[-1] if lines else asked.returncode}", WRONG
+    level, text, remedy = json.loads(out)
+    return level, text, remedy

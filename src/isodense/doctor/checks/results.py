@@ -1,0 +1,112 @@
+"""Whether what has been computed so far suits what comes next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from isodense.doctor.checks.project import Finding, Project
+from isodense.doctor.checks.space import policy_config
+from isodense.pipeline.artifact import read_manifest
+from isodense.pipeline.errors import TrainingError
+
+SAMPLE = 500  # prompts whose tokens are counted
+OFTEN = 0.05  # share of prompts cut or passed over that is worth a word
+
+
+def check_context(project: Project) -> Iterator[Finding]:
+    """Whether the longest prompt and answer of training fit into the policy's context."""
+    train, context = (
+        project.sections.get("train"),
+        policy_config(project).get("max_position_embeddings"),
+    )
+    if train is None or not isinstance(context, int):
+        return
+    tokens = train.max_prompt_tokens + train.max_completion_tokens
+    text = f"train.max_prompt_tokens + max_completion_tokens = {tokens}, the policy reads {context}"
+    if tokens > context:
+        yield Finding("context", "problem", text, f"let them sum to {context} at most")
+    else:
+        yield Finding("context", "ok", text)
+
+
+def check_lengths(project: Project) -> Iterator[Finding]:
+    """How many prompts training would pass over, and how many the encoder has cut."""
+    train, prompts = project.sections.get("train"), project.root / "data" / "prompts"
+    policy = project.root / "models" / "policy"
+    if train is not None and _made(prompts) and _made(policy):
+        long, asked = _too_long(prompts, policy, train.max_prompt_tokens)
+        text = f"{long} of {asked} training prompts exceed train.max_prompt_tokens = "
+        text += f"{train.max_prompt_tokens} and are passed over"
+        if long == asked:
+            yield Finding("lengths", "problem", text, "raise train.max_prompt_tokens")
+        elif long > OFTEN * asked:
+            yield Finding("lengths", "warning", text, "raise train.max_prompt_tokens")
+        else:
+            yield Finding("lengths", "ok", text)
+    found = project.metrics("reports/metrics/embeddings.json").get("embeddings", {})
+    cut, embeddings = found.get("truncated_share", 0.0), project.sections.get("embeddings")
+    if cut > OFTEN and embeddings is not None:
+        text = f"the encoder cut {cut:.0%} of the prompts at {embeddings.max_tokens} tokens"
+        remedy = "raise embeddings.max_tokens, as far as the encoder reads"
+        yield Finding("lengths", "warning", text, remedy)
+
+
+def check_reward(project: Project) -> Iterator[Finding]:
+    """Whether the reward knows better than the answer's length."""
+    from isodense.reward.check import require_better_than_length
+
+    folder, train = project.root / "models" / "reward", project.sections.get("train")
+    if not _made(folder):
+        return
+    manifest = read_manifest(folder, "reward")
+    if not isinstance(manifest.get("check"), dict):
+        return  # a function, which no pairs were given to
+    try:
+        require_better_than_length(manifest, "models/reward")
+    except TrainingError as error:
+        warned = train is not None and train.on_weak_reward == "warn"
+        yield Finding("reward", "warning" if warned else "problem", error.message, error.remedy)
+        return
+    check = manifest["check"]
+    text = f"right in {check['heldout']:.1%} of the held-out pairs, length alone in "
+    yield Finding("reward", "ok", f"{text}{check['length_only']:.1%}")
+
+
+def check_recall(project: Project) -> Iterator[Finding]:
+    """Whether the neighbours are as true as neighbors.recall_floor asks for now."""
+    folder, wanted = project.root / "data" / "neighbors", project.sections.get("neighbors")
+    found = project.metrics("reports/metrics/neighbors.json").get("neighbors", {})
+    if _made(folder):
+        found = read_manifest(folder, "neighbors")
+    if wanted is None or "recall" not in found:
+        return
+    text = f"{found['recall']:.1%} of the true neighbours found ({found['method']})"
+    if found["recall"] < wanted.recall_floor:
+        text += f", below neighbors.recall_floor = {wanted.recall_floor}"
+        remedy = "set neighbors.method: exact, or raise neighbors.recall_sample; dvc repro"
+        yield Finding("neighbours", "problem", text, remedy)
+    else:
+        yield Finding("neighbours", "ok", text)
+
+
+def _made(folder: Path) -> bool:
+    return (folder / "manifest.json").is_file()
+
+
+def _too_long(prompts: Path, policy: Path, most: int) -> tuple[int, int]:
+    """Return how many of a sample of training prompts are longer, and the sample's size."""
+    from isodense.inspect.lookup import HELDOUT, heldout_rows, lines
+    from isodense.models.policy import load_tokenizer, prompt_tokens
+
+    train = int((~heldout_rows(prompts)).sum())
+    chosen = set(np.linspace(0, train - 1, min(SAMPLE, train)).round().astype(int).tolist())
+    place = iter(range(train))
+    rows = [
+        line.row["prompt"]
+        for line in lines(prompts, lambda _, raw: HELDOUT not in raw and next(place) in chosen)
+    ]
+    ids = prompt_tokens(load_tokenizer(policy), rows)
+    return sum(len(row) > most for row in ids), len(rows)

@@ -1,0 +1,61 @@
+"""Params, and the variables of launchers, before a stage trips over them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+
+from isodense.doctor.checks.project import Finding, Project
+from isodense.pipeline.errors import TrainingError
+
+
+def check_params(project: Project) -> Iterator[Finding]:
+    """All faults of params.yaml at once, as the stages would find them one after the other."""
+    for fault in project.faults:
+        yield Finding("params", "problem", fault, "correct params.yaml")
+    if not project.faults:
+        yield Finding("params", "ok", f"{len(project.sections)} sections of params.yaml are valid")
+
+
+def check_batches(project: Project) -> Iterator[Finding]:
+    """Whether the completions of a step can be shared out, and TRL takes the settings."""
+    from isodense.train.train import draws_needed, make_config
+
+    train = project.sections.get("train")
+    if train is None:
+        return
+    completions, count = train.prompts_per_step * train.num_generations, project.processes
+    text = f"{train.prompts_per_step} prompts of {train.num_generations} completions a step"
+    if completions % count:
+        remedy = "change train.prompts_per_step, train.num_generations, or the number of processes"
+        yield Finding("batches", "problem", f"{text} do not divide over {count} processes", remedy)
+        return
+    world = os.environ.pop("WORLD_SIZE", None)  # this is one process, whatever it was started in
+    try:
+        config = make_config(train, 0, "cpu", project.scratch)
+    except TrainingError as error:
+        yield Finding("batches", "problem", error.message, error.remedy or "change section train")
+        return
+    finally:
+        if world is not None:
+            os.environ["WORLD_SIZE"] = world
+    yield Finding("batches", "ok", f"{text}, {draws_needed(config)} draws in all")
+
+
+def check_launcher(project: Project) -> Iterator[Finding]:
+    """Whether several processes have been started, or asked for, in the way stages expect."""
+    name, launcher = "launcher", project.launcher
+    if launcher and not shutil.which(launcher[0]):
+        text = f"ISODENSE_LAUNCH names {launcher[0]!r}, which is not on PATH"
+        yield Finding(name, "problem", text, "correct it, or activate the environment it is in")
+    tasks = os.environ.get("SLURM_NTASKS", "1")
+    if tasks not in ("1", "") and "SLURM_JOB_ID" in os.environ:
+        text = f"SLURM starts {tasks} tasks (SLURM_NTASKS): each would run the pipeline"
+        remedy = "ask for --ntasks-per-node 1 and set ISODENSE_LAUNCH to start the processes"
+        yield Finding(name, "warning", text, remedy)
+    if world := os.environ.get("WORLD_SIZE"):
+        text = f"WORLD_SIZE is {world} here, so that each stage waits for {world} processes"
+        remedy = "unset WORLD_SIZE RANK LOCAL_RANK, and set ISODENSE_LAUNCH instead"
+        if world != "1":
+            yield Finding(name, "problem", text, remedy)

@@ -1,0 +1,212 @@
+"""Whether what a run writes and holds fits on the disks and into memory.
+
+Estimates, meant to be right within a factor of two: the shapes of what is written are known, and
+what training holds is counted as weights, gradients and Adam's two moments in float32, logits, and
+34 bytes per token, layer and column for the activations of a block in 16 bits (Korthikanti et al.
+2022, arXiv 2205.05198), twice that in float32.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from isodense.doctor.checks.project import Finding, Project, size
+from isodense.pipeline.cache import KEPT
+from isodense.pipeline.errors import ArtifactError
+
+BASE = 800_000_000  # bytes of Python with torch and TRL
+COPIES = 3  # of the logits: they, their probabilities, their gradient
+ACTIVATIONS = 34
+MUCH = 20_000_000_000  # bytes of scratch that are worth a word
+SPARE = 100_000_000  # bytes free in the folder for temporary files
+
+
+def check_disk(project: Project) -> Iterator[Finding]:
+    """Whether a run's artifacts, their copies in DVC's cache, and its checkpoints fit."""
+    made, checkpoints = _artifacts(project), _checkpoints(project)
+    needs = {
+        "the project": (project.root, made),
+        "the scratch": (project.scratch, made // 2 + checkpoints),
+        "DVC's cache": (project.cache, made),
+        "temporary files": (Path(tempfile.gettempdir()), SPARE),
+    }
+    volumes: dict[int, list[str]] = {}
+    for name, (folder, _) in needs.items():
+        volumes.setdefault(_there(folder).stat().st_dev, []).append(name)
+    for names in volumes.values():
+        needed, folder = sum(needs[name][1] for name in names), _there(needs[names[0]][0])
+        found = os.statvfs(folder)
+        free = found.f_bavail * found.f_frsize
+        text = f"{size(free)} free for {', '.join(names)}; a whole run writes about {size(needed)}"
+        remedy = (
+            "free space; or move the cache (dvc cache dir PATH) or the scratch (ISODENSE_CACHE)"
+        )
+        if free < needed:
+            yield Finding("disk", "problem", text, remedy)
+        elif free < 2 * needed:
+            yield Finding("disk", "warning", text, remedy)
+        else:
+            yield Finding("disk", "ok", text)
+
+
+def check_memory(project: Project) -> Iterator[Finding]:
+    """Whether the vectors, and training on a CPU, fit into memory."""
+    total, free = _memory()
+    rows, dim = _shape(project)
+    needs = {"neighbors": BASE // 2 + rows * (2 * dim + 4 * _k(project)) * 4}
+    if (needed := training_bytes(project, half=False)) and not _gpu(project):
+        needs["train"] = needed
+    for stage, needed in needs.items():
+        text = f"{stage} takes about {size(needed)}, of {size(total)} with {size(free)} free"
+        remedy = {
+            "train": "lower train.completions_per_pass or max_prompt_tokens, or set train.lora",
+            "neighbors": "run this stage on a larger machine and `dvc pull neighbors` here",
+        }[stage]
+        if needed > total:
+            yield Finding("memory", "problem", text, remedy)
+        elif needed > free:
+            yield Finding("memory", "warning", text, f"close other programs; or {remedy}")
+        else:
+            yield Finding("memory", "ok", text)
+
+
+def check_scratch(project: Project) -> Iterator[Finding]:
+    """How much lies in the scratch, and how much of it nobody has used for a week."""
+    if not project.scratch.is_dir():
+        return
+    files = [path.stat() for path in project.scratch.rglob("*") if path.is_file()]
+    total = sum(file.st_size for file in files)
+    limit = time.time() - KEPT
+    stale = sum(file.st_size for file in files if max(file.st_mtime, file.st_atime) < limit)
+    text = f"{size(total)} in {project.scratch}, {size(stale)} of it unused for a week"
+    if stale > MUCH // 10 or total > MUCH:
+        remedy = f"rm -rf {project.scratch}: it spares work, and no result depends on it"
+        yield Finding("scratch", "warning", text, remedy)
+    else:
+        yield Finding("scratch", "ok", text)
+
+
+def check_leftovers(project: Project) -> Iterator[Finding]:
+    """Folders that a killed stage or checkout was writing."""
+    found = [
+        path for folder in ("data", "models") for path in (project.root / folder).glob("*.tmp")
+    ]
+    if found:
+        names = " ".join(path.relative_to(project.root).as_posix() for path in sorted(found))
+        text = f"{names}: left by a stage that was killed, or being written now"
+        yield Finding("leftovers", "warning", text, f"if no stage is running: rm -rf {names}")
+
+
+def training_bytes(project: Project, half: bool) -> int:
+    """Return about how many bytes training holds at once, 0 where the policy is not there.
+
+    Parameters
+    ----------
+    project : Project
+    half : bool
+        Whether it computes in 16 bits, as it does on a GPU.
+    """
+    train, config = project.sections.get("train"), policy_config(project)
+    weights = 4 * policy_parameters(project)
+    if train is None or not config or not weights:
+        return 0
+    tokens = train.completions_per_pass * (train.max_prompt_tokens + train.max_completion_tokens)
+    blocks = config.get("num_hidden_layers", 0) * config.get("hidden_size", 0)
+    if train.grpo.get("gradient_checkpointing"):
+        blocks //= max(1, config.get("num_hidden_layers", 1))
+    answers = train.completions_per_pass * (train.max_completion_tokens + 1)
+    logits = COPIES * 4 * answers * config.get("vocab_size", 0)
+    models = weights if train.lora is not None else 4 * weights
+    if train.beta and train.lora is None:
+        models += weights  # of the policy it must not leave
+    return int(BASE + models + logits + ACTIVATIONS * (1 if half else 2) * tokens * blocks)
+
+
+def policy_config(project: Project) -> dict[str, Any]:
+    """Return the policy's config, empty where it is not there."""
+    return project.metrics("models/policy/config.json")
+
+
+def policy_parameters(project: Project) -> int:
+    """Return how many parameters the policy has, 0 where it is not there."""
+    from safetensors import SafetensorError, safe_open
+
+    count = 0
+    for path in (project.root / "models" / "policy").glob("*.safetensors"):
+        try:
+            with safe_open(path, framework="numpy") as tensors:
+                for name in tensors.keys():
+                    one = 1
+                    for side in tensors.get_slice(name).get_shape():
+                        one *= side
+                    count += one
+        except SafetensorError as error:
+            message = f"{path} cannot be read: {error}"
+            raise ArtifactError(message, "run `dvc checkout --force models`") from None
+    return count
+
+
+def _artifacts(project: Project) -> int:
+    """Return the bytes of embeddings, graph, models and trained policy."""
+    rows, dim = _shape(project)
+    embeddings = project.sections.get("embeddings")
+    width = 2 if embeddings and embeddings.dtype == "float16" else 4
+    policy = 4 * policy_parameters(project)
+    return rows * dim * width + rows * _k(project) * 8 + 2 * policy
+
+
+def _checkpoints(project: Project) -> int:
+    """Return the bytes of two checkpoints, as there are while one is written, and of the result."""
+    train, weights = project.sections.get("train"), 4 * policy_parameters(project)
+    if train is None:
+        return 0
+    return weights if train.lora is not None else 2 * 3 * weights + weights
+
+
+def _shape(project: Project) -> tuple[int, int]:
+    """Return how many prompts there are and how long their vectors, as far as is known."""
+    prompts = project.metrics("reports/metrics/prompts.json").get("prompts", {})
+    embeddings = project.metrics("reports/metrics/embeddings.json").get("embeddings", {})
+    return int(prompts.get("unique", 0)), int(embeddings.get("dim", 384))
+
+
+def _k(project: Project) -> int:
+    neighbors = project.sections.get("neighbors")
+    return neighbors.k_max if neighbors else 50
+
+
+def _gpu(project: Project) -> bool:
+    import torch
+
+    base = project.sections.get("base")
+    return torch.cuda.is_available() and (base is None or base.device != "cpu")
+
+
+def _memory() -> tuple[int, int]:
+    """Return the bytes of memory there are, for this process, and those that are free."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    total = free = page * os.sysconf("SC_PHYS_PAGES")
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = next(1024 * int(line.split()[1]) for line in lines if "MemAvailable" in line)
+    except (OSError, StopIteration):
+        pass
+    try:  # of a container
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return total, free
+    if limit.isdigit():
+        total, free = min(total, int(limit)), min(free, max(0, int(limit) - used))
+    return total, free
+
+
+def _there(folder: Path) -> Path:
+    """Return the folder, or the nearest above it that exists."""
+    folder = folder.absolute()
+    return next(path for path in (folder, *folder.parents) if path.exists())

@@ -1,0 +1,126 @@
+"""Whether what git and DVC have recorded is what is here."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from isodense.doctor.checks.project import Finding, Project
+from isodense.report.provenance import git
+
+SHOWN = 4
+LINKS = {"hardlink", "symlink"}
+BUSY = ("Unable to acquire lock", "is busy")  # in what DVC says while another one runs
+PATIENCE = 120.0  # seconds for DVC to hash what it does not know yet
+
+
+def check_code(project: Project) -> Iterator[Finding]:
+    """Whether the code that the stages depend on is in git, as dvc.lock supposes."""
+    name, code = "code", sorted(_code(project))
+    if git(project.root, "rev-parse", "HEAD") is None:
+        remedy = "commit: dvc.lock means something only beside the code it was made with"
+        yield Finding(name, "warning", "there is no git repository with a commit", remedy)
+        return
+    if not code:
+        return
+    tracked = set((git(project.root, "ls-files", "-z", "--", *code) or "").split("\0"))
+    untracked = [path for path in code if path not in tracked and (project.root / path).exists()]
+    absent = [path for path in code if not (project.root / path).exists()]
+    changed = git(project.root, "diff", "--name-only", "--relative", "-z", "HEAD", "--", *code)
+    dirty = [path for path in (changed or "").split("\0") if path and path not in absent]
+    if absent:
+        remedy = "git checkout them, or correct deps in dvc.yaml"
+        yield Finding(name, "problem", f"stages depend on {_some(absent)}, not there", remedy)
+    if untracked:
+        remedy = "git add and commit: a clone lacks them"
+        yield Finding(name, "problem", f"stages depend on {_some(untracked)}, not in git", remedy)
+    if dirty:
+        remedy = "commit, so that a result can be traced to its code; or git restore"
+        yield Finding(name, "warning", f"{_some(dirty)} changed since the last commit", remedy)
+    if not absent and not untracked and not dirty:
+        yield Finding(name, "ok", f"all {len(code)} files that stages depend on are committed")
+
+
+def check_lock(project: Project) -> Iterator[Finding]:
+    """Whether dvc.lock is in step with dvc.yaml, params, code and what lies in the workspace."""
+    if not (project.root / "dvc.lock").exists():
+        yield Finding("dvc.lock", "ok", "not there: nothing has been run yet", "dvc repro")
+        return
+    name, command = "dvc.lock", [sys.executable, "-m", "dvc", "repro", "--allow-missing", "--dry"]
+    try:
+        done = subprocess.run(
+            command, cwd=project.root, capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
+    except subprocess.TimeoutExpired:
+        text = f"dvc took more than {PATIENCE:.0f} s to compare it with the workspace"
+        yield Finding(name, "warning", text, "run `dvc repro --allow-missing --dry`")
+        return
+    said = (done.stdout + done.stderr).splitlines()
+    behind = [line.split("'")[1] for line in said if line.startswith("Running stage '")]
+    if done.returncode and any(words in done.stderr for words in BUSY):
+        text = "another DVC process is at work here, so it could not be compared"
+        yield Finding(name, "warning", text, "wait for it, or look at it with `dvc queue status`")
+    elif behind:  # even if dvc then failed: what they would write is not there, in a dry run
+        text = f"{_some(behind)} would run: params, code or data are not those of dvc.lock"
+        yield Finding(name, "warning", text, "dvc repro; or dvc checkout, to go back to dvc.lock")
+    elif done.returncode:
+        errors = [line.removeprefix("ERROR: ") for line in said if line.startswith("ERROR: ")]
+        text = f"dvc cannot read it: {(errors or said or [''])[0]}"
+        yield Finding(name, "problem", text, "run `dvc repro --dry` and do what it says")
+    else:
+        yield Finding(name, "ok", "in step with dvc.yaml, params, code and data")
+
+
+def check_links(project: Project) -> Iterator[Finding]:
+    """Whether files are linked to the cache where nothing protects them: as root.
+
+    DVC makes linked files read-only, which does not hold root back. A file that is edited in place
+    then changes the cache too, and ``dvc checkout`` calls it up to date.
+    """
+    kinds = project.dvc["cache"].get("type") or ["reflink", "copy"]
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    root, name = os.geteuid() == 0, "cache links"
+    linked = [kind for kind in kinds if kind in LINKS]
+    if linked and root:
+        text = f"cache.type is {', '.join(kinds)} and you are root: an edited file edits the cache"
+        remedy = f"dvc config{_where(project)} --unset cache.type && dvc checkout --relink"
+        yield Finding(name, "problem", text, remedy)
+    elif root and (found := _linked_outputs(project)):
+        text = f"{_some(found)} still linked to the cache, and you are root"
+        yield Finding(name, "problem", text, "dvc checkout --relink")
+    else:
+        yield Finding(name, "ok", f"cache.type is {', '.join(kinds)}")
+
+
+def _code(project: Project) -> set[str]:
+    """Return the stages' dependencies that git is to have, not DVC."""
+    deps = [dep for stage in project.stages.values() for dep in stage.get("deps") or []]
+    return {dep for dep in deps if isinstance(dep, str) and dep.startswith(("src/", "stages/"))}
+
+
+def _linked_outputs(project: Project) -> list[str]:
+    """Return the first file of every output folder that is a link to the cache, or its twin."""
+    found = []
+    for stage in project.stages.values():
+        for out in stage.get("outs") or []:
+            path = project.root / (next(iter(out)) if isinstance(out, dict) else out)
+            first = path / "manifest.json" if path.is_dir() else path
+            if first.is_symlink() or (first.is_file() and first.stat().st_nlink > 1):
+                found.append(first.relative_to(project.root).as_posix())
+    return found
+
+
+def _where(project: Project) -> str:
+    """Return the flag of the file of settings that cache.type stands in."""
+    for level in ("local", "repo", "global", "system"):
+        if "type" in project.dvc.load_one(level).get("cache", {}):
+            return "" if level == "repo" else f" --{level}"
+    return ""
+
+
+def _some(names: list[str] | list[Path]) -> str:
+    shown = ", ".join(str(name) for name in names[:SHOWN])
+    return shown if len(names) <= SHOWN else f"{shown} and {len(names) - SHOWN} more"

@@ -1,0 +1,88 @@
+"""Looking a checkout over before hours are spent: every check, each finding with its remedy.
+
+Offline but for the remotes, which are asked for a list; nothing is changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from isodense.doctor.checks.hardware import check_device, check_dtype, check_gpu_memory
+from isodense.doctor.checks.installed import INSTALL, check_checkout, check_packages, check_path
+from isodense.doctor.checks.project import Finding, Project
+from isodense.doctor.checks.remotes import check_remotes
+from isodense.doctor.checks.results import check_context, check_lengths, check_recall, check_reward
+from isodense.doctor.checks.settings import check_batches, check_launcher, check_params
+from isodense.doctor.checks.space import check_disk, check_leftovers, check_memory, check_scratch
+from isodense.doctor.checks.versioned import check_code, check_links, check_lock
+from isodense.pipeline.errors import IsodenseError
+from isodense.pipeline.terminal import printable, styled
+
+CHECKS: tuple[Callable[[Project], Iterator[Finding]], ...] = (
+    check_packages,
+    check_checkout,
+    check_path,
+    check_params,
+    check_batches,
+    check_launcher,
+    check_code,
+    check_lock,
+    check_links,
+    check_remotes,
+    check_disk,
+    check_scratch,
+    check_leftovers,
+    check_memory,
+    check_device,
+    check_dtype,
+    check_gpu_memory,
+    check_context,
+    check_lengths,
+    check_recall,
+    check_reward,
+)
+MARKS = {"ok": ("ok", "green"), "warning": ("warn", "yellow"), "problem": ("fail", "red")}
+
+
+def find_project(folder: Path) -> Project:
+    """Return the project that `folder` is in.
+
+    Raises
+    ------
+    IsodenseError
+        If it is in none.
+    """
+    for root in (folder.absolute(), *folder.absolute().parents):
+        if (root / "dvc.yaml").is_file() and (root / "params.yaml").is_file():
+            return Project(root)
+    message = f"{folder.absolute()} is in no isodense project: no dvc.yaml with a params.yaml"
+    raise IsodenseError(message, "change to the project's folder")
+
+
+def examine(project: Project) -> Iterator[Finding]:
+    """Yield what each check finds; what one cannot look at is a finding, too."""
+    for check in CHECKS:
+        name = check.__name__.removeprefix("check_").replace("_", " ")
+        try:
+            yield from check(project)
+        except IsodenseError as error:
+            yield Finding(name, "problem", error.message, error.remedy)
+        except ImportError as error:  # of a package, which check_packages names
+            yield Finding(name, "problem", f"could not be looked at: {error}", INSTALL)
+        except OSError as error:
+            yield Finding(name, "warning", f"could not be looked at: {error}")
+
+
+def describe(finding: Finding) -> str:
+    """Return one finding as text for a terminal."""
+    mark, colour = MARKS[finding.level]
+    gap = " " * (5 - len(mark))  # outside the colour, whose codes would count
+    line = f"{styled(f'[{mark}]', colour)}{gap}{finding.name}: {printable(finding.text)}\n"
+    return line + (f"       -> {printable(finding.remedy)}\n" if finding.remedy else "")
+
+
+def summary(findings: Iterable[Finding]) -> str:
+    """Return how many there are of each level."""
+    levels = [finding.level for finding in findings]
+    return f"problems: {levels.count('problem')}, warnings: {levels.count('warning')}\n"

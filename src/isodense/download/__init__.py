@@ -1,0 +1,1 @@
+"""Stage ``download``: examples from one or more sources."""

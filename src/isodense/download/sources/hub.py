@@ -1,0 +1,103 @@
+"""Files of a data set on the Hugging Face Hub, at one commit.
+
+``huggingface_hub`` fetches them rather than ``datasets.load_dataset``, which falls back to
+whatever revision it finds in its cache when the Hub cannot be reached, fetches every split when
+one is asked for, and keeps a second copy of all rows. Here a revision is that revision or an
+error; a fetched file is used again without a network (``HF_HUB_OFFLINE=1`` works after one
+download); and a file that nobody reaches is never fetched, so a limit also limits the traffic.
+Retries and resumed downloads are the library's own: five attempts without progress, then an error.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from isodense.pipeline.errors import DataError
+from isodense.pipeline.hub_errors import clear_errors
+
+SKIP = "set download.on_bad_row: skip, or pin another revision"
+REMEDY = (
+    "check the connection, HF_ENDPOINT (a mirror) and HF_HUB_OFFLINE, then run again: finished "
+    "files are kept; or fetch the files elsewhere and name them in the `local` source"
+)
+
+
+class Snapshot:
+    """One commit of a data set, its files fetched as they are asked for.
+
+    Parameters
+    ----------
+    repo : str
+        ``owner/name``.
+    revision : str
+        A commit, tag or branch; a commit's listing is cached, so it works offline later.
+
+    Raises
+    ------
+    DataError
+        If the Hub cannot be reached, or has no such data set or revision.
+    """
+
+    def __init__(self, repo: str, revision: str) -> None:
+        import huggingface_hub
+        from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
+
+        if os.environ.get("CI"):
+            disable_progress_bars()
+        self.repo = repo
+        with clear_errors(repo, f"revision {revision!r}", REMEDY):
+            folder = huggingface_hub.snapshot_download(
+                repo, repo_type="dataset", revision=revision, allow_patterns=["README.md"]
+            )
+            self.commit = Path(folder).name
+            tree = huggingface_hub.get_cached_repo_tree(
+                repo, repo_type="dataset", revision=self.commit
+            )
+        self.files = sorted(file.path for file in tree)
+
+    def matching(self, pattern: str) -> Iterator[tuple[str, Path]]:
+        """Fetch the files that match one by one, in order of name.
+
+        Parameters
+        ----------
+        pattern : str
+            With ``*`` for any characters, such as ``data/train-*.parquet``.
+
+        Yields
+        ------
+        tuple of (str, Path)
+            The file's name in messages, ``owner/name/path``, and where it lies.
+
+        Raises
+        ------
+        DataError
+            If no file matches, or one cannot be fetched.
+        """
+        names = fnmatch.filter(self.files, pattern)
+        if not names:
+            raise DataError(f"has no file {pattern}", self.repo, remedy=self._choice(pattern))
+        for name in names:
+            yield f"{self.repo}/{name}", self._fetch(name)
+
+    def _fetch(self, name: str) -> Path:
+        import huggingface_hub
+
+        with clear_errors(self.repo, name, REMEDY):
+            path = huggingface_hub.hf_hub_download(
+                self.repo, name, repo_type="dataset", revision=self.commit
+            )
+        return Path(path)
+
+    def _choice(self, pattern: str) -> str:
+        """Return what there is instead of a missing file, as a remedy."""
+        folder = pattern.partition("*")[0].rpartition("/")[0]
+        while folder and not any(name.startswith(folder + "/") for name in self.files):
+            folder = folder.rpartition("/")[0]
+        inside = f"{folder}/" if folder else ""
+        names = (name.removeprefix(inside) for name in self.files if name.startswith(inside))
+        found = sorted({name.partition("/")[0] for name in names})
+        more = f" and {len(found) - 20} more" if len(found) > 20 else ""
+        return f"{folder or 'the data set'} holds {', '.join(found[:20])}{more}"

@@ -1,0 +1,1 @@
+"""Stage ``embeddings``: one unit vector per prompt, and reading them."""

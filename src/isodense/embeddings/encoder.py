@@ -1,0 +1,415 @@
+"""Text encoders: unit vectors whose bytes depend on nothing but the text and the model.
+
+Two kinds of model folder are understood. A sentence-transformers folder (``modules.json``) is
+pooled as it says itself. Any other folder is a decoder language model: its hidden states are
+averaged over the prompt's tokens without the first, which is an attention sink with a huge norm.
+
+Texts run in packs, end to end and without padding (:mod:`isodense.embeddings.packing`). Models
+whose attention cannot be packed (windows, learnt position biases) run in padded batches, found out
+by a short trial when the model is loaded. On a CPU the last bits of a row change with the shape of
+a matrix product, so batches too are padded to fixed multiples. Either way a row's bytes were the
+same in every company and at every thread count tried.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer
+
+from isodense.embeddings import packing
+from isodense.embeddings.dense import Dense, is_sentence_encoder, load_dense, modules
+from isodense.embeddings.logits import LogitSpace
+from isodense.models.backbone import load_trunk
+from isodense.pipeline.errors import ModelError, TextError
+from isodense.pipeline.runtime import resolve_device
+
+Pooling = Literal["auto", "mean", "mean_without_first", "cls", "last"]
+Space = Literal["hidden", "logits", "logits_projected", "logits_full"]
+Precision = Literal["float32", "bfloat16"]
+
+Head = LogitSpace | Dense
+
+POOLINGS = {"mean": "mean", "mean_tokens": "mean", "cls": "cls", "cls_token": "cls"}
+POOLINGS |= {"lasttoken": "last"}  # in the words of sentence-transformers, newer and older
+WINDOWS = ("sliding_window", "attention_chunk_size", "local_attention")  # of a model's config
+LENGTH_MULTIPLE = 16
+ROWS_MULTIPLE = 4
+BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}  # on a CPU what stays in its caches
+SAME = {"float32": 0.9999, "bfloat16": 0.99}  # cosine of one text's vectors, batched and alone
+
+log = logging.getLogger("isodense")
+
+
+class Encoder:
+    """A frozen encoder.
+
+    Attributes
+    ----------
+    max_tokens : int
+        Longer texts are cut at their start: what is asked usually stands at the end.
+    device : str
+        Where it runs.
+    precision : {"float32", "bfloat16"}
+        Of its computations; vectors are float32.
+    packed : bool
+        Whether texts run in packs rather than padded batches.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        block: torch.nn.Module | None,
+        tokenizer: Any,
+        pooling: str,
+        head: Head | None,
+        max_tokens: int,
+        batch_tokens: int | None,
+        packed: bool,
+    ) -> None:
+        self._model, self._tokenizer, self._pooling, self._head = model, tokenizer, pooling, head
+        self.device = model.device.type
+        self.precision = str(model.dtype).removeprefix("torch.")
+        self._batch_tokens = batch_tokens or BATCH_TOKENS[self.device]
+        self.max_tokens, self.packed = max_tokens, packed
+        self._states: torch.Tensor | None = None
+        if block is not None:
+            block.register_forward_hook(self._keep)
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return int(self._model.config.hidden_size) if self._head is None else self._head.dim
+
+    def tokenize(self, texts: list[str]) -> tuple[list[list[int]], int]:
+        """Return the token ids of each text and how many texts were cut."""
+        ids: list[list[int]] = self._tokenizer(texts, verbose=False)["input_ids"] if texts else []
+        cut = [row for row in range(len(ids)) if len(ids[row]) > self.max_tokens]
+        if cut:
+            short = self._tokenizer(
+                [texts[row] for row in cut], truncation=True, max_length=self.max_tokens
+            )["input_ids"]
+            for row, kept in zip(cut, short, strict=True):
+                ids[row] = kept
+        return ids, len(cut)
+
+    def encode(self, texts: list[str]) -> np.ndarray:
+        """Return one unit vector per text.
+
+        Parameters
+        ----------
+        texts : list of str
+            Any number, in any order.
+
+        Returns
+        -------
+        ndarray of shape (n_texts, dim), float32
+            Rows have unit L2 norm.
+
+        Raises
+        ------
+        TextError
+            If a text has no tokens, or its vector is not finite or is zero.
+        """
+        return self.encode_tokens(self.tokenize(texts)[0])
+
+    def encode_tokens(
+        self, ids: list[list[int]], on_batch: Callable[[int, int], None] | None = None
+    ) -> np.ndarray:
+        """Return one unit vector per list of token ids.
+
+        Where memory runs out, batches are halved from there on.
+
+        Parameters
+        ----------
+        ids : list of list of int
+            Of each text, not longer than `max_tokens`.
+        on_batch : callable, optional
+            Called with the number of texts and tokens after each batch.
+
+        Returns
+        -------
+        ndarray of shape (n_texts, dim), float32
+        """
+        empty = [row for row in range(len(ids)) if not ids[row]]
+        if empty:
+            raise TextError(f"{len(empty)} of {len(ids)} texts have no tokens", empty[0])
+        rows = np.empty((len(ids), self.dim), dtype=np.float32)
+        order = sorted(range(len(ids)), key=lambda row: (-len(ids[row]), row))
+        done = 0
+        while done < len(order):
+            ahead = order[done : done + self._batch_tokens]
+            batch = ahead[: self._fitting([len(ids[row]) for row in ahead])]
+            try:
+                rows[batch] = self._forward([ids[row] for row in batch])
+            except RuntimeError as error:
+                self._halve(error, len(batch))
+                continue
+            done += len(batch)
+            if on_batch is not None:
+                on_batch(len(batch), sum(len(ids[row]) for row in batch))
+        return _normalised(rows)
+
+    def projection_error(self, ids: list[list[int]]) -> dict[str, float]:
+        """Return how far the projection moves cosines, over all pairs of the given texts.
+
+        Parameters
+        ----------
+        ids : list of list of int
+            Token ids of each text; the encoder's space is ``logits_projected``.
+        """
+        space = self._head
+        if not isinstance(space, LogitSpace):
+            raise ModelError("hidden states are not projected")
+        projected = self.encode_tokens(ids)
+        with space.unprojected():
+            full = self.encode_tokens(ids)
+        above = np.triu_indices(len(ids), 1)
+        error = np.abs(projected @ projected.T - full @ full.T)[above]
+        return {"median": round(float(np.median(error)), 6), "max": round(float(error.max()), 6)}
+
+    def encode_alone(self, ids: list[int]) -> np.ndarray:
+        """Return the unit vector of one text, run by itself through the model's own attention."""
+        tokens = torch.tensor([ids]).to(self._model.device)
+        with packing.stock_attention(self._model) if self.packed else nullcontext():
+            states = self._states_of(lambda: self._model(input_ids=tokens))
+        return _normalised(self._pool(states).cpu().numpy())[0]
+
+    def _fitting(self, lengths: list[int]) -> int:
+        """Return how many of the texts, longest first, make one batch; at least one."""
+        if self.packed:
+            totals = np.cumsum(lengths)
+            return max(1, int(np.searchsorted(totals, self._batch_tokens, side="right")))
+        padded = _padded(lengths[0], LENGTH_MULTIPLE)
+        size = self._batch_tokens // padded // ROWS_MULTIPLE * ROWS_MULTIPLE or ROWS_MULTIPLE
+        return sum(_padded(length, LENGTH_MULTIPLE) == padded for length in lengths[:size])
+
+    def _halve(self, error: RuntimeError, texts: int) -> None:
+        """Halve the batches if `error` says that memory ran out, else raise it again."""
+        exhausted = isinstance(error, torch.OutOfMemoryError) or "can't allocate" in str(error)
+        if not exhausted:
+            raise error
+        if texts == 1:
+            message = f"memory runs out on a single text of up to {self.max_tokens} tokens"
+            raise ModelError(message, "lower embeddings.max_tokens, or use bfloat16") from None
+        self._batch_tokens = max(1, self._batch_tokens // 2)
+        log.warning("out of memory: going on with batches of %d tokens", self._batch_tokens)
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+
+    @torch.inference_mode()
+    def _forward(self, ids: list[list[int]]) -> np.ndarray:
+        """Return the vectors of a batch whose texts come longest first."""
+        if self.packed:
+            place = first_position(self._model), self.max_tokens
+            states = self._states_of(lambda: packing.run(self._model, ids, *place))[0]
+            parts = [
+                states[part.start : part.stop].unflatten(0, (part.sequences, part.length))
+                for part in packing.segments([len(row) for row in ids])
+            ]
+        else:
+            states = self._states_of(lambda: self._model(**self._padded_batch(ids)))
+            parts = [states[row : row + 1, : len(ids[row])] for row in range(len(ids))]
+        return torch.cat([self._pool(part) for part in parts]).cpu().numpy()
+
+    def _padded_batch(self, ids: list[list[int]]) -> dict[str, torch.Tensor]:
+        length = _padded(len(ids[0]), LENGTH_MULTIPLE)
+        count = _padded(len(ids), ROWS_MULTIPLE)
+        tokens = torch.full((count, length), int(self._tokenizer.pad_token_id or 0))
+        mask = torch.zeros((count, length), dtype=torch.long)
+        for row, values in enumerate(ids):
+            tokens[row, : len(values)] = torch.tensor(values)
+            mask[row, : len(values)] = 1
+        mask[len(ids) :, 0] = 1  # rows that only fill the batch attend to one token, not to none
+        device = self._model.device
+        return {"input_ids": tokens.to(device), "attention_mask": mask.to(device)}
+
+    @torch.inference_mode()
+    def _states_of(self, forward: Callable[[], Any]) -> torch.Tensor:
+        states = forward().last_hidden_state
+        if self._states is not None:  # of the last block, before the model's final norm
+            states, self._states = self._states, None
+        return states.float()
+
+    def _keep(self, _module: Any, _inputs: Any, output: Any) -> None:
+        self._states = output[0] if isinstance(output, tuple) else output
+
+    @torch.inference_mode()
+    def _pool(self, states: torch.Tensor) -> torch.Tensor:
+        """Return the vectors of sequences of one length, from their states (n, length, hidden)."""
+        if self._pooling == "cls":
+            states = states[:, :1]
+        elif self._pooling == "last":
+            states = states[:, -1:]
+        elif self._pooling == "mean_without_first" and states.shape[1] > 1:
+            states = states[:, 1:]
+        return states.mean(dim=1) if self._head is None else self._head(states)
+
+
+def load_encoder(
+    folder: str | Path,
+    pooling: Pooling = "auto",
+    layer: int | None = None,
+    max_tokens: int = 256,
+    batch_tokens: int | None = None,
+    device: str = "auto",
+    *,
+    space: Space = "hidden",
+    projection: int = 1024,
+    precision: Precision = "float32",
+) -> Encoder:
+    """Load an encoder from a folder of safetensors.
+
+    Parameters
+    ----------
+    folder : str or Path
+        A sentence-transformers or ``transformers`` folder.
+    pooling : {"auto", "mean", "mean_without_first", "cls", "last"}
+        ``auto`` follows the folder's own pooling; for a decoder, the mean without the first token,
+        and for mean logits the mean.
+    layer : int, optional
+        Use the hidden states after this many blocks, before any final norm; deeper blocks are not
+        loaded.
+    max_tokens : int
+        Longer texts are cut at their start.
+    batch_tokens : int, optional
+        Tokens per batch; changes speed and memory, not the result. 1,024 on a CPU by default,
+        32,768 on a GPU.
+    device : {"auto", "cpu", "cuda"}
+    space : {"hidden", "logits", "logits_projected", "logits_full"}
+        Hidden states or mean logits, see :mod:`isodense.embeddings.logits`.
+    projection : int
+        Columns of ``logits_projected``.
+    precision : {"float32", "bfloat16"}
+        Of the computations.
+
+    Raises
+    ------
+    ModelError
+        If the folder is not a whole model, has fewer layers or a shorter context, or asks for a
+        pooling that is not known here.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} holds no model (no config.json)", "run `dvc repro models`")
+    if space != "hidden" and layer is not None:
+        message = f"embeddings.layer = {layer} has no meaning for space {space!r}"
+        raise ModelError(message, "set it to null: logits are made of the last layer's states")
+    chosen = _auto_pooling(folder, space) if pooling == "auto" else pooling
+    where = _device(device)
+    dtype = getattr(torch, precision)
+    model, block = load_trunk(folder, layer, "embeddings.layer", where, dtype)
+    packable = _packable(model, max_tokens)
+    packed = packable and _pack(model, max_tokens, SAME[precision])
+    if packable and not packed:  # what the trial changed is undone by loading again
+        model, block = load_trunk(folder, layer, "embeddings.layer", where, dtype)
+    tokenizer = _load_tokenizer(folder, model, max_tokens)
+    head: Head | None = None
+    if space != "hidden":
+        head = LogitSpace(space, folder, projection, where)
+    elif layer is None:
+        head = load_dense(folder, where)
+    hooked = None if layer is None else block
+    return Encoder(model, hooked, tokenizer, chosen, head, max_tokens, batch_tokens, packed)
+
+
+def first_position(model: Any) -> int:
+    """Return the position of a sequence's first token, which RoBERTa counts from beyond its pad."""
+    padding = getattr(getattr(model, "embeddings", None), "padding_idx", None)
+    return 0 if padding is None else int(padding) + 1
+
+
+def _device(device: str) -> str:
+    """Return the device, having chosen this process's GPU where several run on a machine."""
+    where = resolve_device(device)
+    if where == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    return where
+
+
+def _packable(model: Any, max_tokens: int) -> bool:
+    """Return whether a model takes another attention, and none of its windows matters."""
+    windows = [getattr(model.config, name, None) for name in WINDOWS]
+    narrow = any(isinstance(window, int) and window < max_tokens for window in windows)
+    return bool(model._supports_attention_backend) and not narrow
+
+
+@torch.inference_mode()
+def _pack(model: Any, max_tokens: int, limit: float) -> bool:
+    """Set a model up for packs and return whether its states are then what they were."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = [min(max_tokens, 64), 7, 7, 3]
+    rows = [  # of ordinary tokens: special ones come first or last in a vocabulary
+        torch.randint(8, model.config.vocab_size // 2, (length,), generator=generator).tolist()
+        for length in lengths
+    ]
+    device = model.device
+    alone = [model(input_ids=torch.tensor([row]).to(device)).last_hidden_state[0] for row in rows]
+    packing.prepack(model)
+    try:
+        model.set_attn_implementation(packing.NAME)
+        states = packing.run(model, rows, first_position(model), max_tokens).last_hidden_state[0]
+    except (ValueError, TypeError, RuntimeError, AttributeError):
+        return False
+    cosine = torch.cosine_similarity(states[: sum(lengths)].float(), torch.cat(alone).float())
+    return bool(cosine.min() >= limit)
+
+
+def _load_tokenizer(folder: Path, model: Any, max_tokens: int) -> Any:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{folder} cannot be loaded: {error}") from None
+    tokenizer.truncation_side = "left"
+    limit = model.config.max_position_embeddings - first_position(model)
+    limit = min(limit, tokenizer.model_max_length)
+    limit -= limit % LENGTH_MULTIPLE
+    if max_tokens > limit:
+        message = f"embeddings.max_tokens = {max_tokens} exceeds what {folder} reads, {limit}"
+        raise ModelError(message, f"set it to at most {limit}")
+    return tokenizer
+
+
+def _auto_pooling(folder: Path, space: str) -> str:
+    if space != "hidden":
+        return "mean"
+    return _folder_pooling(folder) if is_sentence_encoder(folder) else "mean_without_first"
+
+
+def _folder_pooling(folder: Path) -> str:
+    """Return the pooling that a sentence-transformers folder asks for, in old words or new."""
+    chosen: list[str] = []
+    for kind, path in modules(folder):
+        if kind == "Pooling":
+            settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
+            modes = settings.get("pooling_mode") or [
+                key.removeprefix("pooling_mode_")
+                for key, on in settings.items()
+                if key.startswith("pooling_mode_") and on
+            ]
+            chosen = [modes] if isinstance(modes, str) else modes
+    if len(chosen) != 1 or chosen[0] not in POOLINGS:
+        message = f"{folder} asks for the pooling {' and '.join(chosen) or 'none'}"
+        raise ModelError(message, "set embeddings.pooling to mean, cls or last")
+    return POOLINGS[chosen[0]]
+
+
+def _padded(value: int, multiple: int) -> int:
+    return max(multiple, -(-value // multiple) * multiple)
+
+
+def _normalised(rows: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+    bad = np.flatnonzero(~np.isfinite(norms[:, 0]) | (norms[:, 0] == 0))
+    if len(bad):
+        message = f"{len(bad)} of {len(rows)} texts have no finite, non-zero vector"
+        raise TextError(message, int(bad[0]))
+    return (rows / norms).astype(np.float32)

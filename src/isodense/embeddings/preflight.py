@@ -1,0 +1,75 @@
+"""Checks of an encoder on a handful of its own texts, before the hours are spent."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from isodense.pipeline.errors import ModelError
+
+if TYPE_CHECKING:
+    from isodense.embeddings.encoder import Encoder
+
+TEXTS = 8
+
+log = logging.getLogger("isodense")
+
+
+def preflight(encoder: Encoder, texts: list[str]) -> float:
+    """Compare each text's vector in a batch of mixed lengths with the one it has alone.
+
+    Parameters
+    ----------
+    encoder : Encoder
+    texts : list of str
+        Candidates, of which a few of all lengths are taken.
+
+    Returns
+    -------
+    float
+        The smallest cosine.
+
+    Raises
+    ------
+    ModelError
+        If a vector differs, is not finite or is zero, or if texts are not cut at their start.
+    """
+    from isodense.embeddings.encoder import SAME
+
+    chosen = _mixed_lengths(texts)
+    _check_cut(encoder)
+    ids = encoder.tokenize(chosen)[0]
+    alone = np.stack([encoder.encode_alone(row) for row in ids])
+    cosines = (encoder.encode_tokens(ids) * alone).sum(axis=1)
+    worst = int(cosines.argmin())
+    if cosines[worst] < SAME[encoder.precision]:
+        message = (
+            f"preflight: a text of {len(ids[worst])} tokens has another vector in a batch than "
+            f"alone (cosine {cosines[worst]:.5f}, expected {SAME[encoder.precision]})"
+        )
+        raise ModelError(message, "the model does not suit batches; choose another encoder")
+    log.info(
+        "preflight: %d texts of %d to %d tokens, cosine batched against alone at least %.6f",
+        len(ids),
+        min(map(len, ids)),
+        max(map(len, ids)),
+        cosines[worst],
+    )
+    return float(cosines[worst])
+
+
+def _mixed_lengths(texts: list[str]) -> list[str]:
+    order = sorted(range(len(texts)), key=lambda row: (len(texts[row]), row))
+    places = np.unique(np.linspace(0, len(order) - 1, TEXTS).round().astype(int))
+    return [texts[order[place]] for place in places]
+
+
+def _check_cut(encoder: Encoder) -> None:
+    """Check that of a text that is too long the end is kept."""
+    long = " ".join(["question"] * (encoder.max_tokens + 1))
+    (plain, started, ended), cut = encoder.tokenize([long, f"isodense {long}", f"{long} isodense"])
+    if cut != 3 or len(plain) > encoder.max_tokens or plain != started or plain == ended:
+        message = "preflight: the tokenizer does not cut long texts at their start"
+        raise ModelError(message, "its fast tokenizer is not usable; choose another encoder")

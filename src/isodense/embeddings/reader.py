@@ -1,0 +1,110 @@
+"""Reading the embeddings artifact: shards, the ids of their rows, and all rows as one array."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from isodense.embeddings.postprocess import FILE as TRANSFORM
+from isodense.embeddings.postprocess import load_transform
+from isodense.pipeline.artifact import load_array, read_manifest
+from isodense.pipeline.errors import ArtifactError
+
+REMEDY = "run `dvc repro embeddings`"
+
+
+def shard_name(number: int) -> str:
+    """Return the file name of shard `number`."""
+    return f"shard-{number:05d}.npy"
+
+
+def ids_name(number: int) -> str:
+    """Return the name of the file that lists the prompt ids of shard `number`, one a line."""
+    return f"ids-{number:05d}.txt"
+
+
+def shard_count(manifest: dict[str, Any]) -> int:
+    """Return how many shards an artifact has."""
+    return sum(name.startswith("shard-") for name in manifest["files"])
+
+
+def iter_shards(folder: str | Path, manifest: dict[str, Any]) -> Iterator[np.ndarray]:
+    """Yield the shards in order, memory-mapped, as the encoder made them.
+
+    Raises
+    ------
+    ArtifactError
+        If a shard is not of the shape in the manifest, or rows are missing.
+    """
+    entries = [manifest["files"].get(shard_name(i)) for i in range(shard_count(manifest))]
+    shapes = [tuple(entry["shape"]) if entry else () for entry in entries]
+    if {len(shape) for shape in shapes} != {2} or sum(s[0] for s in shapes) != manifest["rows"]:
+        message = f"the shards of {folder} do not hold the {manifest['rows']} rows of its manifest"
+        raise ArtifactError(message, REMEDY)
+    for number, (rows, dim) in enumerate(shapes):
+        shard = load_array(Path(folder) / shard_name(number), mmap=True)
+        if shard.shape != (rows, dim) or dim != manifest["dim"]:
+            message = f"{Path(folder) / shard_name(number)} has shape {shard.shape}"
+            raise ArtifactError(f"{message}, not as its manifest says", REMEDY)
+        yield shard
+
+
+def read_ids(folder: str | Path, manifest: dict[str, Any]) -> list[str]:
+    """Return the prompt ids of all rows, in order."""
+    return [identifier for ids in read_shard_ids(folder, manifest) for identifier in ids]
+
+
+def read_shard_ids(folder: str | Path, manifest: dict[str, Any]) -> list[list[str]]:
+    """Return the prompt ids of each shard's rows, in order.
+
+    Raises
+    ------
+    ArtifactError
+        If a shard has no file of ids.
+    """
+    names = [ids_name(number) for number in range(shard_count(manifest))]
+    if absent := [name for name in names if name not in manifest["files"]]:
+        raise ArtifactError(f"{folder} has no {absent[0]}", REMEDY)
+    return [(Path(folder) / name).read_text(encoding="ascii").split() for name in names]
+
+
+def load_vectors(
+    folder: str | Path, rows: np.ndarray | None = None
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Load ``data/embeddings``, with its post-processing applied where it has one.
+
+    Parameters
+    ----------
+    folder : str or Path
+        The artifact; its shards are memory-mapped, and only what is asked for is copied.
+    rows : ndarray of shape (m,), optional
+        Rising numbers of the rows to load; all by default.
+
+    Returns
+    -------
+    vectors : ndarray of shape (m, dim), float32
+        Unit rows, in the order of the prompts.
+    manifest : dict
+
+    Raises
+    ------
+    ArtifactError
+        If the artifact is incomplete, or a shard is not of its shape.
+    """
+    manifest = read_manifest(folder, "embeddings")
+    transform = load_transform(folder) if TRANSFORM in manifest["files"] else None
+    rows = np.arange(manifest["rows"]) if rows is None else rows
+    if len(rows) and rows[-1] >= manifest["rows"]:
+        message = f"{folder} has {manifest['rows']} rows, but row {rows[-1]} is wanted"
+        raise ArtifactError(message, REMEDY)
+    vectors = np.empty((len(rows), manifest["dim"]), dtype=np.float32)
+    start = 0
+    for shard in iter_shards(folder, manifest):
+        first, last = np.searchsorted(rows, (start, start + len(shard)))
+        part = shard[rows[first:last] - start]
+        vectors[first:last] = part if transform is None else transform.apply(part)
+        start += len(shard)
+    return vectors, manifest

@@ -1,0 +1,1 @@
+"""Stage ``evaluate``: base against trained policy."""

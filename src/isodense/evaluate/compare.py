@@ -1,0 +1,409 @@
+"""Does sampling by density help? Arms × seeds as DVC experiments, at the same rollout budget.
+
+An arm says how the reward and the training draw: by density, every distinct prompt alike, or every
+prompt as often as it was asked. Each arm runs with each seed of draws and completions, from the
+same commit, and ``dvc exp show`` lists the runs. Runs that are there already are not run again.
+
+The reward that an arm trained on judges only that arm. So one judge, the reward of the first arm,
+scores the held-out completions of all. Seeds are the unit of replication: intervals are 95% t
+intervals over seeds, of the difference to the first arm paired by seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from isodense.evaluate.metrics import interval
+from isodense.pipeline.artifact import write_json
+from isodense.pipeline.errors import IsodenseError
+from isodense.prompts.conversations import Message
+
+ARMS = {
+    "uniform": ("uniform", "uniform"),
+    "density": ("uniform", "density"),
+    "count": ("uniform", "count"),
+    "density-reward": ("density", "uniform"),
+    "density-both": ("density", "density"),
+}
+MEASURES = {
+    "reward by one judge": "judge.all",
+    "… sparsest third of the prompts": "judge.sparse",
+    "… most crowded third": "judge.crowded",
+    "gain by the own reward": "eval.gain.reward",
+    "accuracy of the reward": "reward.heldout.accuracy",
+    "distinct-2": "eval.trained.distinct_2",
+    "self-BLEU": "eval.trained.self_bleu",
+    "Vendi score": "eval.trained.vendi",
+    "Vendi score within prompts": "eval.trained.vendi_within",
+    "groups without signal": "eval.trained.zero_signal",
+    "KL to the base, nats": "eval.trained.kl",
+    "em-dash": "eval.trained.em_dash",
+    "not just … but": "eval.trained.not_just_but",
+    "tokens": "eval.trained.tokens",
+    "cut at the limit": "eval.trained.truncated",
+    "distinct prompts trained on": "train.distinct_prompts",
+    "distinct labels trained on": "train.distinct_labels",
+}
+COMPLETIONS = "reports/completions.jsonl"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One experiment.
+
+    Attributes
+    ----------
+    arm : str
+    seed : int
+    settings : tuple of str
+        What it sets, as ``dvc exp run -S`` reads it.
+    """
+
+    arm: str
+    seed: int
+    settings: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Name of the experiment, which tells other settings apart."""
+        digest = hashlib.sha256("\n".join(self.settings).encode()).hexdigest()
+        return f"{self.arm}-{self.seed}-{digest[:6]}"
+
+
+def plan_runs(arms: Sequence[str], seeds: int, settings: Sequence[str] = ()) -> list[Run]:
+    """Return the runs of a comparison, all arms of a seed before the next seed.
+
+    Parameters
+    ----------
+    arms : sequence of str
+        Of `ARMS`; the first is what the others are compared with.
+    seeds : int
+        At least 2.
+    settings : sequence of str
+        What all arms set besides, as ``section.key=value``.
+
+    Raises
+    ------
+    IsodenseError
+        If there is nothing to compare, an arm is unknown or named twice, or a setting is one that
+        the arms differ in.
+    """
+    own = ("reward.sampling", "train.sampling", "train.seed")
+    taken = [setting for setting in settings if setting.lstrip("+").partition("=")[0] in own]
+    if taken:
+        raise IsodenseError(f"{taken[0]} is what the arms differ in", "choose among --arms instead")
+    wrong = [arm for arm in arms if arm not in ARMS]
+    if wrong or len(set(arms)) < max(len(arms), 2) or seeds < 2:
+        message = f"cannot compare the arms {', '.join(arms)} with {seeds} seeds"
+        raise IsodenseError(message, f"name two or more of {', '.join(ARMS)}, and 2 seeds or more")
+    runs = []
+    for seed in range(seeds):
+        for arm in arms:
+            reward, train = ARMS[arm]
+            values = (f"reward.sampling={reward}", f"train.sampling={train}", f"train.seed={seed}")
+            runs.append(Run(arm, seed, (*settings, *values)))
+    return runs
+
+
+def require_different(arms: Sequence[str], settings: Sequence[str], params: Path) -> None:
+    """Raise if arms differ in how the reward draws, and the reward draws nothing.
+
+    Raises
+    ------
+    IsodenseError
+        Naming the kind of reward.
+    """
+    import yaml
+
+    kind = yaml.safe_load(params.read_text(encoding="utf-8"))["reward"]["kind"]
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        kind = value if name == "reward.kind" else kind
+    drawing = [arm for arm in arms if ARMS[arm][0] == "density"]
+    if drawing and kind not in ("head", "full"):
+        message = f"a reward of kind {kind} is not fitted: {drawing[0]} is the same as another arm"
+        raise IsodenseError(message, "leave out " + " and ".join(drawing))
+
+
+def run_missing(runs: Sequence[Run]) -> None:
+    """Run what has not been run from this commit, one after another.
+
+    Raises
+    ------
+    IsodenseError
+        If files that git tracks have changed, or an experiment fails.
+    """
+    from tqdm import tqdm
+
+    from isodense.pipeline.stage import progress
+
+    changed = _output("git", "status", "--porcelain", "--untracked-files=no")
+    if changed:
+        message = f"files have changed since the last commit:\n{changed}"
+        remedy = "commit them, or restore them with `git restore` and `dvc checkout`"
+        raise IsodenseError(message, remedy)
+    there = revisions()
+    for run in tqdm(runs, unit="run", **progress()):
+        if run.name in there:
+            continue
+        changes = [word for setting in run.settings for word in ("-S", setting)]
+        command = [sys.executable, "-m", "dvc", "exp", "run", "--temp", "--name", run.name]
+        done = subprocess.run([*command, *changes, "evaluate"], env=environ(), stdout=sys.stderr)
+        if done.returncode:
+            remedy = "correct what it says above; `isodense compare` again keeps finished runs"
+            raise IsodenseError(f"experiment {run.name} failed", remedy)
+
+
+def revisions() -> dict[str, str]:
+    """Return the commits of the experiments that hang on this checkout's commit, by name."""
+    from dvc.repo import Repo
+
+    with Repo() as repo:
+        return {name: sha for found in repo.experiments.ls().values() for name, sha in found}
+
+
+def collect(runs: Sequence[Run]) -> dict[str, list[dict[str, Any]]]:
+    """Return the metrics of every run by arm, in the order of seeds, with the judge's scores."""
+    import dvc.api
+
+    shas = revisions()
+    found: dict[str, list[dict[str, Any]]] = {run.arm: [] for run in runs}
+    with tempfile.TemporaryDirectory() as folder:
+        judge = _judge(shas[runs[0].name], Path(folder))
+        for run in runs:
+            sha = shas[run.name]
+            text = dvc.api.read(COMPLETIONS, rev=sha, encoding="utf-8")
+            rows = [json.loads(line) for line in text.splitlines()]
+            found[run.arm].append({**dvc.api.metrics_show(rev=sha), "judge": judge(rows)})
+    return found
+
+
+def _judge(sha: str, folder: Path) -> Callable[[list[dict[str, Any]]], dict[str, float]]:
+    """Return what scores an experiment's completions by the reward of the experiment `sha`."""
+    import dvc.api
+
+    from isodense.pipeline.runtime import resolve_device
+    from isodense.prompts.reader import load_prompts
+    from isodense.reward.load import load_reward
+
+    files = dvc.api.DVCFileSystem(rev=sha)
+    for name in ("models/reward", "models/policy", "data/prompts"):
+        files.get(name, str(folder / name), recursive=True)
+    prompts = load_prompts(folder / "data/prompts").split("heldout")
+    conversations = {row["id"]: row["prompt"] for row in prompts.rows}
+    device = resolve_device(dvc.api.params_show(rev=sha)["base"]["device"])
+    reward = load_reward(folder / "models/reward", folder / "models/policy", device, prompts)
+
+    return lambda rows: judged(rows, conversations, reward.score)
+
+
+def judged(
+    rows: Sequence[dict[str, Any]],
+    conversations: Mapping[str, list[Message]],
+    score: Callable[[Sequence[list[Message]], Sequence[str]], np.ndarray],
+) -> dict[str, float]:
+    """Return the mean score of the trained policy's completions, by density.
+
+    Parameters
+    ----------
+    rows : sequence of dict
+        Of ``reports/completions.jsonl``.
+    conversations : mapping
+        Prompts by id.
+    score : callable
+        The judge: ``(prompts, completions) -> ndarray of shape (n,)``.
+
+    Returns
+    -------
+    dict
+        ``all``, ``sparse`` and ``crowded``: of all prompts, of the third in the emptiest and of the
+        third in the most crowded neighbourhoods.
+    """
+    asked = [conversations[row["id"]] for row in rows for _ in row["trained"]]
+    scores = score(asked, [text for row in rows for text in row["trained"]])
+    by_prompt = np.asarray(scores, dtype=np.float64).reshape(len(rows), -1).mean(axis=1)
+    order = np.argsort([row["density"] for row in rows], kind="stable")
+    third = max(1, len(rows) // 3)
+    return {
+        "all": float(by_prompt.mean()),
+        "sparse": float(by_prompt[order[:third]].mean()),
+        "crowded": float(by_prompt[order[-third:]].mean()),
+    }
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measure of one arm.
+
+    Attributes
+    ----------
+    measure, arm : str
+    values : ndarray of shape (n_seeds,), float64
+    differences : ndarray of shape (n_seeds,), float64
+        To the first arm, seed by seed.
+    """
+
+    measure: str
+    arm: str
+    values: np.ndarray
+    differences: np.ndarray
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the row with means and intervals."""
+        mean, low, high = interval(self.values)
+        difference, difference_low, difference_high = interval(self.differences)
+        return {
+            "measure": self.measure,
+            "arm": self.arm,
+            "values": [round(float(value), 6) for value in self.values],
+            "mean": mean,
+            "low": low,
+            "high": high,
+            "difference": difference,
+            "difference_low": difference_low,
+            "difference_high": difference_high,
+        }
+
+
+def tabulate(found: dict[str, list[dict[str, Any]]]) -> list[Row]:
+    """Return a row for each measure that all runs have, and each arm.
+
+    Parameters
+    ----------
+    found : dict
+        Metrics of each arm's runs in the order of seeds, the arm to compare with first.
+    """
+    rows = []
+    baseline = next(iter(found))
+    for measure, path in MEASURES.items():
+        values = {arm: [_look_up(metrics, path) for metrics in found[arm]] for arm in found}
+        if any(value is None for row in values.values() for value in row):
+            continue
+        arrays = {arm: np.array(row, dtype=np.float64) for arm, row in values.items()}
+        rows += [Row(measure, arm, row, row - arrays[baseline]) for arm, row in arrays.items()]
+    return rows
+
+
+def _look_up(metrics: Any, path: str) -> float | None:
+    for key in path.split("."):
+        metrics = metrics.get(key) if isinstance(metrics, dict) else None
+    return metrics
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Return a table: a line for each measure, and a column for each arm's difference."""
+    arms = list(dict.fromkeys(row.arm for row in rows))
+    lines = [
+        "| | " + " | ".join([arms[0], *(f"{arm} − {arms[0]}" for arm in arms[1:])]) + " |",
+        "| --- |" + " ---: |" * len(arms),
+    ]
+    for measure in dict.fromkeys(row.measure for row in rows):
+        of_arm = {row.arm: row.as_dict() for row in rows if row.measure == measure}
+        cells = [_cell(of_arm[arms[0]], "", "")]
+        cells += [_cell(of_arm[arm], "difference", "+") for arm in arms[1:]]
+        lines.append(f"| {measure} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "Bold: the 95% interval is clear of 0, not corrected for how many there are.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(row: dict[str, Any], what: str, sign: str) -> str:
+    prefix = f"{what}_" if what else ""
+    mean, low, high = (row[key] for key in (what or "mean", f"{prefix}low", f"{prefix}high"))
+    digits = 3 if max(abs(mean), abs(low), abs(high)) < 10 else 1
+    shown = [f"{value:{sign}.{digits}f}".replace("-", "−") for value in (mean, low, high)]
+    if low == high:  # the same with every seed
+        return shown[0]
+    clear = "**" if what and (low > 0 or high < 0) else ""
+    return f"{clear}{shown[0]}{clear} ({shown[1]} to {shown[2]})"
+
+
+def figure(rows: Sequence[Row], path: Path) -> None:
+    """Draw the differences to the first arm, with intervals, of what differs at all, as a PNG."""
+    from matplotlib.figure import Figure
+
+    from isodense.density.plots import BLUE, GREY, save
+
+    measures = list(dict.fromkeys(row.measure for row in rows if row.differences.any()))
+    arms = list(dict.fromkeys(row.arm for row in rows))[1:]
+    height = max(1, -(-len(measures) // 3))
+    made = Figure(figsize=(13, (0.55 + 0.3 * len(arms)) * height + 0.5), layout="constrained")
+    axes = made.subplots(height, 3, squeeze=False).ravel()
+    for axis, measure in zip(axes, measures, strict=False):
+        for place, arm in enumerate(arms):
+            (row,) = (row for row in rows if (row.measure, row.arm) == (measure, arm))
+            mean, low, high = interval(row.differences)
+            axis.plot([low, high], [place, place], color=BLUE, linewidth=2)
+            axis.plot(row.differences, [place] * len(row.differences), "|", color=GREY)
+            axis.plot(mean, place, "o", color=BLUE)
+        axis.axvline(0, color=GREY, linestyle="--", linewidth=1)
+        axis.set(
+            title=measure, yticks=range(len(arms)), yticklabels=arms, ylim=(len(arms) - 0.5, -0.5)
+        )
+        axis.locator_params(axis="x", nbins=5)
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis in axes[len(measures) :]:
+        axis.remove()
+    made.suptitle("Difference to the first arm, 95% interval over seeds")
+    save(made, path)
+
+
+def compare(arms: Sequence[str], seeds: int, settings: Sequence[str], out: Path) -> list[Row]:
+    """Run what is missing of a comparison; write ``table.md``, ``results.json``, ``compare.png``.
+
+    Parameters
+    ----------
+    arms, seeds, settings
+        See :func:`plan_runs`.
+    out : Path
+        A folder.
+
+    Raises
+    ------
+    IsodenseError
+        If the comparison makes no sense, or an experiment fails.
+    """
+    from dvc.exceptions import DvcException
+
+    runs = plan_runs(arms, seeds, settings)
+    require_different(arms, settings, Path("params.yaml"))
+    run_missing(runs)
+    try:
+        rows = tabulate(collect(runs))
+    except DvcException as error:
+        remedy = "if `dvc gc` has removed outputs: `dvc exp remove` the experiments, then again"
+        raise IsodenseError(f"an experiment cannot be read: {error}", remedy) from None
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "table.md").write_text(markdown(rows), encoding="utf-8")
+    experiments = {run.name: list(run.settings) for run in runs}
+    write_json(
+        out / "results.json", {"experiments": experiments, "rows": [row.as_dict() for row in rows]}
+    )
+    figure(rows, out / "compare.png")
+    return rows
+
+
+def _output(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise IsodenseError(f"`{' '.join(command)}` failed: {done.stderr.strip()}")
+    return done.stdout.rstrip()
+
+
+def environ() -> dict[str, str]:
+    """Return the environment with this interpreter's commands first: stages call `python`."""
+    own = str(Path(sys.executable).parent)
+    return {**os.environ, "PATH": os.pathsep.join([own, os.environ.get("PATH", "")])}

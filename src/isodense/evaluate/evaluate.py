@@ -1,0 +1,321 @@
+"""Did training help, and where: base against trained policy on the held-out prompts.
+
+Both policies answer the same prompts, in the same batches, with the same random numbers; the reward
+scores both, and the frozen encoder embeds both. :mod:`isodense.evaluate.metrics` measures what they
+said.
+
+The reward is the one that was trained on, so a gain says that training worked, not that people
+would agree; ``completions.jsonl`` holds every answer for reading.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from isodense.evaluate.metrics import Answers, Comparison, Heldout
+from isodense.pipeline.artifact import (
+    content_sha256,
+    load_array,
+    read_manifest,
+    require_same_ids,
+    write_json,
+)
+from isodense.pipeline.cache import folder_name, mark_used
+from isodense.pipeline.errors import ArtifactError, TrainingError
+from isodense.pipeline.params import as_dict, param
+from isodense.prompts.conversations import Message
+from isodense.prompts.reader import PromptSet
+from isodense.sampling.weights import HELDOUT_DENSITY
+
+if TYPE_CHECKING:
+    from isodense.embeddings.encoder import Encoder
+    from isodense.models.generation import Completion
+
+Score = Callable[[Sequence[list[Message]], Sequence[str]], np.ndarray]
+
+ENCODER_TOKENS = 256  # of a completion that the encoder reads; the last ones
+ENCODER_MULTIPLE = 16  # lengths that encoders take
+
+
+@dataclass(frozen=True)
+class EvaluateParams:
+    """Section ``evaluate`` of ``params.yaml``.
+
+    Attributes
+    ----------
+    max_prompts : int
+        Held-out prompts used; where there are more, those with the smallest ids, which are hashes.
+    num_generations : int
+        Completions of each prompt by each policy.
+    max_completion_tokens : int
+        Completions are cut there.
+    temperature : float
+        0 for the likeliest token at each step.
+    batch_tokens : int
+        Padded tokens per batch, prompts and completions.
+    """
+
+    max_prompts: int = param(minimum=2)
+    num_generations: int = param(minimum=1)
+    max_completion_tokens: int = param(minimum=1)
+    temperature: float = param(minimum=0.0, maximum=10.0)
+    batch_tokens: int = param(minimum=64)
+
+    def faults(self) -> list[str]:
+        """Return what the fields cannot mean together."""
+        if self.temperature == 0 and self.num_generations > 1:
+            message = (
+                f"num_generations = {self.num_generations} at temperature = 0, where a prompt's "
+                "completions are all equal; set it to 1, or raise the temperature"
+            )
+            return [message]
+        return []
+
+
+def load_heldout(prompts: PromptSet, density: str | Path) -> Heldout:
+    """Return the held-out prompts with their density.
+
+    Parameters
+    ----------
+    prompts : PromptSet
+        All prompts.
+    density : str or Path
+        The density artifact.
+
+    Raises
+    ------
+    TrainingError
+        If fewer than two prompts are held out, which give no interval.
+    ArtifactError
+        If the densities belong to other prompts.
+    """
+    heldout = prompts.split("heldout")
+    if len(heldout) < 2:
+        message = f"{len(heldout)} of {len(prompts)} prompts are held out; evaluating takes two"
+        raise TrainingError(message, "raise prompts.heldout, or add data")
+    manifest = read_manifest(density, "density")
+    require_same_ids(prompts.split("train").ids_sha256, manifest, f"the weights in {density}")
+    path = Path(density) / HELDOUT_DENSITY
+    values = load_array(path)
+    if values.shape != (len(heldout),) or not np.isfinite(values).all():
+        message = f"{path} does not hold one finite number for each of {len(heldout)} prompts"
+        raise ArtifactError(message, "run `dvc repro density`")
+    return Heldout(heldout, values)
+
+
+def sample(heldout: Heldout, size: int) -> Heldout:
+    """Return at most `size` of the prompts, in order.
+
+    Ids are uniform hashes, so the smallest are a fair sample, and one that appending data changes
+    little.
+    """
+    chosen = np.sort(np.argsort(np.array(heldout.prompts.ids), kind="stable")[:size])
+    rows = [heldout.prompts.rows[row] for row in chosen]
+    return Heldout(PromptSet(rows), heldout.density[chosen])
+
+
+def evaluate(
+    heldout: Heldout,
+    policy: Path,
+    trained: Path,
+    reward: Path,
+    encoder: Path,
+    params: EvaluateParams,
+    seed: int,
+    device: str,
+    cache: Path,
+) -> Comparison:
+    """Let both policies answer the held-out prompts, and score and embed the answers.
+
+    Parameters
+    ----------
+    heldout : Heldout
+        All held-out prompts.
+    policy, trained, reward, encoder : Path
+        Artifacts of the untrained policy, the trained one, the reward and the encoder.
+    params : EvaluateParams
+        The stage's section.
+    seed : int
+        Of draws at a temperature above 0.
+    device : str
+        A torch device.
+    cache : Path
+        Keeps the untrained policy's answers, which are the same in every experiment.
+
+    Raises
+    ------
+    ArtifactError
+        If `trained` was not trained from `policy`, or the reward belongs to another policy.
+    """
+    from isodense.reward.load import load_reward
+
+    manifest = read_manifest(trained, "train")
+    if manifest["inputs"]["policy"] != content_sha256(read_manifest(policy, "models")):
+        message = f"{trained} was trained from another policy than {policy}"
+        raise ArtifactError(message, "run `dvc repro train`")
+    score = load_reward(reward, policy, device, heldout.prompts).score
+    vectors = open_encoder(encoder, device)
+    heldout = sample(heldout, params.max_prompts)
+    asked = [row["prompt"] for row in heldout.prompts.rows]
+    made = [
+        respond_once(policy, asked, params, seed, device, cache),
+        respond(trained, asked, params, seed, device),
+    ]
+    ratios = None
+    if params.temperature > 0:
+        ratios = log_ratios(policy, trained, asked, made[1], params, device)
+    base, after = (judge(asked, completions, score, vectors) for completions in made)
+    return Comparison(heldout, base, after, ratios)
+
+
+def respond(
+    policy: Path, asked: Sequence[list[Message]], params: EvaluateParams, seed: int, device: str
+) -> list[list[Completion]]:
+    """Return a policy's completions of each prompt.
+
+    Parameters
+    ----------
+    policy : Path
+        A model folder.
+    asked : sequence of list of message
+        The prompts.
+    params : EvaluateParams
+        The stage's section.
+    seed : int
+        Of draws at a temperature above 0.
+    device : str
+        A torch device.
+    """
+    from isodense.models.generation import complete
+    from isodense.models.policy import load_policy, load_tokenizer
+
+    with _bar(f"answers of {policy}", len(asked)) as update:
+        return complete(
+            load_policy(policy, device),
+            load_tokenizer(policy),
+            asked,
+            num_generations=params.num_generations,
+            max_tokens=params.max_completion_tokens,
+            temperature=params.temperature,
+            batch_tokens=params.batch_tokens,
+            seed=seed,
+            on_batch=update,
+        )
+
+
+def respond_once(
+    policy: Path,
+    asked: Sequence[list[Message]],
+    params: EvaluateParams,
+    seed: int,
+    device: str,
+    cache: Path,
+) -> list[list[Completion]]:
+    """Do as :func:`respond` does, unless the same was done before and is in `cache`."""
+    from isodense.models.generation import Completion
+
+    settings = {**as_dict(params), "seed": seed, "device": device, "asked": asked}
+    folder = cache / "evaluate" / folder_name(policy, settings, [])
+    path = folder / "answers.json"
+    if not path.is_file():
+        made = respond(policy, asked, params, seed, device)
+        write_json(path, [[asdict(completion) for completion in group] for group in made])
+    mark_used(folder)
+    groups = json.loads(path.read_text(encoding="utf-8"))
+    return [
+        [Completion(**fields | {"ids": tuple(fields["ids"])}) for fields in group]
+        for group in groups
+    ]
+
+
+def log_ratios(
+    policy: Path,
+    trained: Path,
+    asked: Sequence[list[Message]],
+    completions: Sequence[Sequence[Completion]],
+    params: EvaluateParams,
+    device: str,
+) -> np.ndarray:
+    """Return how much likelier each prompt's first completion is under `trained` than `policy`.
+
+    Both are taken at the temperature of the draws. One completion per prompt is enough: what is
+    sought is a mean over prompts, and each costs another forward pass of both policies.
+
+    Returns
+    -------
+    ndarray of shape (n_prompts,), float64
+        Differences of log-probabilities, in nats.
+    """
+    from isodense.models.generation import log_probs
+    from isodense.models.policy import load_policy, load_tokenizer
+
+    first = [group[:1] for group in completions]
+    found = []
+    for folder in (trained, policy):
+        with _bar(f"likelihood under {folder}", len(asked)) as update:
+            found.append(
+                log_probs(
+                    load_policy(folder, device),
+                    load_tokenizer(policy),
+                    asked,
+                    first,
+                    temperature=params.temperature,
+                    batch_tokens=params.batch_tokens,
+                    on_batch=update,
+                )[:, 0]
+            )
+    return found[0] - found[1]
+
+
+def judge(
+    asked: Sequence[list[Message]],
+    completions: list[list[Completion]],
+    score: Score,
+    encoder: Encoder,
+) -> Answers:
+    """Score and embed a policy's completions.
+
+    Parameters
+    ----------
+    asked : sequence of list of message
+        The prompts.
+    completions : list of list of Completion
+        As many of each prompt.
+    score : callable
+        The reward: ``(prompts, completions) -> ndarray of shape (n,)``.
+    encoder : Encoder
+    """
+    texts = [made.text for group in completions for made in group]
+    copies = len(completions[0])
+    rewards = score([prompt for prompt in asked for _ in range(copies)], texts)
+    # Some encoders have no token, hence no vector, for an empty text.
+    vectors = encoder.encode([text if text.strip() else "." for text in texts])
+    shape = (len(completions), copies)
+    return Answers(completions, rewards.reshape(shape), vectors.reshape(*shape, encoder.dim))
+
+
+def open_encoder(folder: Path, device: str) -> Encoder:
+    """Load the encoder for completions: pooled as the folder says, of at most 256 tokens."""
+    from isodense.embeddings.encoder import load_encoder
+    from isodense.models.policy import context_length
+
+    context = context_length(folder) or ENCODER_TOKENS
+    limit = min(ENCODER_TOKENS, context - context % ENCODER_MULTIPLE)
+    return load_encoder(folder, max_tokens=limit, device=device)
+
+
+@contextmanager
+def _bar(title: str, total: int) -> Iterator[Callable[[int], Any]]:
+    from tqdm import tqdm
+
+    from isodense.pipeline.stage import progress
+
+    with tqdm(total=total, unit="prompt", desc=title, **progress()) as bar:
+        yield bar.update

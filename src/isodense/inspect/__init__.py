@@ -1,0 +1,1 @@
+"""Questions about prompts: lookup, explanations, an overview, growth."""

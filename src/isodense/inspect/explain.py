@@ -1,0 +1,353 @@
+"""Why a prompt has the weight it has: its neighbours, its near-copies, its density.
+
+A prompt of the set is looked up in the artifacts. A new text is embedded as the embeddings stage
+does, compared with every training prompt, and given the density it has among them, by the same
+formula as held-out prompts, and the weight that this density would mean.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from isodense.density.estimate import DensityParams, Estimate, heldout_density, inverse_weights
+from isodense.inspect.lookup import Line, estimated, lines, require_same_prompts, rows_of
+from isodense.neighbors.graph import Graph, load_heldout_graph
+from isodense.pipeline.artifact import load_array
+from isodense.pipeline.errors import ArtifactError, IsodenseError
+from isodense.prompts.conversations import Message, encoder_text, prompt_id
+from isodense.sampling.weights import HELDOUT_DENSITY, Weights, load_weights
+
+ID = re.compile(r"(?=.*[0-9])[0-9a-f]{4,32}")  # no word such as "facade"
+SHOWN = 5  # ids named where the start of one fits several
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where the artifacts are; the last two are read for new texts only."""
+
+    prompts: Path
+    neighbors: Path
+    density: Path
+    embeddings: Path
+    encoder: Path
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The training prompts as the density stage sees them."""
+
+    weights: Weights
+    graph: Graph
+    found: Estimate
+    params: DensityParams
+
+    def relative(self, rows: int | slice) -> Any:
+        """Return the weights of rows over the mean."""
+        return self.weights.weights[rows].astype(np.float64) * len(self.graph)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is explained.
+
+    Attributes
+    ----------
+    kind : {"training", "heldout", "new"}
+    prompt : dict
+        Its row of the prompts artifact; of a new text, id and text.
+    indices, distances : ndarray of shape (k,)
+        Its nearest training prompts.
+    density : float
+        Log soft count.
+    unit : int
+        Group of near-copies that it is in, or would be; -1 of none.
+    weight : dict or None
+        Its weight, where it has one.
+    row : int
+        Its number among the training prompts; -1 of others.
+    """
+
+    kind: str
+    prompt: dict[str, Any]
+    indices: np.ndarray
+    distances: np.ndarray
+    density: float
+    unit: int
+    weight: dict[str, Any] | None
+    row: int = -1
+
+
+def explain(
+    query: str, folders: Folders, neighbors: int = 10, text: bool = False
+) -> dict[str, Any]:
+    """Return what is known of a prompt, and why its weight is what it is.
+
+    Parameters
+    ----------
+    query : str
+        A prompt's id, the start of one, a text, or a conversation as a JSON list of messages.
+    folders : Folders
+    neighbors : int
+        How many of the nearest training prompts, and of the near-copies, to return at most.
+    text : bool
+        Take `query` as a text even where it looks like an id or JSON.
+
+    Returns
+    -------
+    dict
+        Of JSON values: ``kind`` (``"training"``, ``"heldout"`` or ``"new"``), ``prompt``,
+        ``density``, ``weight``, ``copies``, ``why`` and ``neighbors``; docs/explain.md describes
+        them.
+
+    Raises
+    ------
+    IsodenseError
+        If the query is empty, or looks like an id and fits no prompt or several.
+    ArtifactError
+        If an artifact is missing or belongs to others.
+    """
+    messages, name = _understood(query, text)
+    weights = load_weights(folders.density)
+    require_same_prompts(folders.prompts, weights)
+    line = _line(folders.prompts, query.strip(), messages, name)
+    graph, found = estimated(folders.neighbors, weights)
+    trained = Trained(weights, graph, found, DensityParams(**weights.metadata["params"]))
+    if line is None:
+        subject = _new(messages, folders, trained)
+    else:
+        subject = (_heldout if line.heldout else _training)(line, folders, trained)
+    return _report(subject, trained, folders.prompts, neighbors)
+
+
+def _understood(query: str, text: bool) -> tuple[list[Message], str | None]:
+    """Return the conversation that `query` is, and the start of an id where it may be one."""
+    try:
+        query.encode()
+    except UnicodeEncodeError:
+        raise IsodenseError("the text is not UTF-8", "give it on standard input: -") from None
+    conversation = None if text else _conversation(query.strip())
+    messages = conversation or [{"role": "user", "content": query}]
+    if not encoder_text(messages):
+        raise IsodenseError("there are no words to explain", "name a prompt's id, or give a text")
+    return messages, query.strip() if not text and ID.fullmatch(query.strip()) else None
+
+
+def _conversation(query: str) -> list[Message] | None:
+    """Return the messages of a JSON list, or None where `query` is no list of objects."""
+    try:
+        messages = json.loads(query) if query.startswith("[") else None
+    except (ValueError, RecursionError):
+        return None
+    if not messages or not all(isinstance(item, dict) for item in messages):
+        return None
+    found = [{name: item.get(name) for name in ("role", "content")} for item in messages]
+    if not all(isinstance(value, str) for item in found for value in item.values()):
+        message = "each message needs a role and a content, both texts"
+        raise IsodenseError(message, "correct it, or add --text if this is a text")
+    if found[-1]["role"] != "user":
+        message = f"the last message is the {found[-1]['role']}'s; that of a prompt is the user's"
+        raise IsodenseError(message, "leave out what comes after the user's last message")
+    return found
+
+
+def _line(prompts: Path, query: str, messages: list[Message], name: str | None) -> Line | None:
+    """Return the line of the prompt that the query means, or None where it is a new text."""
+    own, start = prompt_id(messages).encode(), (name or "none").encode()
+    text = json.dumps(query, ensure_ascii=False)
+    needle = f'"text": {text}, "count"'.encode()  # a dialogue as it is stored, with its line breaks
+
+    def wanted(identifier: bytes, raw: bytes) -> bool:
+        return identifier == own or identifier.startswith(start) or needle in raw
+
+    found = list(lines(prompts, wanted))
+    for same in ([x for x in found if x.id == own], [x for x in found if needle in x.raw]):
+        if same:
+            return same[0]
+    if len(found) == 1:
+        return found[0]
+    if name is None:
+        return None
+    if not found:
+        message = f"no prompt's id starts with {name}"
+        raise IsodenseError(message, "correct it, or add --text if this is a text")
+    some = ", ".join(line.id.decode() for line in found[:SHOWN])
+    message = f"{name} is the start of {len(found)} ids: {some}{', …' * (len(found) > SHOWN)}"
+    raise IsodenseError(message, "give more digits")
+
+
+def _training(line: Line, _: Folders, trained: Trained) -> Subject:
+    row, weights = line.number, trained.weights
+    if row >= len(trained.graph) or weights.prompt_ids[row] != line.id:
+        message = f"prompt {line.id.decode()} is not where the weights have it"
+        raise ArtifactError(message, "run `dvc repro density`, or `dvc checkout`")
+    rank = 1 + int((weights.weights > weights.weights[row]).sum())
+    return Subject(
+        "training",
+        line.row,
+        trained.graph.indices[row],
+        trained.graph.distances[row],
+        float(weights.density[row]),
+        int(trained.found.units[row]),
+        _weight(float(trained.relative(row)), rank, trained),
+        row,
+    )
+
+
+def _heldout(line: Line, folders: Folders, trained: Trained) -> Subject:
+    near, k = load_heldout_graph(folders.neighbors), trained.params.k
+    density = load_array(folders.density / HELDOUT_DENSITY, mmap=True)
+    if not line.number < len(near) == len(density):
+        message = f"{folders.neighbors} and {folders.density} have other held-out prompts"
+        raise ArtifactError(message, "run `dvc repro density`, or `dvc checkout`")
+    indices, distances = near.indices[line.number, :k], near.distances[line.number, :k]
+    unit = _unit(indices, distances, trained)
+    found = float(density[line.number])
+    return Subject("heldout", line.row, indices, distances, found, unit, None)
+
+
+def _new(messages: list[Message], folders: Folders, trained: Trained) -> Subject:
+    from isodense.inspect.query import nearest_to
+
+    text = encoder_text(messages)
+    near = nearest_to(
+        text,
+        min(trained.params.k, len(trained.graph)),
+        folders.prompts,
+        folders.embeddings,
+        folders.encoder,
+    )
+    density = float(heldout_density(trained.found, near, trained.params)[0])
+    unit = _unit(near.indices[0], near.distances[0], trained)
+    prompt = {"id": prompt_id(messages), "text": text}
+    weight = _weight_at(density, unit, trained, folders.prompts)
+    return Subject("new", prompt, near.indices[0], near.distances[0], density, unit, weight)
+
+
+def _unit(indices: np.ndarray, distances: np.ndarray, trained: Trained) -> int:
+    """Return the group of near-copies that a prompt from elsewhere is close to, or -1."""
+    if not len(indices) or distances[0] > np.float64(trained.found.scales.radius):
+        return -1
+    return int(trained.found.units[indices[0]])
+
+
+def _weight_at(density: float, unit: int, trained: Trained, prompts: Path) -> dict[str, Any] | None:
+    """Return the weight of a prompt asked once that had this density, and shared a group's weight.
+
+    With ``soft_count`` it follows from the density and any training prompt's weight; with ``knn``
+    and ``balance`` the density does not say it.
+    """
+    found, method = trained.found, trained.params.method
+    if method not in ("soft_count", "uniform"):
+        return None
+    relative = 1.0
+    if method == "soft_count":
+        sizes = np.bincount(found.units)
+        size = 1 + int(sizes[unit]) if unit >= 0 else 1
+        pair = inverse_weights(
+            np.array([density, found.density[0]]),
+            found.exponent,
+            np.array([size, sizes[found.units[0]]]),
+        )
+        relative = float(pair[0] / pair[1] * trained.relative(0) / _count_factor(trained, prompts))
+    rank = 1 + int((trained.relative(slice(None)) > relative).sum())
+    return _weight(relative, rank, trained)
+
+
+def _count_factor(trained: Trained, prompts: Path) -> float:
+    """Return by how much its count has raised the weight of the first training prompt."""
+    if not trained.params.count_power:
+        return 1.0
+    (row,) = rows_of(prompts, [trained.weights.prompt_ids[0]]).values()
+    return float(row["count"] ** trained.params.count_power)
+
+
+def _weight(relative: float, rank: int, trained: Trained) -> dict[str, Any]:
+    return {
+        "over_mean": relative,
+        "rank": rank,  # 1 is the largest
+        "of": len(trained.graph),
+        "draws_per_epoch": relative,  # of as many draws as there are training prompts
+    }
+
+
+def _report(subject: Subject, trained: Trained, prompts: Path, most: int) -> dict[str, Any]:
+    units, weights = trained.found.units, trained.weights
+    outside = units[subject.indices] != subject.unit
+    shares = _shares(subject, trained) * outside
+    copies = np.flatnonzero(units == subject.unit)
+    copies = copies[copies != subject.row]
+    listed = {*subject.indices[:most].tolist(), *copies[:most].tolist()}
+    rows = rows_of(prompts, [weights.prompt_ids[row] for row in listed])
+
+    def entry(row: int) -> dict[str, Any]:
+        prompt = rows[weights.prompt_ids[row]]
+        over_mean = float(trained.relative(row))
+        return {"id": prompt["id"], "text": prompt["text"], "weight_over_mean": over_mean}
+
+    return {
+        "kind": subject.kind,
+        "prompt": {name: value for name, value in subject.prompt.items() if name != "prompt"},
+        "density": {
+            "log_density": subject.density,
+            "distinct_prompts": float(np.exp(subject.density)),  # q, itself included
+            "denser_than": float((weights.density < subject.density).mean()),
+        },
+        "weight": subject.weight,
+        "copies": {
+            "number": len(copies),
+            "radius": float(trained.found.scales.radius),
+            "prompts": [entry(row) for row in copies[:most].tolist()],
+        },
+        "why": _why(subject, shares, outside, trained),
+        "neighbors": [
+            {
+                "distance": float(subject.distances[place]),
+                "cosine": 1 - float(subject.distances[place]) ** 2 / 2,
+                "near_copy": bool(~outside[place]),
+                "counts": float(shares[place]),
+                **entry(int(subject.indices[place])),
+            }
+            for place in range(min(most, len(subject.indices)))
+        ],
+    }
+
+
+def _shares(subject: Subject, trained: Trained) -> np.ndarray:
+    """Return what each neighbour adds to the soft count, were none of them a near-copy."""
+    alone = Graph(subject.indices[:, None], subject.distances[:, None])
+    return _soft_counts(alone, trained, dimension=0.0) - 1  # of which nothing lies beyond
+
+
+def _why(
+    subject: Subject, shares: np.ndarray, outside: np.ndarray, trained: Trained
+) -> dict[str, Any]:
+    """Return what the density comes from: itself, the neighbours listed, those beyond the last.
+
+    Of a prompt with near-copies the density is the mean over all of them that see beyond their
+    group, so its own count differs from it.
+    """
+    listed, own = float(shares.sum()), 1.0
+    whole = len(subject.indices) + (subject.row >= 0) >= len(trained.graph)  # nothing lies beyond
+    if outside.any():
+        near = Graph(subject.indices[None, outside], subject.distances[None, outside])
+        dimension = 0.0 if whole else trained.found.scales.dimension
+        own = float(_soft_counts(near, trained, dimension)[0])
+    nearest = len(subject.indices)
+    return {
+        "nearest": nearest,
+        "neighbors": listed,
+        "beyond": max(own - listed - 1, 0.0),
+        "own_count": own,
+    }
+
+
+def _soft_counts(near: Graph, trained: Trained, dimension: float) -> np.ndarray:
+    """Return q of each row, itself included, with no neighbour taken for a near-copy of it."""
+    scales = replace(trained.found.scales, dimension=dimension, radius=-1.0)
+    return np.exp(heldout_density(replace(trained.found, scales=scales), near, trained.params))

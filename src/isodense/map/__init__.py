@@ -1,0 +1,1 @@
+"""Stage ``map``: two coordinates for every prompt, for the report."""

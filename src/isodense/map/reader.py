@@ -1,0 +1,49 @@
+"""Reading the map artifact: a place in two dimensions for every prompt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from isodense.pipeline.artifact import load_array, read_manifest
+from isodense.pipeline.errors import ArtifactError
+
+COORDINATES = "coordinates.npy"
+REMEDY = "run `dvc repro map`, or `dvc checkout --force data/map`"
+
+
+def load_coordinates(folder: str | Path) -> tuple[np.ndarray, dict[str, Any]]:
+    """Load ``data/map`` memory-mapped and check it.
+
+    Whoever shows it beside the prompts compares the manifest's ``ids_sha256`` with theirs, by
+    :func:`isodense.pipeline.artifact.require_same_ids`.
+
+    Parameters
+    ----------
+    folder : str or Path
+        The artifact.
+
+    Returns
+    -------
+    coordinates : ndarray of shape (n_prompts, 2), float32
+        Row i is the place of prompt i of ``prompts.jsonl``, in training or held out.
+    manifest : dict
+
+    Raises
+    ------
+    ArtifactError
+        If the artifact is incomplete, or its array is of another shape or type, or not finite.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder, "map")
+    coordinates = load_array(folder / COORDINATES, mmap=True)
+    shape = (manifest["rows"], 2)
+    if coordinates.shape != shape or coordinates.dtype != np.float32:
+        found = f"{coordinates.dtype} of shape {coordinates.shape}"
+        message = f"{folder / COORDINATES} holds {found}, not float32 of shape {shape}"
+        raise ArtifactError(message, REMEDY)
+    if not np.isfinite(coordinates).all():
+        raise ArtifactError(f"{folder / COORDINATES} holds places that are not finite", REMEDY)
+    return coordinates, manifest

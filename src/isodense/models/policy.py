@@ -1,0 +1,105 @@
+"""Reading a policy: a causal language model in a safetensors folder, with its own chat format.
+
+What a policy reads is its chat template applied to the prompt, up to where the assistant's answer
+begins; an answer is its text's tokens and the end-of-turn token. The reward, the training and the
+evaluation all build their tokens here, so that they mean the same conversation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from isodense.models.backbone import quiet
+from isodense.pipeline.errors import ModelError
+from isodense.prompts.conversations import Message
+
+
+def load_tokenizer(folder: str | Path) -> Any:
+    """Load the tokenizer of a policy and check that it can hold a conversation.
+
+    Raises
+    ------
+    ModelError
+        If the folder holds no tokenizer, chat template or end-of-turn token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder} has no tokenizer: {error}", "run `dvc repro models`") from None
+    if tokenizer.chat_template is None:
+        message = f"the tokenizer in {folder} has no chat template"
+        raise ModelError(message, "choose an instruction-tuned policy in section models")
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"the tokenizer in {folder} has no end-of-turn token (eos_token)")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def context_length(folder: str | Path) -> int | None:
+    """Return how many tokens the policy can read, or None if its config does not say."""
+    config = AutoConfig.from_pretrained(folder)
+    return getattr(config, "max_position_embeddings", None)
+
+
+def load_policy(folder: str | Path, device: str = "cpu") -> Any:
+    """Load the whole model of a policy in float32, ready to generate.
+
+    Returns
+    -------
+    transformers.PreTrainedModel
+        In evaluation mode, on `device`.
+    """
+    with quiet():
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model.eval().to(device)
+
+
+def prompt_tokens(tokenizer: Any, prompts: Sequence[list[Message]]) -> list[list[int]]:
+    """Return the tokens of each prompt in the policy's chat format, up to the answer's start.
+
+    Raises
+    ------
+    ModelError
+        If the chat template refuses a prompt (an unknown role, say).
+    """
+    try:
+        rendered = tokenizer.apply_chat_template(
+            list(prompts), add_generation_prompt=True, tokenize=True, return_dict=True
+        )
+    except TemplateError as error:
+        raise ModelError(f"the policy's chat template refuses a prompt: {error}") from None
+    ids: list[list[int]] = rendered["input_ids"]
+    return ids
+
+
+def answer_tokens(tokenizer: Any, answers: Sequence[str]) -> list[list[int]]:
+    """Return the tokens of each answer and the end-of-turn token."""
+    ids = tokenizer(list(answers), add_special_tokens=False, verbose=False)["input_ids"]
+    return [[*row, tokenizer.eos_token_id] for row in ids]
+
+
+def token_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Yield row numbers of batches that hold at most `budget` tokens when padded, long ones first.
+
+    A row longer than the budget is a batch of its own.
+
+    Examples
+    --------
+    >>> list(token_batches([1, 4, 2, 3], budget=6))
+    [[1], [3, 2], [0]]
+    """
+    batch: list[int] = []
+    for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch

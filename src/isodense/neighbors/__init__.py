@@ -1,0 +1,1 @@
+"""Stage ``neighbors``: the nearest training prompts of every prompt."""

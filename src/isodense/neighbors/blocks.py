@@ -1,0 +1,266 @@
+"""Neighbour search in blocks of queries: kept in a scratch folder, shared by ranks, grown.
+
+A finished block is kept outside the DVC outputs, in a folder named by the hash of the vectors and
+of all else that its bytes depend on: a run that was cut off computes only what is not there, and
+ranks started by torchrun take turns at the missing blocks. The folder stays when the graph is
+published. If the present rows begin with those of an exact graph that was finished earlier, old
+rows are compared with the new ones only: what they had and what they find hold the k nearest, in
+the bytes of a search from nothing. Folders that nobody has used for a week are deleted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file, save_file
+
+from isodense.neighbors.exact import Exact
+from isodense.neighbors.graph import Graph
+from isodense.pipeline.artifact import replacing, write_json
+from isodense.pipeline.cache import mark_used
+from isodense.pipeline.errors import ArtifactError
+from isodense.pipeline.executor import Progress, Rank
+
+ROWS = 16_384  # queries of a block
+NOTE = "finished.json"
+
+log = logging.getLogger("isodense")
+
+Told = Callable[[int], object]
+
+
+@dataclass(frozen=True)
+class Side:
+    """Prompts whose nearest training prompts are wanted.
+
+    Attributes
+    ----------
+    name : str
+        ``train`` or ``heldout``.
+    vectors : ndarray of shape (n, dim), float32
+        Unit rows.
+    k : int
+        Neighbours of each.
+    """
+
+    name: str
+    vectors: np.ndarray
+    k: int
+
+    def own(self, rows: np.ndarray) -> np.ndarray:
+        """Return the training rows that `rows` are themselves, -1 for held-out ones."""
+        return rows if self.name == "train" else np.full(len(rows), -1)
+
+
+@dataclass(frozen=True)
+class Search:
+    """How neighbours are found.
+
+    Attributes
+    ----------
+    order : ndarray of shape (n,)
+        Training rows in the order in which blocks take them.
+    find : callable
+        Takes a side, rows of it and a function to be told of finished ones; returns their Graph.
+    """
+
+    order: np.ndarray
+    find: Callable[[Side, np.ndarray, Told], Graph]
+
+
+@dataclass(frozen=True)
+class Last:
+    """An exact graph finished earlier, of rows that the present ones begin with.
+
+    Attributes
+    ----------
+    rows : int
+        Training rows that it points into.
+    graphs : dict of str to Graph
+        By side.
+    """
+
+    rows: int
+    graphs: dict[str, Graph]
+
+
+def digest(*parts: Any) -> str:
+    """Return the name of what depends on `parts`."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:40]
+
+
+def fingerprint(vectors: np.ndarray) -> str:
+    """Return a hash of all rows."""
+    found = hashlib.sha256(str(vectors.shape[1:]).encode())
+    found.update(np.ascontiguousarray(vectors).data)
+    return found.hexdigest()
+
+
+def search_blocks(
+    sides: list[Side], prepare: Callable[[], Search], run: Path, rank: Rank, size: int = ROWS
+) -> list[Graph] | None:
+    """Find the neighbours of all rows of all sides, taking finished blocks from a folder.
+
+    Parameters
+    ----------
+    sides : list of Side
+    prepare : callable
+        Makes the Search; called only if a block is missing.
+    run : Path
+        Where blocks are kept, shared by the ranks; named after all that they depend on.
+    rank : Rank
+    size : int
+        Queries of a block.
+
+    Returns
+    -------
+    list of Graph or None
+        Of each side; None on ranks but the first.
+    """
+    blocks = [(side, start) for side in sides for start in range(0, len(side.vectors), size)]
+    paths = [path for side in sides for path in _paths(run, side, size)]
+    missing = [number for number, path in enumerate(paths) if not sound(path)]
+    mine = [number for number in missing if number % rank.world == rank.index]
+    counts = [min(size, len(side.vectors) - start) for side, start in blocks]
+    with Progress(run, rank, sum(counts[number] for number in missing), "blocks") as bar:
+        if mine or (missing and not rank.index):  # others may wait for what the first prepares
+            search = prepare()
+            for number in mine:
+                side, start = blocks[number]
+                order = search.order if side.name == "train" else np.arange(len(side.vectors))
+                rows = order[start : start + size]
+                graph = search.find(side, rows, bar.add)
+                keep(paths[number], rows=rows, indices=graph.indices, distances=graph.distances)
+        if rank.index:
+            return None
+        bar.wait(missing, lambda number: sound(paths[number]))
+    if len(missing) < len(blocks):
+        log.info("%d of %d blocks computed, the rest were in %s", len(missing), len(blocks), run)
+    return [_joined(side, _paths(run, side, size)) for side in sides]
+
+
+def exact_search(train: Side, last: Last | None, device: str) -> Search:
+    """Return the exact search among the rows of `train`, growing an earlier graph if there is one.
+
+    Parameters
+    ----------
+    train : Side
+    last : Last, optional
+    device : str
+        Param ``base.device``.
+    """
+    every = Exact(train.vectors, device)
+    new = Exact(train.vectors[last.rows if last else len(train.vectors) :], device)
+
+    def find(side: Side, rows: np.ndarray, told: Told) -> Graph:
+        known = rows < len(last.graphs[side.name]) if last else np.zeros(len(rows), dtype=bool)
+        unknown = rows[~known]
+        found = every.nearest(side.vectors[unknown], side.k, side.own(unknown), done=told)
+        if not last or not known.any():
+            return found
+        graph = Graph.empty(len(rows), side.k)
+        for where, part in ((~known, found), (known, _grown(last, side, rows[known], new, told))):
+            graph.indices[where], graph.distances[where] = part.indices, part.distances
+        return graph
+
+    return Search(np.arange(len(train.vectors)), find)
+
+
+def keep(path: Path, **arrays: np.ndarray) -> None:
+    """Write arrays as safetensors, whole or not at all, also where experiments run side by side."""
+    with replacing(path) as scratch:
+        save_file(arrays, scratch)
+        with scratch.open("rb") as stream:
+            os.fsync(stream.fileno())
+
+
+def finish(run: Path, recipe: str, sides: list[Side], prints: list[str]) -> None:
+    """Note in the folder of a finished search what it is of, and delete what nobody uses."""
+    rows = {s.name: [len(s.vectors), p] for s, p in zip(sides, prints, strict=True)}
+    write_json(run / NOTE, {"recipe": recipe, "rows": rows, "k": [side.k for side in sides]})
+    mark_used(run)
+
+
+def load_last(store: Path, recipe: str, sides: list[Side]) -> Last | None:
+    """Return the largest finished graph of rows that the present ones begin with.
+
+    Parameters
+    ----------
+    store : Path
+        Folder of the folders of searches.
+    recipe : str
+        What the graph must depend on besides the vectors.
+    sides : list of Side
+        The present rows.
+    """
+    notes = [note for note in map(_note, store.glob(f"*/{NOTE}")) if note["recipe"] == recipe]
+    for note in sorted(notes, key=lambda note: -note["rows"]["train"][0]):
+        known = [note["rows"][side.name] for side in sides]
+        if all(_begins(s, *found) for s, found in zip(sides, known, strict=True)):
+            log.info("growing the graph of the first %d training prompts", known[0][0])
+            old = [
+                Side(side.name, side.vectors[:count], k)
+                for side, (count, _), k in zip(sides, known, note["k"], strict=True)
+            ]
+            graphs = {side.name: _joined(side, _paths(note["run"], side)) for side in old}
+            return Last(known[0][0], graphs)
+    return None
+
+
+def _note(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) | {"run": path.parent}
+
+
+def _begins(side: Side, rows: int, known: str) -> bool:
+    return rows <= len(side.vectors) and fingerprint(side.vectors[:rows]) == known
+
+
+def _grown(last: Last, side: Side, rows: np.ndarray, new: Exact, told: Told) -> Graph:
+    """Merge what rows had with what is nearest to them among the new ones, which come after."""
+    old = last.graphs[side.name]
+    fresh = new.nearest(side.vectors[rows], min(side.k, len(new.X)), done=told)
+    indices = np.concatenate([old.indices[rows], fresh.indices + np.int32(last.rows)], axis=1)
+    distances = np.concatenate([old.distances[rows], fresh.distances], axis=1)
+    order = np.argsort(distances, axis=1, kind="stable")[:, : side.k]
+    return Graph(
+        np.take_along_axis(indices, order, axis=1), np.take_along_axis(distances, order, axis=1)
+    )
+
+
+def sound(path: Path) -> bool:
+    """Return whether a finished block is there; safetensors knows a stump by its length."""
+    try:
+        with safe_open(path, "numpy"):
+            return True
+    except (OSError, SafetensorError):
+        return False
+
+
+def _paths(run: Path, side: Side, size: int = ROWS) -> list[Path]:
+    return [
+        run / f"{side.name}-{number:05d}.safetensors"
+        for number in range(-(-len(side.vectors) // size))
+    ]
+
+
+def _joined(side: Side, paths: list[Path]) -> Graph:
+    """Put blocks together; each row has to be in one of them."""
+    graph, found = Graph.empty(len(side.vectors), side.k), np.zeros(len(side.vectors), dtype=int)
+    for path in paths:
+        block = load_file(path)
+        graph.indices[block["rows"]] = block["indices"]
+        graph.distances[block["rows"]] = block["distances"]
+        found[block["rows"]] += 1
+    if (found != 1).any():
+        message = f"the blocks in {paths[0].parent} do not hold each row once"
+        raise ArtifactError(message, "delete that folder and run it again")
+    return graph

@@ -1,0 +1,397 @@
+"""Nearest neighbours of all prompts: exact, or approximate and audited against the exact ones."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from isodense.embeddings.reader import load_vectors
+from isodense.neighbors.approximate import InvertedFile, centroids, descent
+from isodense.neighbors.blocks import (
+    ROWS,
+    Search,
+    Side,
+    Told,
+    digest,
+    exact_search,
+    fingerprint,
+    finish,
+    keep,
+    load_last,
+    search_blocks,
+    sound,
+)
+from isodense.neighbors.exact import nearest
+from isodense.neighbors.graph import (
+    DISTANCES,
+    HELDOUT,
+    HELDOUT_DISTANCES,
+    HELDOUT_INDICES,
+    INDICES,
+    Graph,
+    recall,
+)
+from isodense.pipeline.artifact import (
+    FORMAT_VERSION,
+    content_sha256,
+    publishing,
+    read_manifest,
+    require_same_ids,
+    sha256_file,
+    write_manifest,
+)
+from isodense.pipeline.errors import IsodenseError
+from isodense.pipeline.executor import Rank
+from isodense.pipeline.params import as_dict, param
+from isodense.pipeline.runtime import resolve_device
+from isodense.prompts.reader import Columns
+
+Method = Literal["auto", "exact", "ivf", "pynndescent"]
+
+EXACT_LIMIT = 100_000  # rows; a minute on 2 cores
+CODE = ("exact", "approximate", "blocks", "build")  # modules that decide a graph's bytes
+PACKAGES = {"ivf": "faiss-cpu", "pynndescent": "pynndescent"}
+
+log = logging.getLogger("isodense")
+
+
+@dataclass(frozen=True)
+class NeighborsParams:
+    """Section ``neighbors`` of ``params.yaml``.
+
+    Attributes
+    ----------
+    k_max : int
+        Neighbours kept per prompt; ``density.k`` may be any number up to it.
+    method : {"auto", "exact", "ivf", "pynndescent"}
+        ``auto`` is exact up to 100,000 prompts, and beyond that where there is a GPU, else
+        ``ivf``, faiss' inverted file.
+    recall_sample, recall_floor : int, float
+        An approximate graph is compared with the exact neighbours of this many prompts, and fails
+        below the floor; ``ivf`` looks as far as it takes to get a third of the way from there to 1.
+    n_jobs : int
+        Threads of pynndescent, whose graph depends on it.
+    """
+
+    k_max: int = param(minimum=1, maximum=1000)
+    method: Method = param()
+    recall_sample: int = param(minimum=1)
+    recall_floor: float = param(minimum=0.0, maximum=1.0)
+    n_jobs: int = param(minimum=1)
+
+
+def knn_graph(
+    X: np.ndarray,
+    k: int = 50,
+    method: Method = "auto",
+    *,
+    device: str = "auto",
+    block: int = 1024,
+    n_jobs: int = 2,
+    seed: int = 0,
+    recall_floor: float = 0.95,
+) -> Graph:
+    """Find the `k` nearest other rows of every row.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, dim), float32
+        Unit rows.
+    k : int
+        Neighbours; n - 1 where that is fewer.
+    method : {"auto", "exact", "ivf", "pynndescent"}
+        ``auto`` is exact up to 100,000 rows, or where there is a GPU, else ``ivf``.
+    device : {"auto", "cpu", "cuda"}
+        Of the exact search.
+    block : int
+        Queries scored at once by the exact search; changes speed and memory, not the result.
+    n_jobs : int
+        Threads of pynndescent.
+    seed : int
+        Of the approximate methods.
+    recall_floor : float
+        ``ivf`` looks as far as it takes to get a third of the way from here to 1, on a sample.
+
+    Returns
+    -------
+    Graph
+
+    Raises
+    ------
+    IsodenseError
+        If `X` has rows that are not unit vectors, or `k` is not positive.
+    """
+    X = unit_rows(np.array(X, dtype=np.float32))
+    if k < 1:
+        raise IsodenseError(f"k = {k}; expected at least 1")
+    k = min(k, len(X) - 1)
+    if k <= 0:
+        return Graph.empty(len(X), 0)
+    method = resolve_method(method, len(X), device)
+    if method == "exact":
+        return nearest(X, X, k, own=np.arange(len(X)), device=device, block=block)
+    if method == "pynndescent":
+        return descent(X, k, n_jobs, seed)
+    index = InvertedFile(X, centroids(X, seed))
+    rows = sample(len(X), 1000, seed)
+    index.tune(rows, nearest(X[rows], X, k, own=rows, device=device), _aim(recall_floor))
+    order = index.order()
+    found = index.search(X[order], order, k)
+    back = np.argsort(order)
+    return Graph(found.indices[back], found.distances[back])
+
+
+def resolve_method(method: Method, rows: int, device: str) -> Method:
+    """Return the method that the param ``method`` stands for."""
+    if method != "auto":
+        return method
+    return "exact" if rows <= EXACT_LIMIT or resolve_device(device) == "cuda" else "ivf"
+
+
+def unit_rows(X: np.ndarray, ids: list[str] | None = None) -> np.ndarray:
+    """Scale rows that are unit vectors to float16's precision to float32's, in place.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, dim), float32
+    ids : list of str, optional
+        What an error calls the rows; their numbers by default.
+
+    Raises
+    ------
+    IsodenseError
+        If a row is no unit vector.
+    """
+    if X.ndim != 2:
+        raise IsodenseError(f"vectors have shape {X.shape}; expected (n, dim)")
+    blocks = [slice(start, start + ROWS) for start in range(0, len(X), ROWS)]
+    norms = np.empty(len(X))
+    for rows in blocks:
+        norms[rows] = np.linalg.norm(X[rows].astype(np.float64), axis=1)
+    for name, wrong in (
+        ("not finite", ~np.isfinite(norms)),
+        ("zero", norms == 0),
+        ("not of unit length", np.abs(norms - 1) > 1e-3),
+    ):
+        if wrong.any():
+            first = f"prompt {ids[wrong.argmax()]}" if ids else f"row {wrong.argmax()}"
+            message = f"{wrong.sum()} of {len(X)} rows are {name}, first {first}"
+            raise IsodenseError(message, "divide each row by its L2 norm; drop rows without one")
+    for rows in blocks:
+        X[rows] = X[rows] / norms[rows, None]
+    return X
+
+
+def _aim(floor: float) -> float:
+    """Return a recall that, reached on one sample, stays above `floor` on another."""
+    return floor + (1 - floor) / 3
+
+
+def sample(rows: int, size: int, seed: int) -> np.ndarray:
+    """Return rising numbers of `size` rows, or of all where there are fewer."""
+    rng = np.random.default_rng(seed)
+    return np.sort(rng.choice(rows, size=min(size, rows), replace=False))
+
+
+def publish(
+    embeddings: Path,
+    prompts: Columns,
+    params: NeighborsParams,
+    device: str,
+    seed: int,
+    cache: Path,
+    out: Path,
+    rank: Rank | None = None,
+) -> dict[str, Any] | None:
+    """Write ``data/neighbors`` and return what the metrics report.
+
+    Parameters
+    ----------
+    embeddings : Path
+        The embeddings artifact.
+    prompts : Columns
+        Of the same rows.
+    params : NeighborsParams
+        The stage's section.
+    device : str
+        Param ``base.device``.
+    seed : int
+        Of the audit's sample and the approximate methods.
+    cache : Path
+        Where finished blocks and the last graph are kept.
+    out : Path
+        The artifact's folder.
+    rank : Rank, optional
+        This process among those that torchrun started; ranks but the first publish nothing.
+
+    Returns
+    -------
+    dict or None
+        None on ranks but the first.
+
+    Raises
+    ------
+    IsodenseError
+        If a vector is unusable, the embeddings are of other prompts, or the audited recall is
+        below the floor.
+    """
+    rank = rank or Rank.current()
+    sides, manifest = _sides(embeddings, prompts, params.k_max)
+    train = sides[0]
+    method = resolve_method(params.method, len(train.vectors), device) if train.k else "exact"
+    recipe, store = _recipe(params, method, seed), cache / "neighbors"
+    prints = [fingerprint(side.vectors) for side in sides]
+    run = store / digest(recipe, prints)
+
+    def prepare() -> Search:
+        if method == "exact":
+            return exact_search(train, load_last(store, recipe, sides), device)
+        if method == "pynndescent":
+            return _descent_search(train, params, device, seed)
+        return _ivf_search(train, params, device, seed, run / "lists.safetensors", rank)
+
+    size = len(train.vectors) if method == "pynndescent" else ROWS
+    graphs = search_blocks(sides, prepare, run, rank, size)
+    if graphs is None:
+        return None
+    report = {"method": method, "rows": len(train.vectors), "k_max": train.k, "recall": 1.0}
+    if method != "exact":
+        report["recall"] = _audited(train, graphs[0], params, method, device, seed + 1)
+    _write(graphs, prompts, train, params, report, manifest, out)
+    finish(run, recipe, sides, prints)
+    return report
+
+
+def _sides(embeddings: Path, prompts: Columns, k: int) -> tuple[list[Side], dict[str, Any]]:
+    manifest = read_manifest(embeddings, "embeddings")
+    require_same_ids(prompts.ids_sha256, manifest, f"the embeddings in {embeddings}")
+    train, heldout = prompts.split("train"), prompts.split("heldout")
+    if not len(train):
+        message = f"all {len(prompts)} prompts are held out"
+        raise IsodenseError(message, "lower prompts.heldout, or add prompts")
+    rows = [prompts.positions("train"), prompts.positions("heldout")]
+    vectors = [load_vectors(embeddings, found)[0] for found in rows]
+    try:
+        for part, found in zip((train, heldout), vectors, strict=True):
+            unit_rows(found, part.ids)
+    except IsodenseError as error:
+        message = f"the embeddings in {embeddings}: {error.message}"
+        remedy = "the encoder made them so: see models.encoder and section embeddings"
+        raise IsodenseError(message, remedy) from None
+    sides = [
+        Side("train", vectors[0], min(k, len(train) - 1)),
+        Side("heldout", vectors[1], min(k, len(train))),
+    ]
+    return sides, manifest
+
+
+def _recipe(params: NeighborsParams, method: Method, seed: int) -> str:
+    """Return the hash of what a graph's bytes depend on besides the vectors."""
+    code = [sha256_file(Path(__file__).with_name(f"{name}.py")) for name in CODE]
+    recipe: list[Any] = [FORMAT_VERSION, code, method, params.k_max]
+    if method != "exact":
+        recipe += [seed, importlib.metadata.version(PACKAGES[method])]
+    if method == "ivf":
+        recipe += [params.recall_floor, params.recall_sample]
+    if method == "pynndescent":
+        recipe += [params.n_jobs]
+    return digest(recipe)
+
+
+def _ivf_search(
+    train: Side, params: NeighborsParams, device: str, seed: int, lists: Path, rank: Rank
+) -> Search:
+    """Build the index; the first rank finds its centroids and its depth, for all."""
+    while rank.index and not sound(lists):  # torchrun ends all ranks if the first one fails
+        time.sleep(0.25)
+    if not sound(lists):
+        middle = centroids(train.vectors, seed)
+        index = InvertedFile(train.vectors, middle)
+        rows = sample(len(train.vectors), params.recall_sample, seed)
+        index.tune(rows, _exact(train, rows, device), _aim(params.recall_floor))
+        keep(lists, centroids=middle, probes=np.array([index.probes]), order=index.order())
+    else:
+        known = load_file(lists)
+        index = InvertedFile(train.vectors, known["centroids"], int(known["probes"][0]))
+
+    def find(side: Side, rows: np.ndarray, told: Told) -> Graph:
+        graph = index.search(side.vectors[rows], side.own(rows), side.k)
+        told(len(rows))
+        return graph
+
+    return Search(load_file(lists)["order"], find)
+
+
+def _descent_search(train: Side, params: NeighborsParams, device: str, seed: int) -> Search:
+    """Return nearest-neighbour descent; held-out rows, not being in its graph, go exactly."""
+    held = exact_search(train, None, device)
+
+    def find(side: Side, rows: np.ndarray, told: Told) -> Graph:
+        if side.name != "train":
+            return held.find(side, rows, told)
+        graph = descent(train.vectors, train.k, params.n_jobs, seed)
+        told(len(rows))
+        return graph
+
+    return Search(held.order, find)
+
+
+def _exact(train: Side, rows: np.ndarray, device: str) -> Graph:
+    return nearest(train.vectors[rows], train.vectors, train.k, own=rows, device=device)
+
+
+def _audited(
+    train: Side, graph: Graph, params: NeighborsParams, method: str, device: str, seed: int
+) -> float:
+    """Return the recall on a sample of rows."""
+    rows = sample(len(graph), params.recall_sample, seed)
+    found = Graph(graph.indices[rows], graph.distances[rows])
+    share = recall(found, _exact(train, rows, device))
+    if share < params.recall_floor:
+        message = f"{method} found {share:.3f} of the true neighbours"
+        message = f"{message}, below neighbors.recall_floor = {params.recall_floor}"
+        raised = "recall_sample" if method == "ivf" else "k_max"
+        raise IsodenseError(message, f"raise neighbors.{raised}, or set neighbors.method: exact")
+    return round(share, 6)
+
+
+def _write(
+    graphs: list[Graph],
+    prompts: Columns,
+    train: Side,
+    params: NeighborsParams,
+    report: dict[str, Any],
+    embeddings: dict[str, Any],
+    out: Path,
+) -> None:
+    graph, near = graphs
+    arrays = {
+        INDICES: graph.indices,
+        DISTANCES: graph.distances,
+        HELDOUT: near.distances[:, 0],
+        HELDOUT_INDICES: near.indices,
+        HELDOUT_DISTANCES: near.distances,
+    }
+    with publishing(out) as scratch:
+        for name, array in arrays.items():
+            np.save(scratch / name, array, allow_pickle=False)
+        write_manifest(
+            scratch,
+            "neighbors",
+            rows=len(graph),
+            k=graph.k,
+            dim=train.vectors.shape[1],
+            method=report["method"],
+            recall=report["recall"],
+            ids_sha256=prompts.split("train").ids_sha256,
+            heldout_ids_sha256=prompts.split("heldout").ids_sha256,
+            params=as_dict(params),
+            inputs={"embeddings": content_sha256(embeddings)},
+        )

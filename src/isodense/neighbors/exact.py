@@ -1,0 +1,297 @@
+"""Exact nearest neighbours of unit vectors by blocked matrix products.
+
+Blocks of queries are scored in float32 against tiles of rows, and each query keeps a few more
+candidates than asked. A float32 dot product of unit vectors is off by at most dim · 2⁻²⁴ whatever
+the order of its sums (Higham, *Accuracy and Stability of Numerical Algorithms*, 2002, §3.1), so
+all that lie within that margin of the k-th are measured in float64, and a query whose candidates
+end inside the margin is scored again for every row that could compete. The result is therefore
+the true one, ties by row number, at any block size and thread count, up to some 8,000 dimensions.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_info, threadpool_limits
+from tqdm import tqdm
+
+from isodense.neighbors.graph import Graph
+from isodense.pipeline.runtime import resolve_device
+from isodense.pipeline.stage import progress
+
+SPARE = 8  # candidates beyond k
+TILE = 2048  # rows scored at once on a CPU; 16 times as many on a GPU
+CHUNK = 1024  # pairs measured at once
+CROWDED = 16  # queries scored again at once: each may compete for a whole crowd
+
+Pairs = tuple[np.ndarray, np.ndarray]  # numbers of queries and of rows
+Arrays = tuple[np.ndarray, np.ndarray]
+Scorer = Callable[[np.ndarray, np.ndarray], Arrays]
+
+
+class Exact:
+    """Rows to search, on the GPU where there is one.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, dim), float32
+        Unit rows.
+    device : {"auto", "cpu", "cuda"}
+        A CPU works on as many blocks at once as BLAS has threads.
+    """
+
+    def __init__(self, X: np.ndarray, device: str = "auto") -> None:
+        self.X = X
+        self._scorer = _on_gpu if resolve_device(device) == "cuda" else _on_cpu
+        self._uploaded = _uploaded(X) if self._scorer is _on_gpu else X
+
+    def nearest(
+        self,
+        queries: np.ndarray,
+        k: int,
+        own: np.ndarray | None = None,
+        *,
+        block: int = 1024,
+        done: Callable[[int], object] | None = None,
+    ) -> Graph:
+        """Find the exact `k` nearest rows for every query; see :func:`nearest`."""
+        if not k:
+            return Graph.empty(len(queries), 0)
+        own = np.full(len(queries), -1) if own is None else own
+        size = min(k + SPARE, len(self.X) - bool((own >= 0).any()))
+        score, graph = self._scorer(self._uploaded, size), Graph.empty(len(queries), k)
+
+        def search(start: int) -> int:
+            rows = slice(start, start + block)
+            candidates, scores = score(queries[rows], own[rows])
+            graph.indices[rows], graph.distances[rows] = _kept(
+                queries[rows], self.X, own[rows], candidates, scores, k
+            )
+            return len(candidates)
+
+        settings = progress() | ({} if done is None else {"disable": True})
+        with tqdm(total=len(queries), unit="row", desc="neighbours", **settings) as bar:
+            for rows in in_threads(search, range(0, len(queries), block)):
+                (done or bar.update)(rows)
+        return graph
+
+
+def nearest(
+    queries: np.ndarray,
+    X: np.ndarray,
+    k: int,
+    *,
+    own: np.ndarray | None = None,
+    device: str = "auto",
+    block: int = 1024,
+    done: Callable[[int], object] | None = None,
+) -> Graph:
+    """Find the exact `k` nearest rows of `X` for every query.
+
+    Parameters
+    ----------
+    queries : ndarray of shape (m, dim), float32
+        Unit rows.
+    X : ndarray of shape (n, dim), float32
+        Unit rows.
+    k : int
+        At most n, or n - 1 with `own`.
+    own : ndarray of shape (m,), optional
+        The row of `X` that each query is itself, to be left out; -1 for none.
+    device : {"auto", "cpu", "cuda"}
+        See :class:`Exact`.
+    block : int
+        Queries scored at once; changes speed and memory, not the result.
+    done : callable, optional
+        Called with the number of queries that have been answered since; a progress bar shows
+        them by default.
+
+    Returns
+    -------
+    Graph
+        Of m rows, pointing into `X`.
+    """
+    return Exact(X, device).nearest(queries, k, own, block=block, done=done)
+
+
+def measured(queries: np.ndarray, X: np.ndarray, pairs: Pairs, k: int) -> Arrays:
+    """Measure candidates in float64 and keep the `k` nearest of each query.
+
+    Parameters
+    ----------
+    queries : ndarray of shape (m, dim), float32
+    X : ndarray of shape (n, dim), float32
+    pairs : tuple of two ndarrays of shape (p,)
+        Query number and row number of each candidate; every query has `k` or more.
+    k : int
+
+    Returns
+    -------
+    indices : ndarray of shape (m, k), int32
+    distances : ndarray of shape (m, k), float32
+        By rising (distance, index). Distances that round to the same float32 are equal, so that
+        the order is that of what is stored.
+    """
+    query, row = pairs
+    distances = np.empty(len(row), dtype=np.float32)
+    for start in range(0, len(row), CHUNK):
+        part = slice(start, start + CHUNK)
+        gap = X[row[part]].astype(np.float64)
+        gap -= queries[query[part]]
+        distances[part] = np.sqrt(np.einsum("ij,ij->i", gap, gap))
+    order = np.lexsort((row, distances, query))
+    first = np.searchsorted(query[order], np.arange(len(queries)))[:, None] + np.arange(k)
+    return row[order][first].astype(np.int32), distances[order][first]
+
+
+def in_threads(work: Callable[[int], int], starts: Iterable[int]) -> Iterator[int]:
+    """Run `work` in as many threads as BLAS would use, each with a BLAS of one thread.
+
+    NumPy lets go of the interpreter while it computes. What is not begun is dropped on Ctrl-C.
+    """
+    blas = [lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"]
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(max(blas, default=1)) as pool:
+        yield from pool.map(work, starts)
+
+
+def _kept(
+    queries: np.ndarray,
+    X: np.ndarray,
+    own: np.ndarray,
+    candidates: np.ndarray,
+    scores: np.ndarray,
+    k: int,
+) -> Arrays:
+    """Keep the `k` nearest of a block's candidates, scoring a query again if they may not do."""
+    size = scores.shape[1]
+    margin = 2 * X.shape[1] * 2.0**-24 + 1e-6  # of two scores, and of distances that round alike
+    least = np.partition(scores, size - k, axis=1)[:, size - k].astype(np.float64) - margin
+    query, slot = np.nonzero(scores >= least[:, None])
+    indices, distances = measured(queries, X, (query, candidates[query, slot]), k)
+    cut_short = (scores.min(axis=1) >= least) & (size < len(X) - (own >= 0))
+    again = np.flatnonzero(cut_short)
+    for start in range(0, len(again), CROWDED):
+        part = again[start : start + CROWDED]
+        pairs = _competing(queries[part], X, own[part], least[part])
+        indices[part], distances[part] = measured(queries[part], X, pairs, k)
+    return indices, distances
+
+
+def _competing(queries: np.ndarray, X: np.ndarray, own: np.ndarray, least: np.ndarray) -> Pairs:
+    """Return all (query, row) whose score is at least what the query asks for."""
+    found = []
+    for start in range(0, len(X), TILE):
+        tile = queries @ X[start : start + TILE].T
+        _leave_out(tile, own, start)
+        query, column = np.nonzero(tile >= least[:, None])
+        found.append((query, column + start))
+    return np.concatenate([q for q, _ in found]), np.concatenate([r for _, r in found])
+
+
+def _on_cpu(X: np.ndarray, size: int) -> Scorer:
+    """Return a function that finds the `size` best rows of a block of queries with NumPy."""
+    widest = max(TILE, size)
+
+    def score(queries: np.ndarray, own: np.ndarray) -> Arrays:
+        best, memory = _Best(len(queries), size), np.empty(len(queries) * widest, dtype=np.float32)
+        start, width = 0, max(TILE // 8, size)
+        while start < len(X):  # the first tiles are narrow: they set the bar for the others
+            part = X[start : start + width]
+            tile = memory[: len(queries) * len(part)].reshape(len(queries), len(part))
+            np.matmul(queries, part.T, out=tile)
+            _leave_out(tile, own, start)
+            best.add(tile, start)
+            start, width = start + width, min(2 * width, widest)
+        best.merge()
+        return best.rows, best.scores
+
+    return score
+
+
+class _Best:
+    """The best rows of each query so far, and those that beat the weakest and wait to be merged.
+
+    Parameters
+    ----------
+    queries : int
+        How many there are.
+    size : int
+        Rows to keep of each.
+    """
+
+    def __init__(self, queries: int, size: int) -> None:
+        self.rows = np.zeros((queries, size), dtype=np.int64)
+        self.scores = np.full((queries, size), -np.inf, dtype=np.float32)
+        self._weakest = self.scores[:, 0]
+        self._waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._counts = np.zeros(queries, dtype=np.int64)
+
+    def add(self, tile: np.ndarray, start: int) -> None:
+        """Take in the scores of the rows from `start` on."""
+        flat = np.flatnonzero(tile > self._weakest[:, None])
+        query, column = np.divmod(flat, tile.shape[1])
+        self._waiting.append((query, column + start, tile.ravel()[flat]))
+        self._counts += np.bincount(query, minlength=len(self.rows))
+        if self._counts.sum() >= self.rows.size or self._counts.max() >= TILE:
+            self.merge()
+
+    def merge(self) -> None:
+        """Keep the best of what was kept and what waits."""
+        if not self._waiting:
+            return
+        size, most = self.rows.shape[1], int(self._counts.max())
+        query, row, score = (np.concatenate(arrays) for arrays in zip(*self._waiting, strict=True))
+        order = np.argsort(query, kind="stable")
+        place = np.arange(len(order)) - np.repeat(
+            np.cumsum(self._counts) - self._counts, self._counts
+        )
+        scores = np.pad(self.scores, ((0, 0), (0, most)), constant_values=-np.inf)
+        rows = np.pad(self.rows, ((0, 0), (0, most)))
+        scores[query[order], size + place] = score[order]
+        rows[query[order], size + place] = row[order]
+        top = np.argpartition(scores, most, axis=1)[:, most:]
+        self.scores = np.take_along_axis(scores, top, axis=1)
+        self.rows = np.take_along_axis(rows, top, axis=1)
+        self._weakest = self.scores.min(axis=1)
+        self._waiting, self._counts = [], np.zeros_like(self._counts)
+
+
+def _uploaded(X: np.ndarray) -> Any:
+    """Return the rows on this process's GPU; its products must not round to TF32."""
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = False
+    return torch.from_numpy(X).to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+
+
+def _on_gpu(X: Any, size: int) -> Scorer:
+    """Return a function that finds the `size` best rows of a block of queries with torch."""
+    import torch
+
+    width = max(16 * TILE, size)
+
+    def score(queries: np.ndarray, own: np.ndarray) -> Arrays:
+        part = torch.from_numpy(queries).to(X.device)
+        best = torch.empty((len(part), 0), device=X.device)
+        rows = torch.empty((len(part), 0), dtype=torch.long, device=X.device)
+        for start in range(0, len(X), width):
+            tile = part @ X[start : start + width].T
+            _leave_out(tile, own, start)
+            top = torch.topk(tile, min(size, tile.shape[1]))
+            best = torch.cat([best, top.values], 1)
+            rows = torch.cat([rows, top.indices + start], 1)
+            keep = torch.topk(best, min(size, best.shape[1]))
+            best, rows = keep.values, rows.gather(1, keep.indices)
+        return rows.cpu().numpy(), best.cpu().numpy()
+
+    return score
+
+
+def _leave_out(tile: Any, own: np.ndarray, start: int) -> None:
+    """Give each query's own row the worst score."""
+    inside = np.flatnonzero((own >= start) & (own < start + tile.shape[1]))
+    tile[inside, own[inside] - start] = -np.inf

@@ -1,0 +1,114 @@
+"""The neighbour graph: its arrays, and reading the neighbors artifact."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from isodense.pipeline.artifact import load_array, read_manifest
+from isodense.pipeline.errors import ArtifactError, IsodenseError
+
+INDICES = "indices.npy"
+DISTANCES = "distances.npy"
+HELDOUT = "heldout_nearest.npy"
+HELDOUT_INDICES = "heldout_indices.npy"
+HELDOUT_DISTANCES = "heldout_distances.npy"
+TIE = 1e-6  # distances that differ by less are equal
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Nearest neighbours of every row, itself excluded.
+
+    Attributes
+    ----------
+    indices : ndarray of shape (n, k), int32
+        Row numbers, by rising (distance, index).
+    distances : ndarray of shape (n, k), float32
+        Euclidean distances of unit vectors, in [0, 2].
+    """
+
+    indices: np.ndarray
+    distances: np.ndarray
+
+    @classmethod
+    def empty(cls, rows: int, k: int) -> Graph:
+        """Return a graph of `rows` rows and `k` neighbours, to be filled."""
+        return cls(np.empty((rows, k), dtype=np.int32), np.empty((rows, k), dtype=np.float32))
+
+    @property
+    def k(self) -> int:
+        """Neighbours per row."""
+        return self.indices.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def first(self, k: int) -> Graph:
+        """Return the graph of the `k` nearest neighbours, or of all there are where k is larger.
+
+        Raises
+        ------
+        IsodenseError
+            If the graph holds fewer than `k` although the rows have more.
+        """
+        if k > self.k and self.k < len(self) - 1:
+            message = f"k = {k} but the graph holds {self.k} neighbours"
+            raise IsodenseError(message, "raise neighbors.k_max, or lower density.k")
+        return Graph(self.indices[:, :k], self.distances[:, :k])
+
+
+def recall(found: Graph, exact: Graph) -> float:
+    """Return the share of the true neighbours that were found.
+
+    A neighbour counts when it is no farther than the true k-th one: among copies any will do.
+
+    Parameters
+    ----------
+    found : Graph
+        The graph to audit.
+    exact : Graph
+        Exact neighbours of the same rows, as many of each.
+    """
+    return float((found.distances <= exact.distances[:, -1:] + TIE).mean())
+
+
+def load_graph(folder: str | Path) -> tuple[Graph, dict[str, Any]]:
+    """Load ``data/neighbors`` memory-mapped.
+
+    Returns
+    -------
+    graph : Graph
+    manifest : dict
+
+    Raises
+    ------
+    ArtifactError
+        If the artifact is incomplete or its arrays disagree.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder, "neighbors")
+    indices = load_array(folder / INDICES, mmap=True)
+    distances = load_array(folder / DISTANCES, mmap=True)
+    if indices.shape != distances.shape or len(indices) != manifest["rows"]:
+        message = f"{folder}: indices {indices.shape} and distances {distances.shape} disagree"
+        raise ArtifactError(message, "run `dvc repro neighbors`")
+    return Graph(indices, distances), manifest
+
+
+def load_heldout_graph(folder: str | Path) -> Graph:
+    """Load the nearest training prompts of the held-out ones, memory-mapped.
+
+    Returns
+    -------
+    Graph
+        Row i is held-out prompt i; `indices` are numbers of training prompts.
+    """
+    folder = Path(folder)
+    return Graph(
+        load_array(folder / HELDOUT_INDICES, mmap=True),
+        load_array(folder / HELDOUT_DISTANCES, mmap=True),
+    )

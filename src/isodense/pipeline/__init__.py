@@ -1,0 +1,1 @@
+"""What every stage stands on: errors, params, the frame of a stage, artifacts, caches."""

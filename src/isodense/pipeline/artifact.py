@@ -1,0 +1,211 @@
+"""Artifact folders: published whole, described by a manifest, tied to their prompts by hash.
+
+A stage writes into a folder beside its output and renames it into place, ``manifest.json`` last:
+a manifest that exists describes a complete artifact. Manifests hold no times, hosts or paths, so
+the same inputs give the same bytes. Row ``i`` of every array belongs to prompt ``i``; the manifest
+of each carries ``ids_sha256``, the SHA-256 of the newline-joined prompt ids, and whoever loads two
+artifacts compares them with :func:`require_same_ids`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+
+from isodense.pipeline.errors import ArtifactError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+
+
+def sha256_file(path: str | Path) -> str:
+    """Return the SHA-256 of a file's bytes as hex digits."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def ids_sha256(ids: Iterable[str]) -> str:
+    """Return the SHA-256 of the newline-joined ids as hex digits."""
+    return hashlib.sha256("\n".join(ids).encode()).hexdigest()
+
+
+@contextmanager
+def publishing(out: str | Path) -> Iterator[Path]:
+    """Give a scratch folder that replaces `out` when the block ends without an error.
+
+    Parameters
+    ----------
+    out : str or Path
+        The artifact's folder.
+
+    Yields
+    ------
+    Path
+        ``<out>.tmp``, empty.
+    """
+    out = Path(out)
+    scratch = out.with_name(out.name + ".tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    yield scratch
+    if out.exists():
+        shutil.rmtree(out)
+    scratch.replace(out)
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Give a temporary name for a file that becomes `path` when the block ends without an error.
+
+    It is a name of its own, so runs side by side may write the same file.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
+    try:
+        yield scratch
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` as indented JSON, whole or not at all."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    with replacing(path) as scratch:
+        scratch.write_text(text + "\n", encoding="utf-8")
+
+
+def write_manifest(folder: str | Path, kind: str, **fields: Any) -> dict[str, Any]:
+    """Describe all files of `folder` and write its manifest, the last file of an artifact.
+
+    Parameters
+    ----------
+    folder : str or Path
+        A folder that holds the artifact's finished files.
+    kind : str
+        What the artifact is (the stage's name).
+    **fields
+        What else the manifest records: ``rows``, ``ids_sha256``, ``params``, ``inputs``, …
+
+    Returns
+    -------
+    dict
+        The manifest.
+    """
+    folder = Path(folder)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    manifest = {"format_version": FORMAT_VERSION, "kind": kind, **fields}
+    manifest["files"] = {
+        path.relative_to(folder).as_posix(): _describe(path)
+        for path in files
+        if path != folder / MANIFEST
+    }
+    write_json(folder / MANIFEST, manifest)
+    return manifest
+
+
+def read_manifest(folder: str | Path, kind: str) -> dict[str, Any]:
+    """Read the manifest of `folder` and check that it is a complete artifact of `kind`.
+
+    Raises
+    ------
+    ArtifactError
+        If it is missing, of another kind or version, or if a file is absent or of another size.
+    """
+    folder = Path(folder)
+    remedy = f"run `dvc repro {kind}`, or `dvc pull {kind}` if a teammate has pushed it"
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ArtifactError(f"{folder} has no {MANIFEST}: it is not complete", remedy) from None
+    except ValueError as error:
+        raise ArtifactError(f"{folder / MANIFEST} is not JSON: {error}", remedy) from None
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        raise ArtifactError(f"{folder / MANIFEST} is not a manifest", remedy)
+    if manifest.get("kind") != kind:
+        raise ArtifactError(f"{folder} holds {manifest.get('kind')!r}, not {kind!r}", remedy)
+    if manifest.get("format_version") != FORMAT_VERSION:
+        version = manifest.get("format_version")
+        message = f"{folder} has format version {version!r}; this code reads {FORMAT_VERSION}"
+        raise ArtifactError(message, remedy)
+    for name, entry in manifest["files"].items():
+        _check_file(folder, name, entry.get("bytes"), remedy)
+    return manifest
+
+
+def verify_files(folder: str | Path, manifest: dict[str, Any]) -> None:
+    """Compare the SHA-256 of every file of an artifact with its manifest.
+
+    Raises
+    ------
+    ArtifactError
+        Naming the first file that differs.
+    """
+    for name, entry in manifest["files"].items():
+        if sha256_file(Path(folder) / name) != entry["sha256"]:
+            message = f"{Path(folder) / name} is damaged: its SHA-256 is not the manifest's"
+            raise ArtifactError(message, f"run `dvc checkout --force {folder}` or the stage again")
+
+
+def content_sha256(manifest: dict[str, Any]) -> str:
+    """Return a hash of all files an artifact holds, wherever they came from."""
+    text = json.dumps(manifest["files"], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def require_same_ids(expected: str, manifest: dict[str, Any], what: str) -> None:
+    """Raise unless an artifact was made for the prompts whose ``ids_sha256`` is `expected`.
+
+    Raises
+    ------
+    ArtifactError
+        Naming `what` and both hashes.
+    """
+    found = manifest.get("ids_sha256")
+    if found != expected:
+        message = f"{what} belong to other prompts (ids_sha256 {found!s:.12}, not {expected:.12})"
+        raise ArtifactError(message, f"run `dvc repro {manifest['kind']}`")
+
+
+def load_array(path: str | Path, mmap: bool = False) -> np.ndarray:
+    """Load one ``.npy`` file, never unpickling.
+
+    Raises
+    ------
+    ArtifactError
+        If the file is missing, not an array, or holds pickled objects.
+    """
+    try:
+        return np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: no such file", "run the stage that writes it") from None
+    except (ValueError, EOFError, OSError) as error:
+        raise ArtifactError(f"{path} is not a plain .npy array: {error}") from None
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    entry: dict[str, Any] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    if path.suffix == ".npy":
+        array = load_array(path, mmap=True)
+        entry |= {"dtype": str(array.dtype), "shape": list(array.shape)}
+    return entry
+
+
+def _check_file(folder: Path, name: str, size: int | None, remedy: str) -> None:
+    path = folder / name
+    inside = PurePosixPath(name)
+    if inside.is_absolute() or ".." in inside.parts:
+        raise ArtifactError(f"the manifest of {folder} names a file outside it: {name!r}")
+    if not path.is_file():
+        raise ArtifactError(f"{path} is missing", remedy)
+    if path.stat().st_size != size:
+        raise ArtifactError(f"{path} has {path.stat().st_size} bytes, not {size}", remedy)

@@ -1,0 +1,43 @@
+"""What goes wrong between here and the Hugging Face Hub, as one clear error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from isodense.pipeline.errors import DataError
+
+
+@contextmanager
+def clear_errors(repo: str, what: str, remedy: str) -> Iterator[None]:
+    """Turn what the Hub's client raises into a `DataError`.
+
+    Parameters
+    ----------
+    repo : str
+        ``owner/name``.
+    what : str
+        What is being fetched.
+    remedy : str
+        What to do when the connection is at fault.
+    """
+    from huggingface_hub import errors
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
+
+    login = "accept its terms on its page, then log in with `hf auth login` or set HF_TOKEN"
+    try:
+        yield
+    except errors.GatedRepoError:
+        raise DataError(f"{what}: access is gated", repo, remedy=login) from None
+    except errors.RepositoryNotFoundError:
+        raise DataError("no such repository on the Hub, or no access", repo, remedy=login) from None
+    except errors.RevisionNotFoundError:
+        message = f"has no {what}"
+        raise DataError(message, repo, remedy="check the revision in params.yaml") from None
+    except errors.RemoteEntryNotFoundError:
+        raise DataError(f"has no file {what}", repo, remedy=remedy) from None
+    except (OSError, httpx.HTTPError, errors.CachedRepoTreeNotFoundError, RuntimeError) as error:
+        cause = error.__cause__ or error
+        first = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+        message = f"{what} could not be fetched ({first})"
+        raise DataError(message, repo, remedy=remedy) from error

@@ -1,0 +1,95 @@
+"""JSON lines, plain or gzipped: strict reading with file and line, canonical writing."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from isodense.pipeline.errors import DataError
+
+OnBadRow = Callable[[DataError], None]
+
+
+def raise_bad_row(error: DataError) -> None:
+    """Raise `error`: the strict way of treating a malformed row."""
+    raise error
+
+
+def read_jsonl(
+    path: str | Path, on_bad_row: OnBadRow = raise_bad_row
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield ``(line number, object)`` for every non-blank line.
+
+    Parameters
+    ----------
+    path : str or Path
+        A ``.jsonl`` or ``.jsonl.gz`` file (told apart by content).
+    on_bad_row : callable
+        Called with a `DataError` for a line that is not a JSON object in UTF-8; the line is left
+        out if it returns.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, or a gzip stream is damaged or cut short (never a row's fault).
+    """
+    path = Path(path)
+    number = 0
+    try:
+        with _open(path) as stream:
+            for number, raw in enumerate(stream, start=1):
+                if raw.strip():
+                    row = _parse(raw, path, number, on_bad_row)
+                    if row is not None:
+                        yield number, row
+    except FileNotFoundError:
+        raise DataError("no such file", path, remedy="check the path in params.yaml") from None
+    except IsADirectoryError:
+        raise DataError("is a folder, not a file", path, remedy="name its files") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        message = f"the gzip stream is damaged or cut short after line {number} ({error})"
+        raise DataError(message, path, remedy="fetch the file again") from None
+
+
+def dumps(row: dict[str, Any]) -> str:
+    """Return `row` as one line of JSON, keys in their given order, text unescaped."""
+    return json.dumps(row, ensure_ascii=False, separators=(", ", ": "), allow_nan=False)
+
+
+def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> int:
+    """Write `rows` to `path` and return their number."""
+    count = 0
+    with Path(path).open("w", encoding="utf-8", newline="\n") as stream:
+        for row in rows:
+            stream.write(dumps(row) + "\n")
+            count += 1
+    return count
+
+
+def _open(path: Path) -> BinaryIO:
+    with path.open("rb") as stream:
+        zipped = stream.read(2) == b"\x1f\x8b"
+    return cast("BinaryIO", gzip.open(path)) if zipped else path.open("rb")
+
+
+def _parse(raw: bytes, path: Path, line: int, on_bad_row: OnBadRow) -> dict[str, Any] | None:
+    remedy = "correct the line, or set download.on_bad_row: skip"
+    try:
+        row = json.loads(raw.decode("utf-8-sig" if line == 1 else "utf-8"))
+        if b"\\ud" in raw.lower():  # unpaired surrogates pass json.loads
+            json.dumps(row, ensure_ascii=False).encode("utf-8")
+    except UnicodeDecodeError as error:
+        on_bad_row(DataError(f"not UTF-8 (byte {error.start})", path, line, remedy))
+    except UnicodeEncodeError:
+        on_bad_row(DataError("an escape is half of a surrogate pair", path, line, remedy))
+    except (ValueError, RecursionError) as error:
+        on_bad_row(DataError(f"not JSON ({error})", path, line, remedy))
+    else:
+        if isinstance(row, dict):
+            return row
+        on_bad_row(DataError(f"not a JSON object but {type(row).__name__}", path, line, remedy))
+    return None

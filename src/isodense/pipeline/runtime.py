@@ -1,0 +1,63 @@
+"""What every stage shares: the seed and the device."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from isodense.pipeline.errors import IsodenseError
+from isodense.pipeline.params import param
+
+
+@dataclass(frozen=True)
+class BaseParams:
+    """Section ``base`` of ``params.yaml``."""
+
+    seed: int = param(minimum=0, maximum=2**31 - 1)
+    device: Literal["auto", "cpu", "cuda"] = param()
+
+    def rng(self, name: str) -> np.random.Generator:
+        """Return the random generator of the stage `name`."""
+        return np.random.default_rng(self.seed_of(name))
+
+    def seed_of(self, name: str) -> int:
+        """Return a 32-bit seed that depends on ``base.seed`` and `name` only."""
+        digest = hashlib.sha256(f"{self.seed}:{name}".encode()).digest()
+        return int.from_bytes(digest[:4], "big") >> 1
+
+
+def resolve_device(device: str) -> str:
+    """Return ``"cuda"`` or ``"cpu"`` for the param ``base.device``.
+
+    Raises
+    ------
+    IsodenseError
+        If a GPU is asked for and there is none.
+    """
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise IsodenseError("base.device is cuda, but torch sees no GPU", "set it to auto or cpu")
+    return device
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread for a while, where the order of sums decides the last bits."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,1 @@
+"""Stage ``prompts``: unique prompts, and reading them."""

@@ -1,0 +1,171 @@
+"""Reading the prompts artifact: ids, conversations and splits, in the order of all row arrays.
+
+:func:`load_prompts` keeps whole rows; :func:`load_columns` keeps what a stage needs that never
+looks at a conversation, and holds a million prompts in a fifth of a gigabyte.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+from isodense.pipeline.artifact import ids_sha256, read_manifest
+from isodense.pipeline.errors import ArtifactError
+from isodense.pipeline.jsonl import read_jsonl
+
+FILE = "prompts.jsonl"
+Split = Literal["train", "heldout"]
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Unique prompts in order of first appearance.
+
+    Attributes
+    ----------
+    rows : list of dict
+        As stored: ``id, prompt, text, count, sources, split`` and, where known, ``label``.
+    """
+
+    rows: list[dict[str, Any]]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def ids(self) -> list[str]:
+        """Prompt ids, in row order."""
+        return [row["id"] for row in self.rows]
+
+    @property
+    def texts(self) -> list[str]:
+        """What the encoder reads, in row order."""
+        return [row["text"] for row in self.rows]
+
+    @property
+    def labels(self) -> list[str] | None:
+        """Known labels in row order, or None unless every row has one."""
+        return _all_known([row.get("label") for row in self.rows])
+
+    @property
+    def ids_sha256(self) -> str:
+        """Hash that ties row-aligned arrays to these prompts."""
+        return ids_sha256(self.ids)
+
+    def split(self, name: str) -> PromptSet:
+        """Return the prompts of the split ``"train"`` or ``"heldout"``, in order."""
+        return PromptSet([row for row in self.rows if row["split"] == name])
+
+    def positions(self, name: str) -> list[int]:
+        """Return the row numbers of a split."""
+        return [index for index, row in enumerate(self.rows) if row["split"] == name]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What is known of unique prompts beside their conversations, in order of first appearance.
+
+    Attributes
+    ----------
+    ids : list of str
+        Prompt ids.
+    heldout : ndarray of shape (n,), bool
+        Whether a prompt is held out of training.
+    counts : ndarray of shape (n,), int64
+        Pairs that ask it.
+    row_labels : list of str or None
+        Its label, None where unknown.
+    """
+
+    ids: list[str]
+    heldout: np.ndarray
+    counts: np.ndarray
+    row_labels: list[str | None]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def labels(self) -> list[str] | None:
+        """Known labels in row order, or None unless every row has one."""
+        return _all_known(self.row_labels)
+
+    @property
+    def ids_sha256(self) -> str:
+        """Hash that ties row-aligned arrays to these prompts."""
+        return ids_sha256(self.ids)
+
+    def split(self, name: Split) -> Columns:
+        """Return the prompts of the split ``"train"`` or ``"heldout"``, in order."""
+        rows = self.positions(name)
+        return Columns(
+            [self.ids[row] for row in rows],
+            self.heldout[rows],
+            self.counts[rows],
+            [self.row_labels[row] for row in rows],
+        )
+
+    def positions(self, name: Split) -> np.ndarray:
+        """Return the row numbers of a split, an ndarray of int64."""
+        return np.flatnonzero(self.heldout == (name == "heldout"))
+
+
+Loaded = TypeVar("Loaded", PromptSet, Columns)
+
+
+def load_prompts(folder: str | Path) -> PromptSet:
+    """Load ``data/prompts`` and check that the rows are those of its manifest.
+
+    Raises
+    ------
+    ArtifactError
+        If the artifact is incomplete or its ids are not the manifest's.
+    """
+    return _load(folder, lambda rows: PromptSet(list(rows)))
+
+
+def load_columns(folder: str | Path) -> Columns:
+    """Load ids, splits, counts and labels of ``data/prompts``, with the checks of `load_prompts`.
+
+    Rows are read one by one and their conversations dropped.
+
+    Raises
+    ------
+    ArtifactError
+        If the artifact is incomplete or its ids are not the manifest's.
+    """
+    return _load(folder, _columns)
+
+
+def _load(folder: str | Path, build: Callable[[Iterator[dict[str, Any]]], Loaded]) -> Loaded:
+    manifest = read_manifest(folder, "prompts")
+    prompts = build(row for _, row in read_jsonl(Path(folder) / FILE))
+    if prompts.ids_sha256 != manifest["ids_sha256"]:
+        message = f"{Path(folder) / FILE} does not hold the prompts of its manifest"
+        raise ArtifactError(message, "run `dvc repro prompts`")
+    return prompts
+
+
+def _columns(rows: Iterator[dict[str, Any]]) -> Columns:
+    ids: list[str] = []
+    labels: list[str | None] = []
+    heldout, counts = array("b"), array("q")
+    for row in rows:
+        ids.append(row["id"])
+        heldout.append(row["split"] == "heldout")
+        counts.append(row["count"])
+        label = row.get("label")
+        labels.append(None if label is None else sys.intern(label))  # equal labels, one string
+    return Columns(
+        ids, np.frombuffer(heldout, dtype=np.bool_), np.frombuffer(counts, dtype=np.int64), labels
+    )
+
+
+def _all_known(labels: list[str | None]) -> list[str] | None:
+    return None if not labels or None in labels else labels  # type: ignore[return-value]

@@ -1,0 +1,302 @@
+"""The page people look at: one HTML file that needs no network.
+
+It gathers what the stages have measured: where the prompts lie, what the weights do, which prompts
+they favour, how training went, and whether it helped. What has not been computed is named as
+absent. Charts are drawn by Bokeh, whose script is part of the page; a policy in the page
+(``Content-Security-Policy``) lets nothing be fetched and no other script run, so that a prompt
+stays text whatever is in it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+
+from isodense.density.balance import effective_sample_size, weight_statistics
+from isodense.inspect.lookup import estimated
+from isodense.map.reader import load_coordinates
+from isodense.pipeline.artifact import replacing, require_same_ids
+from isodense.pipeline.jsonl import read_jsonl
+from isodense.report.charts import (
+    decile_charts,
+    heldout_chart,
+    training_charts,
+    weight_charts,
+)
+from isodense.report.images import write_images
+from isodense.report.map import packed_map
+from isodense.report.prompts import Prompts, extremes, groups, load, nearest_train, shown
+from isodense.report.provenance import artifact, flat, versions
+from isodense.sampling.weights import Weights, load_weights
+
+EXAMPLES = 12  # held-out prompts whose completions are shown
+POLICIES = ("base", "trained")
+
+MEASURES = (  # of both policies: metric, name on the page, format, what it says
+    ("reward", "reward", ".2f", "what training raises; mean over the prompts"),
+    ("zero_signal", "groups without signal", ".0%", "prompts whose completions all got one reward"),
+    ("kl", "KL to the base policy", ".2f", "nats per completion, estimated"),
+    ("kl_per_token", "KL per token", ".3f", "nats"),
+    ("vendi", "Vendi score", ".1f", "effective number of different answers, one per prompt"),
+    ("vendi_within", "Vendi score within prompts", ".2f", "the same among answers to one prompt"),
+    ("self_bleu", "self-BLEU", ".1f", "overlap of answers to different prompts; 100: all alike"),
+    ("distinct_1", "distinct words", ".0%", "different words among all words"),
+    ("distinct_2", "distinct pairs of words", ".0%", "different neighbours among all neighbours"),
+    ("repetition", "repetition", ".0%", "runs of four words that the completion had before"),
+    ("em_dash", "em-dash", ".1%", "completions that hold one"),
+    ("not_just_but", "“not just … but”", ".1%", "completions that hold it, or only, or merely"),
+    ("tokens", "tokens", ".1f", "mean length of a completion"),
+    ("truncated", "truncated", ".0%", "completions cut at the limit"),
+)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What the report is made from; None or empty where it is not there.
+
+    Attributes
+    ----------
+    prompts, density : Path
+        Artifacts.
+    neighbors, map : Path or None
+        Artifacts.
+    metrics : list of Path
+        Metrics files of the stages.
+    training : Path or None
+        Folder of the series that training wrote.
+    deciles, completions : Path or None
+        What evaluation wrote.
+    manifests : list of Path
+        Manifests of all artifacts, for the provenance.
+    """
+
+    prompts: Path
+    density: Path
+    neighbors: Path | None = None
+    map: Path | None = None
+    metrics: list[Path] = field(default_factory=list)
+    training: Path | None = None
+    deciles: Path | None = None
+    completions: Path | None = None
+    manifests: list[Path] = field(default_factory=list)
+
+
+def write_report(
+    sources: Sources,
+    out: Path,
+    images: Path | None = None,
+    checkout: dict[str, Any] | None = None,
+) -> None:
+    """Write the page and its pictures.
+
+    Parameters
+    ----------
+    sources : Sources
+        What to show.
+    out : Path
+        The HTML file.
+    images : Path, optional
+        Folder of PNG files to write.
+    checkout : dict, optional
+        What :func:`isodense.report.provenance.checkout` returns, to be added to the page.
+
+    Raises
+    ------
+    ArtifactError
+        If an artifact is damaged, or two of them are of other prompts.
+    """
+    weights = load_weights(sources.density)
+    prompts = load(sources.prompts, weights)
+    units, radius = _units(sources, weights)
+    near = None
+    if sources.neighbors is not None:
+        near = nearest_train(prompts, sources.neighbors, radius)
+    places, names, block = None, None, ""
+    if sources.map is not None:
+        places, manifest = load_coordinates(sources.map)
+        require_same_ids(prompts.ids_sha256, manifest, f"the places in {sources.map}")
+        names, block = packed_map(prompts, places)
+    train = prompts.train
+    charts = {
+        "weights": weight_charts(
+            weights.density, prompts.relative[train], [prompts.labels[row] for row in train]
+        ),
+        "heldout": [heldout_chart(near.distances, radius)]
+        if near and prompts.heldout.any()
+        else [],
+        "deciles": [] if sources.deciles is None else decile_charts(sources.deciles),
+        "training": [] if sources.training is None else training_charts(sources.training),
+    }
+    most, least = extremes(prompts)
+    metrics = read_metrics(sources.metrics)
+    evaluation = metrics.get("eval")
+    copies = None if units is None else weight_statistics(weights.weights, units)
+    blocks = {
+        "map": names,
+        "charts": [chart for group in charts.values() for chart in group],
+    }
+    page = _template().render(
+        **_scripts(),
+        blocks=_inert(blocks),
+        block=block,
+        labelled=any(prompts.labels),
+        verdict=_verdict(copies, evaluation),
+        cards=_cards(prompts, weights, metrics),
+        charts=charts,
+        rows=len(prompts),
+        groups=None if units is None else groups(prompts, units),
+        copies=copies,
+        most=most,
+        least=least,
+        near=near,
+        radius=radius,
+        measures=[] if evaluation is None else _measures(evaluation),
+        completions=_completions(sources.completions),
+        metrics=list(flat(metrics)),
+        artifacts=[artifact(path) for path in sources.manifests],
+        versions=versions(),
+        checkout=checkout,
+    )
+    with replacing(out) as scratch:
+        scratch.write_text(page, encoding="utf-8", errors="replace", newline="\n")
+    if images is not None:
+        write_images(images, prompts, places, near, radius)
+
+
+def read_metrics(paths: Iterable[Path]) -> dict[str, Any]:
+    """Return the metrics of several stages as one mapping."""
+    merged: dict[str, Any] = {}
+    for path in paths:
+        merged |= json.loads(path.read_text(encoding="utf-8"))
+    return merged
+
+
+def _units(sources: Sources, weights: Weights) -> tuple[np.ndarray | None, float | None]:
+    """Return the group of near-copies of every training prompt, and their radius."""
+    if sources.neighbors is None:
+        return None, None
+    _, found = estimated(sources.neighbors, weights)
+    return found.units, found.scales.radius
+
+
+def _template() -> Any:
+    source = files("isodense.report").joinpath("report.html").read_text(encoding="utf-8")
+    return Environment(autoescape=True, undefined=StrictUndefined).from_string(source)
+
+
+def _scripts() -> dict[str, Any]:
+    """Return the page's scripts, and the hashes by which its policy knows them."""
+    bokeh = files("bokeh").joinpath("server/static/js")
+    scripts = [
+        bokeh.joinpath("bokeh.min.js").read_text(encoding="utf-8"),
+        bokeh.joinpath("bokeh-api.min.js").read_text(encoding="utf-8"),
+        files("isodense.report").joinpath("report.js").read_text(encoding="utf-8"),
+    ]
+    digests = [hashlib.sha256(script.encode()).digest() for script in scripts]
+    hashes = [f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests]
+    return {"scripts": scripts, "hashes": " ".join(hashes)}
+
+
+def _inert(value: Any) -> str:
+    """Return JSON that holds no character with a meaning in HTML."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    for sign in "<>&":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return text
+
+
+def _verdict(copies: dict[str, Any] | None, evaluation: dict[str, Any] | None) -> list[str]:
+    """Return what happened, in parts of sentences; nothing where nothing is known."""
+    said = []
+    if evaluation is not None:
+        gain = evaluation["gain"]
+        if gain["reward_low"] > 0:
+            said.append("Training raised the held-out reward.")
+        elif gain["reward_high"] < 0:
+            said.append("Training lowered the held-out reward.")
+        else:
+            said.append("Training did not clearly change the held-out reward.")
+        tokens = [evaluation[policy].get("tokens") for policy in POLICIES]
+        if None not in tokens:
+            said.append(f"Completions went from {tokens[0]:.0f} to {tokens[1]:.0f} tokens.")
+    if copies is not None and copies["copy_groups"]:
+        share, mass = copies["copies_mass_uniform"], copies["copies_mass"]
+        said.append(f"Near-copies are {share:.1%} of the training prompts,")
+        said.append(f"and get {mass:.1%} of the draws.")
+    return said
+
+
+def _cards(prompts: Prompts, weights: Weights, metrics: dict[str, Any]) -> list[dict[str, str]]:
+    """Return the headline numbers of what there is, the result first."""
+    cards = []
+    if "eval" in metrics:
+        found = metrics["eval"]
+        gain = found["gain"]
+        note = (
+            f"before → after training; gain {gain['reward']:+.2f}, 95% interval "
+            f"{gain['reward_low']:+.2f} to {gain['reward_high']:+.2f}"
+        )
+        note += f", on {found['prompts']} prompts" if "prompts" in found else ""
+        change = f"{found['base']['reward']:.2f} → {found['trained']['reward']:.2f}"
+        cards.append(("held-out reward", change, note))
+    relative = prompts.relative[prompts.train]
+    note = f"and {int(prompts.heldout.sum()):,} held out"
+    if "pairs" in metrics.get("prompts", {}):
+        note += f"; all from {metrics['prompts']['pairs']:,} pairs"
+    cards.append(("training prompts", f"{len(relative):,}", note))
+    size = effective_sample_size(relative)
+    note = (
+        f"effective sample size: weights of {relative.min():.2f} to {relative.max():.2f} × mean "
+        f"are as even as {size:,.0f} equal ones"
+    )
+    cards.append(("evenness of weights", f"{size / len(relative):.0%}", note))
+    if "labels" in metrics.get("density", {}):
+        labels = metrics["density"]["labels"]
+        change = f"{labels['entropy_uniform']:.2f} → {labels['entropy']:.2f}"
+        note = "uniform → density weights; entropy of the draws' labels, 1: all alike"
+        cards.append(("evenness of labels", change, note))
+    if "heldout" in metrics.get("reward", {}):
+        found, length = metrics["reward"]["heldout"], metrics["reward"].get("length_only")
+        note = f"of held-out pairs, 95% interval {found['low']:.0%} to {found['high']:.0%}"
+        note += f"; length alone {length['accuracy']:.0%}" if length else ""
+        cards.append(("reward model accuracy", f"{found['accuracy']:.0%}", note))
+    return [dict(zip(("name", "value", "note"), card, strict=True)) for card in cards]
+
+
+def _measures(found: dict[str, Any]) -> list[dict[str, str]]:
+    """Return the rows of base against trained; what was not measured is a dash."""
+    return [
+        {
+            "name": name,
+            "note": note,
+            **{
+                policy: format(found[policy][key], form) if key in found[policy] else "–"
+                for policy in POLICIES
+            },
+        }
+        for key, name, form, note in MEASURES
+        if key in found["trained"]
+    ]
+
+
+def _completions(path: Path | None) -> list[dict[str, Any]]:
+    """Return the first completions of the first prompts."""
+    found: list[dict[str, Any]] = []
+    if path is None:
+        return found
+    for _, row in read_jsonl(path):
+        pair = {policy: shown(row[policy][0]) for policy in POLICIES}
+        scores = {name: f"{row[name][0]:.2f}" for name in ("base_reward", "trained_reward")}
+        found.append({"text": shown(row["text"]), **pair, **scores})
+        if len(found) == EXAMPLES:
+            break
+    return found

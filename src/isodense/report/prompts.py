@@ -1,0 +1,223 @@
+"""What the report says of single prompts: the most and least weighted, near-copies, held-out ones.
+
+A prompt is anyone's text, of any length. The page shows the start of it, with a mark for each
+character that is invisible and could change how its surroundings look.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from isodense.inspect.lookup import largest_groups
+from isodense.neighbors.graph import HELDOUT, Graph, load_heldout_graph
+from isodense.pipeline.artifact import ids_sha256, load_array, read_manifest, require_same_ids
+from isodense.pipeline.errors import ArtifactError
+from isodense.pipeline.jsonl import read_jsonl
+from isodense.prompts.reader import FILE
+from isodense.sampling.weights import Weights
+
+LONGEST = 1000  # characters of a prompt that tables show
+SHOWN = 50  # most and least weighted prompts, groups, held-out near-copies
+MEMBERS = 20  # of a group
+UNSEEN = re.compile(  # controls, marks of writing direction, line separators, halves of surrogates
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts in the order of the set.
+
+    Attributes
+    ----------
+    ids : list of str
+    texts : list of str
+        The first `LONGEST` characters, safe to show; longer ones end in their length.
+    counts : ndarray of shape (n,), int64
+        How often each was asked.
+    heldout : ndarray of shape (n,), bool
+    sources : list of str
+        Names of the data sets it is from, joined.
+    labels : list of str
+        Empty where unknown.
+    relative : ndarray of shape (n,), float64
+        Weight over the mean weight; NaN where held out.
+    """
+
+    ids: list[str]
+    texts: list[str]
+    counts: np.ndarray
+    heldout: np.ndarray
+    sources: list[str]
+    labels: list[str]
+    relative: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def ids_sha256(self) -> str:
+        """Hash that ties row-aligned arrays to these prompts."""
+        return ids_sha256(self.ids)
+
+    @property
+    def train(self) -> np.ndarray:
+        """Row numbers of the training prompts, an ndarray of int64."""
+        return np.flatnonzero(~self.heldout)
+
+
+def shown(text: str) -> str:
+    r"""Return what the page shows of a text.
+
+    Examples
+    --------
+    >>> shown("a" + chr(0x202E) + "b") == "a" + chr(0xFFFD) + "b"
+    True
+    """
+    kept = UNSEEN.sub("\ufffd", text[:LONGEST].replace("\r\n", "\n"))
+    return kept if len(text) <= LONGEST else f"{kept}… ({len(text):,} characters)"
+
+
+def one_line(text: str, width: int) -> str:
+    r"""Return a text on one line, of at most `width` characters.
+
+    Examples
+    --------
+    >>> one_line("a line\n and another", 10)
+    'a line an…'
+    """
+    line = " ".join(UNSEEN.sub("\ufffd", text[: 4 * width]).split())
+    return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def load(folder: Path, weights: Weights) -> Prompts:
+    """Read the prompts artifact, a row at a time, and join it with the weights.
+
+    Raises
+    ------
+    ArtifactError
+        If it is damaged, or the weights are of other prompts.
+    """
+    manifest = read_manifest(folder, "prompts")
+    ids, texts, sources, labels = [], [], [], []
+    counts, heldout = [], []
+    joined: dict[tuple[str, ...], str] = {}
+    for _, row in read_jsonl(folder / FILE):
+        ids.append(row["id"])
+        texts.append(shown(row["text"]))
+        names = tuple(row["sources"])
+        sources.append(joined.setdefault(names, " + ".join(names)))
+        labels.append(row.get("label") or "")
+        counts.append(row["count"])
+        heldout.append(row["split"] == "heldout")
+    held = np.array(heldout, dtype=bool)
+    if ids_sha256(ids) != manifest["ids_sha256"]:
+        message = f"{folder / FILE} does not hold the prompts of its manifest"
+        raise ArtifactError(message, "run `dvc repro prompts`")
+    train = (name for name, out in zip(ids, heldout, strict=True) if not out)
+    require_same_ids(ids_sha256(train), weights.metadata, "the weights")
+    relative = np.full(len(ids), np.nan)
+    relative[~held] = weights.weights.astype(np.float64) * len(weights.weights)
+    return Prompts(ids, texts, np.array(counts), held, sources, labels, relative)
+
+
+def extremes(prompts: Prompts) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the rows of the tables of the most and of the least weighted prompts."""
+    train = prompts.train
+    order = train[np.argsort(-prompts.relative[train], kind="stable")]
+    most, least = order[:SHOWN], order[::-1][:SHOWN]
+    return [_row(prompts, row) for row in most], [_row(prompts, row) for row in least]
+
+
+def groups(prompts: Prompts, units: np.ndarray) -> list[dict[str, Any]]:
+    """Return the largest groups of near-copies, largest first.
+
+    Parameters
+    ----------
+    prompts : Prompts
+    units : ndarray of shape (n_train,), int32
+        Group of each training prompt.
+    """
+    found, train = [], prompts.train
+    for members in largest_groups(units, SHOWN):
+        rows = train[members]
+        found.append(
+            {
+                "size": len(rows),
+                "asked": int(prompts.counts[rows].sum()),
+                "weight": float(prompts.relative[rows].sum()),
+                "members": [_row(prompts, row) for row in rows[:MEMBERS]],
+                "more": max(0, len(rows) - MEMBERS),
+            }
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Heldout:
+    """How near the held-out prompts are to training ones.
+
+    Attributes
+    ----------
+    distances : ndarray of shape (n_heldout,), float32
+        To the nearest training prompt.
+    near : list of dict
+        Those that are near-copies of one, the nearest first: ``distance, text, train``.
+    count : int
+        Their number.
+    """
+
+    distances: np.ndarray
+    near: list[dict[str, Any]]
+    count: int
+
+
+def nearest_train(prompts: Prompts, neighbors: Path, radius: float | None) -> Heldout:
+    """Return how near the held-out prompts are to training ones.
+
+    Parameters
+    ----------
+    prompts : Prompts
+    neighbors : Path
+        The neighbours artifact.
+    radius : float or None
+        Prompts within it are near-copies; None where that is not known.
+
+    Raises
+    ------
+    ArtifactError
+        If the artifact is of another number of prompts.
+    """
+    rows = np.flatnonzero(prompts.heldout)
+    distances = load_array(neighbors / HELDOUT)
+    graph: Graph = load_heldout_graph(neighbors)
+    if distances.shape != rows.shape or len(graph) != len(rows):
+        message = f"{neighbors / HELDOUT} has shape {distances.shape} for {len(rows)} prompts"
+        raise ArtifactError(message, "run `dvc repro neighbors`")
+    close = np.flatnonzero(distances <= np.float64(-1 if radius is None else radius))
+    close = close[np.argsort(distances[close], kind="stable")]
+    near = [
+        {
+            "distance": float(distances[row]),
+            "text": prompts.texts[rows[row]],
+            "train": prompts.texts[prompts.train[graph.indices[row, 0]]],
+        }
+        for row in close[:SHOWN]
+    ]
+    return Heldout(distances, near, len(close))
+
+
+def _row(prompts: Prompts, row: int) -> dict[str, Any]:
+    return {
+        "weight": f"{prompts.relative[row]:.2f}",
+        "count": int(prompts.counts[row]),
+        "label": shown(prompts.labels[row]),
+        "source": shown(prompts.sources[row]),
+        "id": shown(prompts.ids[row])[:12],
+        "text": prompts.texts[row],
+    }

@@ -1,0 +1,92 @@
+"""Preference pairs as the reward sees them: split, weighed, and their two sides apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from isodense.pipeline.artifact import require_same_ids
+from isodense.pipeline.errors import TrainingError
+from isodense.prompts.conversations import Message, prompt_id
+from isodense.prompts.reader import PromptSet
+from isodense.sampling.weights import Weights
+
+
+def sides(pairs: Sequence[dict[str, Any]]) -> tuple[list[list[Message]], list[str]]:
+    """Return prompts and answers of all chosen, then of all rejected sides."""
+    prompts = [pair["prompt"] for pair in pairs] * 2
+    answers = [pair[side][0]["content"] for side in ("chosen", "rejected") for pair in pairs]
+    return prompts, answers
+
+
+def margins(scores: np.ndarray) -> np.ndarray:
+    """Return chosen less rejected of scores in the order of :func:`sides`, as float64."""
+    chosen, rejected = np.split(np.asarray(scores, dtype=np.float64), 2)
+    return chosen - rejected
+
+
+def cut_pairs(cut: np.ndarray) -> int:
+    """Return how many pairs have a cut conversation on either side, in the order of `sides`."""
+    return int(np.logical_or(*np.split(cut, 2)).sum())
+
+
+def split_pairs(
+    pairs: Sequence[dict[str, Any]], prompts: PromptSet
+) -> dict[str, list[dict[str, Any]]]:
+    """Sort pairs by the split of their prompt.
+
+    Returns
+    -------
+    dict
+        Pairs under ``"train"``, ``"heldout"`` and, for prompts that are not in `prompts`,
+        ``"unknown"``.
+
+    Raises
+    ------
+    TrainingError
+        If no pair is left to fit on or to check with.
+    """
+    split_of = {row["id"]: row["split"] for row in prompts.rows}
+    parts: dict[str, list[dict[str, Any]]] = {"train": [], "heldout": [], "unknown": []}
+    for pair in pairs:
+        parts[split_of.get(prompt_id(pair["prompt"]), "unknown")].append(pair)
+    if not parts["train"]:
+        message = f"none of {len(pairs)} pairs has a training prompt"
+        raise TrainingError(message, "run `dvc repro prompts`, or lower prompts.heldout")
+    if not parts["heldout"]:
+        message = f"none of {len(pairs)} pairs has a held-out prompt to check the reward with"
+        raise TrainingError(message, "raise prompts.heldout, or add data")
+    return parts
+
+
+def pair_weights(
+    pairs: Sequence[dict[str, Any]], prompts: PromptSet, weights: Weights | None
+) -> np.ndarray:
+    """Return how much each training pair counts.
+
+    Parameters
+    ----------
+    pairs : sequence of dict
+        Training pairs.
+    prompts : PromptSet
+        All prompts.
+    weights : Weights, optional
+        Of the density stage; without them all pairs count alike. A prompt's weight is shared by
+        its pairs, so that how often it was asked does not enter.
+
+    Returns
+    -------
+    ndarray of shape (n_pairs,), float64
+        Mean 1.
+
+    Raises
+    ------
+    ArtifactError
+        If the weights belong to other prompts.
+    """
+    if weights is None:
+        return np.ones(len(pairs))
+    require_same_ids(prompts.split("train").ids_sha256, weights.metadata, "the weights")
+    return weights.align([prompt_id(pair["prompt"]) for pair in pairs]) * len(pairs)

@@ -1,0 +1,191 @@
+"""Reading the density artifact: what training needs, and nothing else.
+
+>>> import isodense
+>>> w = isodense.load_weights("data/density")        # doctest: +SKIP
+>>> weights = w.align(my_dataset["prompt_id"])       # doctest: +SKIP
+>>> w = isodense.load_weights("https://git.example/team/prompts", rev="v1.0")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from isodense.pipeline.artifact import MANIFEST, load_array, read_manifest
+from isodense.pipeline.errors import ArtifactError
+
+WEIGHTS = "density_weights.npy"
+DENSITY = "density.npy"
+HELDOUT_DENSITY = "heldout_density.npy"
+IDS = "prompt_ids.npy"
+ADDRESS = re.compile(r"[A-Za-z][\w+.-]*://|[\w.-]+@[\w.-]+:")  # https://…, git@host:…
+LINE = np.dtype([("newline", "S1"), ("id", "S32")])
+LINES = 4096  # hashed at once: they stay in the processor's cache
+REMEDY = "run `dvc repro density`, or `dvc checkout --force data/density`"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Sampling weights of the training prompts.
+
+    Attributes
+    ----------
+    weights : ndarray of shape (n_prompts,), float32
+        Sum 1; the larger, the less crowded the prompt's neighbourhood.
+    density : ndarray of shape (n_prompts,), float32
+        Log density; the larger, the more crowded.
+    prompt_ids : ndarray of shape (n_prompts,), S32
+        Ids of the prompts, in the same order.
+    metadata : dict
+        The artifact's manifest.
+    """
+
+    weights: np.ndarray
+    density: np.ndarray
+    prompt_ids: np.ndarray
+    metadata: dict[str, Any]
+
+    def align(self, ids: Sequence[str]) -> np.ndarray:
+        """Return the weights of the prompts `ids`, in that order, scaled to sum 1.
+
+        Parameters
+        ----------
+        ids : sequence of str
+            Prompt ids of a data set that may be a subset, reordered or with repeats. A prompt
+            that appears several times shares its weight among its rows.
+
+        Returns
+        -------
+        ndarray of shape (len(ids),), float64
+
+        Raises
+        ------
+        ArtifactError
+            If an id has no weight: a held-out prompt, or one of another data set.
+        """
+        encoded = [identifier.encode() for identifier in ids]
+        wanted = np.array(encoded, dtype=bytes)  # of the longest id's length: none is cut to 32
+        order = self._order
+        place = np.searchsorted(self.prompt_ids, wanted, sorter=order)
+        index = order[np.minimum(place, len(order) - 1)]
+        missing = np.flatnonzero(self.prompt_ids[index] != wanted)
+        if len(missing):
+            message = (
+                f"{len(missing)} of {len(wanted)} prompts have no weight, first {ids[missing[0]]!r}"
+            )
+            raise ArtifactError(message, "they are held out or new: run `dvc repro density`")
+        rows = np.bincount(index, minlength=len(order))[index]
+        aligned = self.weights[index].astype(np.float64) / rows
+        return aligned / aligned.sum()
+
+    @cached_property
+    def _order(self) -> np.ndarray:
+        """Row numbers by rising id: found once, the second `align` does not sort."""
+        return np.argsort(self.prompt_ids, kind="stable")
+
+
+def load_weights(
+    source: str | Path,
+    rev: str | None = None,
+    path: str = "data/density",
+    remote: str | None = None,
+) -> Weights:
+    """Load ``data/density`` memory-mapped and check it.
+
+    Parameters
+    ----------
+    source : str or Path
+        The artifact's folder. With `rev`, or where it is the address of a git repository
+        (``https://…``, ``git@host:…``), the repository that has it: see
+        :func:`isodense.sampling.remote.fetch`.
+    rev : str, optional
+        A tag, branch or commit of the repository.
+    path : str
+        Where the artifact is in the repository.
+    remote : str, optional
+        The repository's name for the DVC remote to read; by default its default.
+
+    Returns
+    -------
+    Weights
+
+    Raises
+    ------
+    ArtifactError
+        If the artifact is incomplete, its arrays disagree, or a weight is not finite and positive;
+        or if it cannot be fetched.
+    """
+    if rev is None and remote is None and not _is_repository(source):
+        return _load(Path(source))
+    # By name: what a stage imports, even inside a function, dvc.yaml has to list, and no stage
+    # reads another repository.
+    folder = importlib.import_module("isodense.sampling.remote").fetch(source, path, rev, remote)
+    try:
+        return _load(folder)
+    except ArtifactError as error:
+        remedy = f"name another path or revision, or delete {folder} to fetch it again"
+        raise ArtifactError(error.message, remedy) from None
+
+
+def _is_repository(source: str | Path) -> bool:
+    if ADDRESS.match(str(source)):
+        return True
+    folder = Path(source)
+    return not (folder / MANIFEST).exists() and any(
+        (folder / name).exists() for name in (".git", ".dvc")
+    )
+
+
+def _load(folder: Path) -> Weights:
+    manifest = read_manifest(folder, "density")
+    arrays = {name: load_array(folder / name, mmap=True) for name in (WEIGHTS, DENSITY, IDS)}
+    for name, array in arrays.items():
+        if array.shape != (manifest["rows"],):
+            message = f"{folder / name} has shape {array.shape}, not ({manifest['rows']},)"
+            raise ArtifactError(message, REMEDY)
+    _check_weights(folder / WEIGHTS, arrays[WEIGHTS])
+    _check_ids(folder / IDS, arrays[IDS], manifest["ids_sha256"])
+    return Weights(arrays[WEIGHTS], arrays[DENSITY], arrays[IDS], manifest)
+
+
+def _check_weights(path: Path, weights: np.ndarray) -> None:
+    bad = np.flatnonzero(~(np.isfinite(weights) & (weights > 0)))
+    if len(bad):
+        message = f"{path}: {len(bad)} weights are not finite and positive, first in row {bad[0]}"
+        raise ArtifactError(message, REMEDY)
+    total = float(weights.sum(dtype=np.float64))
+    if abs(total - 1) > 1e-6:
+        raise ArtifactError(f"{path}: the weights sum to {total:.9f}, not 1", REMEDY)
+
+
+def _check_ids(path: Path, ids: np.ndarray, expected: str) -> None:
+    if ids.dtype != "S32":
+        raise ArtifactError(f"{path} has dtype {ids.dtype}, not S32", REMEDY)
+    if _ids_sha256(ids) != expected:
+        raise ArtifactError(f"{path} does not hold the ids of its manifest", REMEDY)
+
+
+def _ids_sha256(ids: np.ndarray) -> str:
+    """Return what :func:`isodense.pipeline.artifact.ids_sha256` does, with no Python string per id.
+
+    A million strings take longer to make than all else that training's start-up reads.
+    """
+    last_bytes = np.asarray(ids).view(np.uint8)[31::32]
+    if not last_bytes.all():  # an id shorter than 32, which numpy pads
+        return hashlib.sha256(b"\n".join(ids.tolist())).hexdigest()
+    digest = hashlib.sha256()
+    lines = np.full(LINES, b"\n", dtype="S1").astype(LINE)
+    for start in range(0, len(ids), LINES):
+        part = ids[start : start + LINES]
+        lines["id"][: len(part)] = part
+        text = lines[: len(part)].view(np.uint8).data
+        digest.update(text if start else text[1:])  # newlines stand between ids only
+    return digest.hexdigest()

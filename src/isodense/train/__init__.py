@@ -1,0 +1,1 @@
+"""Stage ``train``: GRPO through TRL on prompts drawn by weight."""

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+import isodense.evaluate.evaluate
+from isodense.evaluate.evaluate import EvaluateParams, evaluate, load_heldout, open_encoder, sample
+from isodense.evaluate.metrics import Comparison, Heldout
+from isodense.models.policy import load_policy
+from isodense.pipeline import params
+from isodense.pipeline.artifact import content_sha256, read_manifest, write_manifest
+from isodense.pipeline.errors import ArtifactError, ParamsError, TrainingError
+from isodense.prompts.reader import PromptSet, load_prompts
+from tests import tiny
+from tests.rl import SECTIONS, write_density, write_inputs, write_reward
+
+SAMPLED = EvaluateParams(12, 3, 8, 1.0, 512)
+GREEDY = EvaluateParams(12, 1, 8, 0.0, 512)
+
+
+def test_a_sample_keeps_order_and_changes_little_when_prompts_are_added():
+    rng = np.random.default_rng(0)
+    ids = [f"{int(value):032x}" for value in rng.integers(0, 2**62, 300)]
+    rows = [{"id": identifier} for identifier in ids]
+    many = Heldout(PromptSet(rows), np.arange(300, dtype=np.float32))
+    few = Heldout(PromptSet(rows[:250]), np.arange(250, dtype=np.float32))
+    one, other = sample(few, 50), sample(many, 50)
+    assert len(set(one.prompts.ids) & set(other.prompts.ids)) > 35
+    assert one.density.tolist() == [ids.index(identifier) for identifier in one.prompts.ids]
+    assert np.all(np.diff(one.density) > 0)
+    assert sample(few, 1000).prompts.ids == few.prompts.ids
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give all inputs of the stage; the trained policy is the base policy or another one."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    prompts = write_inputs(folder)
+    write_reward(folder, prompts)
+    tiny.encoder(folder / "models/encoder")
+    source = content_sha256(read_manifest(folder / "models/policy", "models"))
+    for name in ("same", "other"):
+        tiny.policy(folder / name)
+    contrary = load_policy(folder / "other")
+    contrary.model.norm.weight.data.neg_()  # the likeliest token becomes the least likely
+    contrary.save_pretrained(folder / "other")
+    for name in ("same", "other"):
+        write_manifest(folder / name, "train", inputs={"policy": source})
+    return folder
+
+
+def compare(
+    world: Path, trained: str, settings: EvaluateParams, seed: int = 0, cache: str = "cache"
+) -> Comparison:
+    found = load_heldout(load_prompts(world / "data/prompts"), world / "data/density")
+    policy, reward, encoder = (world / "models" / name for name in ("policy", "reward", "encoder"))
+    paths = policy, world / trained, reward, encoder
+    return evaluate(found, *paths, settings, seed, "cpu", world / cache)
+
+
+def test_answers_of_the_untrained_policy_are_drawn_once(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+):
+    first = compare(world, "other", SAMPLED, cache="kept")
+    asked = []
+    draw = isodense.evaluate.evaluate.respond
+    monkeypatch.setattr(
+        "isodense.evaluate.evaluate.respond",
+        lambda policy, *rest: asked.append(policy.name) or draw(policy, *rest),
+    )
+    assert compare(world, "other", SAMPLED, cache="kept").metrics() == first.metrics()
+    assert asked == ["other"]
+    assert compare(world, "other", SAMPLED, cache="fresh").metrics() == first.metrics()
+    compare(world, "other", SAMPLED, seed=1, cache="kept")
+    assert asked == ["other", "policy", "other", "policy", "other"]
+
+
+@pytest.mark.parametrize("settings", [GREEDY, SAMPLED])
+def test_a_policy_gains_nothing_over_itself_and_does_not_diverge(
+    world: Path, settings: EvaluateParams
+):
+    comparison = compare(world, "same", settings)
+    assert comparison.gain.tolist() == [0.0] * 12
+    assert comparison.base.completions == comparison.trained.completions
+    metrics = comparison.metrics()
+    kl = {name: metrics["trained"].pop(name, 0) for name in ("kl", "kl_low", "kl_high")}
+    assert set(kl.values()) == {0}
+    metrics["trained"].pop("kl_per_token", 0)
+    assert metrics["base"] == metrics["trained"]
+
+
+def test_another_policy_answers_otherwise_diverges_and_the_result_repeats(world: Path):
+    one, two = (compare(world, "other", SAMPLED) for _ in range(2))
+    assert one.metrics() == two.metrics()
+    assert one.completions() == two.completions()
+    metrics = one.metrics()
+    assert metrics["gain"]["reward"] != 0
+    assert metrics["trained"]["kl"] > 0
+    assert metrics["trained"]["kl_per_token"] * 8 >= metrics["trained"]["kl"]
+    assert compare(world, "other", SAMPLED, seed=1).completions() != one.completions()
+
+
+def test_the_divergence_is_of_the_policies_as_drawn_from(world: Path):
+    metrics = compare(world, "other", GREEDY).metrics()
+    assert "kl" not in metrics["trained"]
+    cold = compare(world, "other", EvaluateParams(12, 1, 8, 0.2, 512)).metrics()
+    hot = compare(world, "other", EvaluateParams(12, 1, 8, 5.0, 512)).metrics()
+    assert hot["trained"]["kl_high"] < cold["trained"]["kl_low"]
+
+
+def test_batches_do_not_change_what_greedy_policies_measure(world: Path):
+    one, other = (
+        compare(world, "other", EvaluateParams(12, 1, 8, 0.0, batch)) for batch in (64, 4096)
+    )
+    assert one.base.completions == other.base.completions
+    assert one.trained.completions == other.trained.completions
+    assert one.metrics() == other.metrics()
+
+
+def test_rewards_are_those_of_the_completions_one_by_one(world: Path):
+    from isodense.reward.load import load_reward
+
+    comparison = compare(world, "other", SAMPLED)
+    prompts = comparison.heldout.prompts
+    reward = load_reward(world / "models/reward", world / "models/policy", "cpu", prompts)
+    for row in (0, 7):
+        for place, made in enumerate(comparison.trained.completions[row]):
+            (alone,) = reward.score([prompts.rows[row]["prompt"]], [made.text])
+            assert comparison.trained.rewards[row, place] == pytest.approx(alone, abs=1e-5)
+
+
+def test_vectors_are_of_the_completions_in_order_and_empty_ones_have_one(world: Path):
+    comparison = compare(world, "other", SAMPLED)
+    encoder = open_encoder(world / "models/encoder", "cpu")
+    made, vectors = comparison.base.completions, comparison.base.vectors
+    for row, place in ((0, 0), (5, 2), (11, 1)):
+        (alone,) = encoder.encode([made[row][place].text or "."])
+        np.testing.assert_allclose(vectors[row, place], alone, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=2), 1, atol=1e-5)
+
+
+def test_greedy_completions_of_a_prompt_would_all_be_equal(tmp_path: Path):
+    path = tmp_path / "params.yaml"
+    section = SECTIONS["evaluate"] | {"num_generations": 4, "temperature": 0}
+    path.write_text(yaml.safe_dump({"evaluate": section}))
+    with pytest.raises(ParamsError, match="num_generations = 4 at temperature = 0"):
+        params.load(path, "evaluate", EvaluateParams)
+
+
+def test_a_policy_trained_from_another_base_is_refused(world: Path, tmp_path: Path):
+    made = tiny.policy(tmp_path / "stray")
+    write_manifest(made, "train", inputs={"policy": "0" * 64})
+    with pytest.raises(ArtifactError, match="trained from another policy"):
+        compare(world, str(made), GREEDY)
+
+
+def test_an_empty_heldout_split_says_what_to_raise(tmp_path: Path):
+    prompts = write_inputs(tmp_path, count=10, heldout=0.0)
+    with pytest.raises(TrainingError, match=r"0 of 10(.|\n)*raise prompts\.heldout"):
+        load_heldout(prompts, tmp_path / "data/density")
+
+
+def test_densities_of_other_prompts_are_refused(world: Path, tmp_path: Path):
+    prompts = load_prompts(world / "data/prompts")
+    fewer = PromptSet(prompts.rows[:-3])
+    with pytest.raises(ArtifactError, match=r"other prompts|one finite number"):
+        load_heldout(fewer, world / "data/density")
+    write_density(tmp_path / "density", prompts)
+    values = np.full(len(prompts.split("heldout")), np.nan, dtype=np.float32)
+    np.save(tmp_path / "density/heldout_density.npy", values)
+    with pytest.raises(ArtifactError, match="one finite number"):
+        load_heldout(prompts, tmp_path / "density")

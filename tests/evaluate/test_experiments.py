@@ -1,0 +1,191 @@
+"""The table of experiments: what belongs to a revision, and how it is shown."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import io
+import json
+
+import pytest
+import yaml
+
+from isodense.cli.commands import experiments as command
+from isodense.evaluate import experiments
+from isodense.evaluate.experiments import Experiment, as_csv, as_json, ordered, stale_outputs, table
+from isodense.pipeline.errors import IsodenseError
+
+CODE = b"code of training\n"
+STAGES = {
+    "density": {
+        "cmd": "python density",
+        "deps": ["data/prompts"],
+        "params": ["density.k"],
+        "outs": [{"data/density": {"desc": "weights"}}],
+        "metrics": [{"density.json": {"cache": False}}],
+    },
+    "train": {
+        "cmd": "python train",
+        "deps": ["train.py", "data/density"],
+        "params": ["train.learning_rate", "train.lora"],
+        "outs": ["models/grpo"],
+        "metrics": [{"train.json": {"cache": False}}],
+    },
+    "evaluate": {
+        "cmd": "python evaluate",
+        "deps": ["models/grpo", "train.json"],
+        "metrics": [{"evaluate.json": {"cache": False}}],
+    },
+}
+PARAMS = "density: {k: 5}\ntrain: {learning_rate: 1e-05, lora: {r: 8}}\n"
+LOCK = """
+stages:
+  density:
+    cmd: python density
+    deps: [{path: data/prompts, md5: p1.dir}]
+    params: {params.yaml: {density.k: 5}}
+    outs: [{path: data/density, md5: d1.dir}, {path: density.json, md5: m1}]
+  train:
+    cmd: python train
+    deps: [{path: train.py, md5: CODE}, {path: data/density, md5: d1.dir}]
+    params: {params.yaml: {train.learning_rate: 1e-05, train.lora: {r: 8}}}
+    outs: [{path: models/grpo, md5: g1.dir}, {path: train.json, md5: m2}]
+  evaluate:
+    cmd: python evaluate
+    deps: [{path: models/grpo, md5: g1.dir}, {path: train.json, md5: m2}]
+    outs: [{path: evaluate.json, md5: m3}]
+""".replace("CODE", hashlib.md5(CODE, usedforsecurity=False).hexdigest())
+AFTER_DENSITY = {"models/grpo", "train.json", "evaluate.json"}
+
+
+def stale(**changed):
+    files = {
+        "dvc.yaml": yaml.safe_dump({"stages": STAGES}),
+        "dvc.lock": LOCK,
+        "params.yaml": PARAMS,
+        "train.py": CODE.decode(),
+    } | {name.replace("__", "."): text for name, text in changed.items()}
+    return stale_outputs(lambda path: files[path].encode() if path in files else None)
+
+
+def test_what_ran_as_it_stands_is_not_stale():
+    assert stale() == set()
+
+
+def test_density_alone_leaves_what_follows_stale():
+    lock = LOCK.replace("density.k: 5", "density.k: 9").replace(
+        "outs: [{path: data/density, md5: d1.dir}", "outs: [{path: data/density, md5: d9.dir}"
+    )
+    assert lock.count("d9.dir") == 1
+    assert stale(dvc__lock=lock, params__yaml=PARAMS.replace("k: 5", "k: 9")) == AFTER_DENSITY
+
+
+def test_another_param_code_or_command_makes_its_stage_stale_and_what_follows():
+    everything = AFTER_DENSITY | {"data/density", "density.json"}
+    assert stale(params__yaml=PARAMS.replace("k: 5", "k: 6")) == everything
+    assert stale(params__yaml=PARAMS.replace("r: 8", "r: 9")) == AFTER_DENSITY
+    assert stale(train__py="edited\n") == AFTER_DENSITY
+    assert stale(dvc__lock=LOCK.replace("python train", "python train --old")) == AFTER_DENSITY
+    assert stale(dvc__lock=LOCK.replace("{path: train.py", "{path: old.py")) == AFTER_DENSITY
+
+
+def test_a_stage_that_never_ran_is_stale():
+    assert stale(dvc__lock=LOCK[: LOCK.index("  evaluate:")]) == {"evaluate.json"}
+    assert stale(dvc__lock="") == AFTER_DENSITY | {"data/density", "density.json"}
+
+
+def made(name, state="", k=50, reward=None, **params):
+    metrics = {"density.ess": 1248.986, "density.exponent": 1.063289}
+    if reward is not None:
+        metrics |= {
+            "eval.gain.reward": reward,
+            "eval.gain.reward_low": reward - 0.5,
+            "eval.gain.reward_high": reward + 0.5,
+        }
+    shown = {"density.k": k, "density.ess": 0.8, "train.sampling": "density", "base.seed": 0}
+    return Experiment(name, name * 2, "main", state, shown | params, {} if state else metrics)
+
+
+ROWS = [
+    made("main", reward=1.0),
+    made("bold", reward=-2.0, **{"train.beta": 0.1}),
+    made("ten", k=10),
+    made("wait", state="queued"),
+]
+
+
+def test_the_table_has_the_params_that_differ_and_nothing_stale():
+    head, *lines = table(ROWS).splitlines()
+    assert head.split()[:5] == ["experiment", "k", "ess", "sampling", "train.beta"]
+    assert "base.seed" not in head
+    assert head.split()[-1] == "state"
+    main, bold, ten, wait = lines
+    assert "1.00 ±0.50" in main
+    assert "−2.00 ±0.50" in bold
+    assert "1249" in ten
+    assert "±" not in ten
+    assert "1249" not in wait
+    assert wait.endswith("queued")
+    end = head.index("gain") + len("gain")
+    assert [line[:end].endswith(("±0.50", "–")) for line in lines] == [True] * 4
+
+
+def test_without_queued_ones_there_is_no_column_of_states():
+    assert "state" not in table(ROWS[:3])
+    assert "beta" not in table([ROWS[0], ROWS[2]])
+
+
+def test_markdown_keeps_its_columns_whatever_a_name_holds():
+    lines = table([made("a|b"), made("c")], markdown=True).splitlines()
+    assert "a\\|b" in lines[2]
+    assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
+
+
+def test_sorted_largest_first_and_empty_ones_last():
+    names = [row.name for row in ordered(ROWS, "gain")]
+    assert names == ["main", "bold", "ten", "wait"]
+    assert [row.name for row in ordered(ROWS, "gain", reverse=True)][:2] == ["bold", "main"]
+    assert [row.name for row in ordered(ROWS, "experiment")] == ["bold", "main", "ten", "wait"]
+    with pytest.raises(IsodenseError, match=r"no column 'ge'.*\n.*gain"):
+        ordered(ROWS, "ge")
+
+
+def test_csv_and_json_have_all_digits():
+    rows = list(csv.DictReader(io.StringIO(as_csv(ROWS))))
+    assert [row["experiment"] for row in rows] == ["main", "bold", "ten", "wait"]
+    assert (rows[0]["params.density.ess"], rows[0]["metrics.density.ess"]) == ("0.8", "1248.986")
+    assert rows[0]["metrics.density.exponent"] == "1.063289"
+    assert rows[1]["metrics.eval.gain.reward_low"] == "-2.5"
+    assert rows[2]["metrics.eval.gain.reward"] == ""
+    loaded = json.loads(as_json(ROWS))
+    assert loaded[1]["params"]["train.beta"] == 0.1
+    assert loaded[3]["metrics"]["density.ess"] is None
+
+
+def test_outside_a_project_the_error_says_where_to_run_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(IsodenseError, match="in the project's folder"):
+        experiments.experiments()
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    with pytest.raises(IsodenseError, match="`dvc exp show` failed: "):
+        experiments.experiments()
+
+
+def test_what_to_do_is_said_of_unfinished_experiments_and_not_of_their_commit(capsys, monkeypatch):
+    half = Experiment("main", "m", "main")
+    monkeypatch.setattr(experiments, "experiments", lambda *_: [half, *ROWS[2:]])
+    args = argparse.Namespace(num=1, all_commits=False, sort=None, reverse=False, form=None)
+    command.run(args)
+    assert "`dvc exp apply ten`" in capsys.readouterr().out
+    monkeypatch.setattr(experiments, "experiments", lambda *_: [half])
+    command.run(args)
+    assert "dvc exp apply" not in capsys.readouterr().out
+
+
+def test_the_command_takes_one_format_at_most():
+    parser = argparse.ArgumentParser()
+    command.add(parser.add_subparsers(required=True))
+    assert parser.parse_args(["experiments", "--md", "--sort", "gain"]).form == "md"
+    with pytest.raises(SystemExit):
+        parser.parse_args(["experiments", "--md", "--csv"])

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from isodense.evaluate.metrics import Answers, Comparison, Heldout, bins, interval, write_tables
+from isodense.models.generation import Completion
+from isodense.prompts.reader import PromptSet
+
+
+def heldout(count: int) -> Heldout:
+    rows = [{"id": f"{number:032x}", "text": f"p{number}", "prompt": []} for number in range(count)]
+    return Heldout(PromptSet(rows), np.arange(count, dtype=np.float32)[::-1].copy())
+
+
+def answers(rewards: np.ndarray, text: str = "a b c d e") -> Answers:
+    """Return answers of one text; each prompt's first completion is cut, the others are not."""
+    group = [Completion(text, (1, 2, 3, 4), not number) for number in range(rewards.shape[1])]
+    vectors = np.zeros((*rewards.shape, 2), np.float32)
+    vectors[:, :, 0] = 1
+    return Answers([group] * len(rewards), rewards.astype(np.float32), vectors)
+
+
+def test_the_interval_is_students():
+    values = np.random.default_rng(0).normal(size=30)
+    mean, low, high = interval(values)
+    expected = stats.ttest_1samp(values, 0).confidence_interval()
+    assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-5)
+    assert mean == pytest.approx(values.mean(), abs=1e-5)
+
+
+@pytest.mark.parametrize(("count", "expected"), [(100, 10), (49, 9), (12, 2), (4, 1), (2, 1)])
+def test_bins_are_fewer_where_prompts_are_few(count: int, expected: int):
+    density = np.random.default_rng(0).normal(size=count)
+    parts = bins(density)
+    assert len(parts) == expected
+    assert sorted(np.concatenate(parts).tolist()) == list(range(count))
+    assert min(map(len, parts)) >= min(5, count)
+    for sparse, crowded in itertools.pairwise(parts):
+        assert density[sparse].max() <= density[crowded].min()
+
+
+def test_a_gain_is_paired_by_prompt_and_sorted_by_density():
+    rng = np.random.default_rng(0)
+    level = rng.normal(scale=10, size=(50, 1))  # prompts differ much more than their completions
+    noise = rng.normal(scale=0.1, size=(2, 50, 4))
+    gain = np.linspace(1.0, 2.0, 50)[:, None]  # the first rows are the most crowded
+    base, trained = answers(level + noise[0]), answers(level + gain + noise[1])
+    found = Comparison(heldout(50), base, trained, None).metrics()
+    assert found["prompts"] == 50
+    assert found["gain"]["reward"] == pytest.approx(1.5, abs=0.05)
+    assert found["gain"]["reward_high"] - found["gain"]["reward_low"] < 0.25
+    assert found["base"]["reward_high"] - found["base"]["reward_low"] > 4
+    by_decile = list(found["gain"]["by_decile"].values())
+    assert list(found["gain"]["by_decile"]) == [f"{number:02d}" for number in range(1, 11)]
+    assert by_decile == sorted(by_decile, reverse=True)
+    assert found["base"]["truncated"] == 0.25
+    assert found["base"]["tokens"] == 4
+    assert found["base"]["distinct_1"] == pytest.approx(5 / 1000)
+    json.dumps(found, allow_nan=False)
+
+
+def test_order_within_a_group_does_not_matter_to_rewards():
+    rewards = np.random.default_rng(0).normal(size=(20, 4))
+    one, other = answers(rewards), answers(rewards[:, ::-1])
+    assert one.describe() == other.describe()
+    assert one.describe()["reward"] == pytest.approx(rewards.mean(), abs=1e-6)
+
+
+def test_a_constant_reward_gives_no_signal_anywhere():
+    found = Comparison(
+        heldout(20), answers(np.full((20, 4), 0.1)), answers(np.arange(80.0).reshape(20, 4)), None
+    )
+    metrics = found.metrics()
+    assert metrics["base"]["zero_signal"] == 1
+    assert set(metrics["base"]["zero_signal_by_decile"].values()) == {1.0}
+    assert metrics["trained"]["zero_signal"] == 0
+
+
+def test_zero_signal_is_of_whole_groups_and_found_in_its_decile():
+    rewards = np.arange(80.0).reshape(20, 4)
+    rewards[:5] = 7  # the most crowded quarter
+    rewards[10, :3] = 7  # one of four differs
+    found = Comparison(heldout(20), answers(rewards), answers(rewards), None)
+    assert found.metrics()["base"]["zero_signal"] == 0.25
+    shares = [row["zero_signal"] for row in found.deciles() if row["policy"] == "base"]
+    assert shares == [0, 0, 0, 1]
+
+
+def test_texts_of_one_kind_are_one_text():
+    found = answers(np.zeros((10, 4))).describe()
+    assert found["self_bleu"] == pytest.approx(100)
+    assert found["vendi"] == pytest.approx(1)
+    assert found["vendi_within"] == pytest.approx(1)
+
+
+def test_collapse_over_prompts_and_within_them_are_told_apart():
+    eye = np.eye(8, dtype=np.float32)
+    rewards, group = np.zeros((8, 4), np.float32), [[Completion("x", (1,), False)] * 4] * 8
+    same_within = Answers(group, rewards, np.repeat(eye[:, None], 4, axis=1)).describe()
+    assert (same_within["vendi"], same_within["vendi_within"]) == pytest.approx((8, 1))
+    same_over = Answers(group, rewards, np.repeat(eye[None, :4], 8, axis=0)).describe()
+    assert (same_over["vendi"], same_over["vendi_within"]) == pytest.approx((1, 4))
+
+
+def test_one_completion_per_prompt_has_nothing_to_compare_within():
+    single = answers(np.zeros((10, 1)))
+    found = Comparison(heldout(10), single, single, None)
+    for absent in ("vendi_within", "zero_signal", "zero_signal_by_decile", "kl"):
+        assert absent not in found.metrics()["trained"]
+    assert list(found.deciles()[0]) == ["decile", "density", "policy", "reward", "low", "high"]
+
+
+def test_the_divergence_is_per_completion_and_per_token():
+    same = answers(np.zeros((4, 2)))
+    found = Comparison(heldout(4), same, same, np.array([1.0, 2.0, 3.0, 4.0])).metrics()
+    assert found["trained"]["kl"] == 2.5
+    assert found["trained"]["kl_low"] < 2.5 < found["trained"]["kl_high"]
+    assert found["trained"]["kl_per_token"] == 10 / 16
+    assert "kl" not in found["base"]
+
+
+def test_tables_hold_every_prompt_and_both_policies(tmp_path: Path):
+    base, trained = answers(np.zeros((20, 2))), answers(np.ones((20, 2)), "x")
+    comparison = Comparison(heldout(20), base, trained, None)
+    write_tables(comparison, tmp_path / "plots/deciles.csv", tmp_path / "completions.jsonl")
+    with (tmp_path / "plots/deciles.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    columns = ["decile", "density", "policy", "reward", "low", "high", "zero_signal"]
+    assert list(rows[0]) == columns
+    assert [(row["decile"], row["policy"]) for row in rows[:3]] == [
+        ("1", "base"),
+        ("1", "trained"),
+        ("2", "base"),
+    ]
+    assert {float(row["reward"]) for row in rows if row["policy"] == "trained"} == {1.0}
+    lines = (tmp_path / "completions.jsonl").read_text().splitlines()
+    assert len(lines) == 20
+    assert json.loads(lines[3]) == {
+        "id": f"{3:032x}",
+        "text": "p3",
+        "density": 16.0,
+        "base": ["a b c d e"] * 2,
+        "base_reward": [0.0, 0.0],
+        "trained": ["x"] * 2,
+        "trained_reward": [1.0, 1.0],
+    }

@@ -1,0 +1,173 @@
+"""Artifacts are whole or absent, and damage is noticed."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+from isodense.pipeline.artifact import (
+    ids_sha256,
+    load_array,
+    publishing,
+    read_manifest,
+    replacing,
+    require_same_ids,
+    verify_files,
+    write_manifest,
+)
+from isodense.pipeline.errors import ArtifactError
+
+
+@pytest.fixture
+def made(tmp_path):
+    with publishing(tmp_path / "art") as scratch:
+        np.save(scratch / "x.npy", np.arange(3))
+        write_manifest(scratch, "density", rows=3, ids_sha256=ids_sha256(["a", "b"]))
+    return tmp_path / "art"
+
+
+def test_a_published_artifact_reads_back(made):
+    manifest = read_manifest(made, "density")
+    assert manifest["rows"] == 3
+    assert list(manifest["files"]) == ["x.npy"]
+    verify_files(made, manifest)
+
+
+def test_an_error_leaves_the_old_artifact(made):
+    def interrupted():
+        with publishing(made) as scratch:
+            (scratch / "half").write_text("x")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert read_manifest(made, "density")["rows"] == 3
+    with publishing(made) as scratch:
+        assert not list(scratch.iterdir())
+        write_manifest(scratch, "density", rows=4)
+    assert read_manifest(made, "density")["rows"] == 4
+    assert not made.with_name("art.tmp").exists()
+
+
+def test_the_same_files_give_the_same_manifest(made, tmp_path):
+    with publishing(tmp_path / "other") as scratch:
+        np.save(scratch / "x.npy", np.arange(3))
+        write_manifest(scratch, "density", rows=3, ids_sha256=ids_sha256(["a", "b"]))
+    one, other = (path / "manifest.json" for path in (made, tmp_path / "other"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_incomplete_foreign_and_newer_artifacts_are_refused(made):
+    with pytest.raises(ArtifactError, match="dvc repro density"):
+        read_manifest(made / "nothing", "density")
+    with pytest.raises(ArtifactError, match="holds 'density', not 'neighbors'"):
+        read_manifest(made, "neighbors")
+    path = made / "manifest.json"
+    path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 99'))
+    with pytest.raises(ArtifactError, match="format version 99"):
+        read_manifest(made, "density")
+    path.write_text("{")
+    with pytest.raises(ArtifactError, match="not JSON"):
+        read_manifest(made, "density")
+
+
+def test_a_missing_short_or_changed_file_is_named(made):
+    manifest = read_manifest(made, "density")
+    whole = (made / "x.npy").read_bytes()
+    (made / "x.npy").write_bytes(whole[:-1] + b"!")
+    read_manifest(made, "density")
+    with pytest.raises(ArtifactError, match=r"x\.npy is damaged"):
+        verify_files(made, manifest)
+    (made / "x.npy").write_bytes(whole[:-1])
+    with pytest.raises(ArtifactError, match=r"x\.npy has"):
+        read_manifest(made, "density")
+    (made / "x.npy").unlink()
+    with pytest.raises(ArtifactError, match=r"x\.npy is missing"):
+        read_manifest(made, "density")
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret", "x/../../secret", "x/..", "/etc/hostname", "{made}/x.npy", "x/../x.npy"]
+)
+def test_a_manifest_cannot_point_outside_its_folder(made, name):
+    (made.parent / "secret").write_text("s")
+    path = made / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["files"][name.format(made=made)] = {"bytes": 1, "sha256": ""}
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match="names a file outside it"):
+        read_manifest(made, "density")
+
+
+@pytest.mark.parametrize("linked", ["folder", "files", "both"])
+def test_an_artifact_is_readable_through_symbolic_links(made, tmp_path, linked):
+    """As DVC leaves it with ``cache.type = symlink``: files are links into its cache."""
+    whole = read_manifest(made, "density")
+    folder = made
+    if linked != "folder":
+        (tmp_path / "cache").mkdir()
+        for number, path in enumerate(sorted(made.iterdir())):
+            target = path.rename(tmp_path / "cache" / f"{number:032x}")  # under another name
+            path.symlink_to(target)
+    if linked != "files":
+        folder = tmp_path / "link"
+        folder.symlink_to(made, target_is_directory=True)
+    manifest = read_manifest(folder, "density")
+    assert manifest == whole
+    verify_files(folder, manifest)
+    for mmap in (False, True):
+        assert (load_array(folder / "x.npy", mmap=mmap) == np.arange(3)).all()
+    assert write_manifest(folder, "density", rows=3)["files"] == whole["files"]
+
+
+def test_damage_behind_a_link_is_noticed_and_a_dead_link_is_named(made, tmp_path):
+    target = (made / "x.npy").rename(tmp_path / "cached")
+    (made / "x.npy").symlink_to(target)
+    manifest = read_manifest(made, "density")
+    target.write_bytes(target.read_bytes()[:-1] + b"!")
+    with pytest.raises(ArtifactError, match=r"x\.npy is damaged"):
+        verify_files(made, manifest)
+    target.unlink()
+    with pytest.raises(ArtifactError, match=r"x\.npy is missing"):
+        read_manifest(made, "density")
+
+
+def test_files_in_folders_of_an_artifact_are_its_files(tmp_path):
+    with publishing(tmp_path / "art") as scratch:
+        (scratch / "a" / "b").mkdir(parents=True)
+        (scratch / "a" / "b" / "x.txt").write_text("x")
+        write_manifest(scratch, "models")
+    manifest = read_manifest(tmp_path / "art", "models")
+    assert list(manifest["files"]) == ["a/b/x.txt"]
+    verify_files(tmp_path / "art", manifest)
+
+
+def test_other_ids_are_refused(made):
+    manifest = read_manifest(made, "density")
+    require_same_ids(ids_sha256(["a", "b"]), manifest, "the weights")
+    with pytest.raises(ArtifactError, match="the weights belong to other prompts"):
+        require_same_ids(ids_sha256(["b", "a"]), manifest, "the weights")
+
+
+def test_pickles_and_noise_are_not_arrays(tmp_path):
+    np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
+    (tmp_path / "raw.npy").write_bytes(pickle.dumps([1, 2]))
+    (tmp_path / "empty.npy").write_bytes(b"")
+    for name in ("objects", "raw", "empty"):
+        with pytest.raises(ArtifactError, match=f"{name}.npy is not a plain"):
+            load_array(tmp_path / f"{name}.npy")
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "file.txt"
+    with replacing(path) as scratch:
+        scratch.write_text("first")
+        assert not path.exists()
+    scratch = replacing(path)
+    scratch.__enter__().write_text("half")
+    assert not scratch.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert path.read_text() == "first"
+    assert [entry.name for entry in path.parent.iterdir()] == ["file.txt"]

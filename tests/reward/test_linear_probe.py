@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from isodense.pipeline.errors import TrainingError
+from isodense.reward.linear_probe import Head, fit_head
+
+
+def preferences(count: int, dim: int = 8, seed: int = 0):
+    """Return features of pairs drawn from a known Bradley-Terry model, and its weight."""
+    rng = np.random.default_rng(seed)
+    weight = rng.normal(size=dim)
+    first, second = rng.normal(size=(2, count, dim))
+    wins = rng.random(count) < 1 / (1 + np.exp(-(first - second) @ weight))
+    chosen = np.where(wins[:, None], first, second)
+    return chosen, np.where(wins[:, None], second, first), weight
+
+
+def even(chosen: np.ndarray, rejected: np.ndarray, l2: float) -> Head:
+    return fit_head(chosen, rejected, l2, np.ones(len(chosen)))
+
+
+def test_the_head_finds_the_direction_and_size_that_made_the_preferences():
+    chosen, rejected, weight = preferences(20_000)
+    np.testing.assert_allclose(even(chosen, rejected, 1e-6).weight, weight, atol=0.1)
+
+
+def test_the_head_agrees_with_scikit_learn():
+    chosen, rejected, _ = preferences(300)
+    l2 = 0.05
+    scale = np.concatenate([chosen, rejected]).std(axis=0)
+    difference = (chosen - rejected) / scale
+    both_ways = np.concatenate([difference, -difference])
+    labels = np.repeat([1, 0], len(difference))
+    peer = LogisticRegression(C=1 / (l2 * len(both_ways)), fit_intercept=False, tol=1e-10)
+    peer.fit(both_ways, labels)
+    head = even(chosen, rejected, l2)
+    np.testing.assert_allclose(head.weight * scale, peer.coef_[0], rtol=1e-4)
+
+
+def test_a_pair_that_weighs_k_is_a_pair_that_stands_there_k_times():
+    chosen, rejected, _ = preferences(120)
+    times = np.random.default_rng(1).integers(1, 5, len(chosen))
+    weighted = fit_head(chosen, rejected, 0.05, times / times.mean())
+    repeated = even(np.repeat(chosen, times, axis=0), np.repeat(rejected, times, axis=0), 0.05)
+    np.testing.assert_allclose(weighted.weight, repeated.weight, rtol=1e-4, atol=1e-5)
+    assert weighted.bias == pytest.approx(repeated.bias, abs=1e-5)
+    plain = even(chosen, rejected, 0.05)
+    assert np.abs(plain.weight - weighted.weight).max() > 0.01
+
+
+def test_rewards_do_not_depend_on_the_features_units_and_average_zero():
+    chosen, rejected, _ = preferences(500)
+    units = np.array([1e-3, 1, 5, 100, 2, 0.1, 7, 1e4])
+    one = even(chosen, rejected, 0.1)
+    other = even(chosen * units + 3, rejected * units + 3, 0.1)
+    rewards = chosen @ one.weight + one.bias
+    np.testing.assert_allclose(rewards, (chosen * units + 3) @ other.weight + other.bias, atol=1e-4)
+    everything = np.concatenate([chosen, rejected]) @ one.weight + one.bias
+    assert everything.mean() == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("value", [7.0, 0.1])
+def test_a_constant_feature_gets_no_weight(value: float):
+    chosen, rejected, _ = preferences(101)
+    chosen[:, 3] = rejected[:, 3] = value
+    weights = np.random.default_rng(0).random(101)
+    for head in (even(chosen, rejected, 0.1), fit_head(chosen, rejected, 0.1, weights)):
+        assert head.weight[3] == 0
+
+
+def test_separable_pairs_still_converge():
+    chosen = np.ones((50, 3)) * [1, 2, 3]
+    assert (chosen @ even(chosen, -chosen, 1e-4).weight > 0).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_features_that_are_not_finite_are_an_error(value: float):
+    chosen, rejected, _ = preferences(10)
+    chosen[0, 0] = value
+    with pytest.raises(TrainingError, match="not all finite"):
+        even(chosen, rejected, 0.1)

@@ -1,0 +1,303 @@
+"""Draws follow the weights, and the stream does not depend on how it is cut up."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+from torch.utils.data import DataLoader
+
+from isodense.neighbors.build import knn_graph
+from isodense.neighbors.graph import Graph
+from isodense.pipeline.errors import IsodenseError
+from isodense.sampling import draw as sampling
+from isodense.sampling.draw import DistributedWeightedSampler, draw, select
+
+WEIGHTS = np.array([0.0, 3.0, 1.0, 0.0, 2.5, 0.5, 0.0])
+MODES = [(True, 0.0), (True, 0.3), (False, 0.0), (False, 0.3)]  # replacement, uniform
+
+
+def agrees(observed, expected):
+    """Chi-square of counts against probabilities; cells of probability 0 have to be empty."""
+    observed, expected = np.ravel(observed), np.ravel(expected)
+    possible = expected > 0
+    assert not observed[~possible].any()
+    assert expected.sum() == pytest.approx(1)
+    return chisquare(observed[possible], observed.sum() * expected[possible]).pvalue > 1e-4
+
+
+def table(first, second, n):
+    return np.bincount(n * np.asarray(first) + second, minlength=n * n)
+
+
+def test_frequencies_follow_the_weights():
+    draws = draw(WEIGHTS, 50_000, seed=3)
+    counts = np.bincount(draws, minlength=len(WEIGHTS))
+    used = WEIGHTS > 0
+    assert not counts[~used].any()
+    assert chisquare(counts[used], 50_000 * WEIGHTS[used] / WEIGHTS.sum()).pvalue > 1e-4
+    assert draws.dtype == np.int64
+
+
+def test_streams_stay_what_they_were():
+    recorded = [5, 5, 4, 1, 2, 4, 4, 1, 1, 1, 4, 5, 4, 5, 5, 1]
+    assert draw(WEIGHTS, 16, seed=7, start=1000).tolist() == recorded
+    recorded = [1, 2, 5, 4, 2, 5, 1, 4, 1, 2, 5, 1]
+    assert draw(WEIGHTS, 12, seed=7, start=1001, replacement=False).tolist() == recorded
+
+
+def test_successive_draws_are_independent():
+    draws = draw(np.ones(4), 40_000, seed=1)
+    counts = np.bincount(4 * draws[:-1] + draws[1:], minlength=16)
+    assert chisquare(counts).pvalue > 1e-4
+    first, second = draw(np.array([6.0, 3, 1]), 40_000, seed=2).reshape(-1, 2).T
+    assert agrees(table(first, second, 3), np.outer([0.6, 0.3, 0.1], [0.6, 0.3, 0.1]))
+
+
+def test_a_share_of_the_draws_is_uniform():
+    mixed = [0.46, 0.28, 0.16, 0.1]  # 0.6 · (0.6, 0.3, 0.1, 0) + 0.4 / 4
+    draws = draw(np.array([6.0, 3, 1, 0]), 40_000, seed=4, uniform=0.4)
+    assert agrees(np.bincount(draws, minlength=4), mixed)
+    assert agrees(table(*draws.reshape(-1, 2).T, 4), np.outer(mixed, mixed))
+    even = draw(np.array([6.0, 3, 1, 0]), 40_000, seed=4, uniform=1.0)
+    assert agrees(np.bincount(even, minlength=4), [0.25] * 4)
+
+
+# P(first, second) of two weighted draws without replacement, p(a) · p(b) / (1 − p(a)), in 1/420
+PAIRS = np.array(
+    [
+        [0, 189, 63, 0],  # of 0.6, 0.3, 0.1 and a row of weight 0
+        [108, 0, 18, 0],
+        [28, 14, 0, 0],
+        [0, 0, 0, 0],
+    ]
+)
+
+
+def test_draws_without_replacement_follow_the_weights_of_the_rows_left():
+    passes = draw(np.array([6.0, 3, 1, 0]), 3 * 8000, seed=5, replacement=False).reshape(-1, 3)
+    assert agrees(np.bincount(passes[:, 0], minlength=4), [0.6, 0.3, 0.1, 0])
+    assert agrees(table(passes[:, 0], passes[:, 1], 4), PAIRS / 420)
+    assert (np.sort(passes, axis=1) == [0, 1, 2]).all()
+    firsts = passes[:, 0].reshape(-1, 2)  # of one pass and the next
+    assert agrees(table(*firsts.T, 3), np.outer([0.6, 0.3, 0.1], [0.6, 0.3, 0.1]))
+
+
+def test_draws_without_replacement_take_the_uniform_share_too():
+    weights = np.array([4.0, 0, 0, 0])  # with a half uniform: 5/8, 1/8, 1/8, 1/8
+    passes = draw(weights, 4 * 8000, 6, replacement=False, uniform=0.5).reshape(-1, 4)
+    assert agrees(np.bincount(passes[:, 0], minlength=4), [0.625, 0.125, 0.125, 0.125])
+    heavy, light = 5 / 24, 1 / 56  # 5/8 · 1/3 and 1/8 · 1/7; 1/8 · 5/7 for the heavy one second
+    expected = np.full((4, 4), light)
+    expected[0], expected[:, 0] = heavy, 5 / 56
+    np.fill_diagonal(expected, 0)
+    assert agrees(table(passes[:, 0], passes[:, 1], 4), expected)
+
+
+def test_equal_keys_are_drawn_by_row_and_extreme_weights_in_their_order(monkeypatch):
+    weights = np.array([1.0, 5e-324, 0, 1e300])
+    assert draw(weights, 3, replacement=False).tolist() == [3, 0, 1]
+    monkeypatch.setattr(sampling, "_uniforms", lambda size, seed, start: np.zeros(size))
+    assert draw(weights, 6, replacement=False).tolist() == [0, 1, 3, 0, 1, 3]
+
+
+@given(st.integers(0, 50), st.integers(0, 50), st.integers(0, 2**31), st.sampled_from(MODES[1:]))
+def test_any_piece_of_any_stream_is_the_same(start, size, seed, mode):
+    whole = draw(WEIGHTS, 100, seed, 0, *mode)
+    assert (draw(WEIGHTS, size, seed, start, *mode) == whole[start : start + size]).all()
+
+
+@pytest.mark.parametrize("uniform", [-0.1, 1.1, np.nan])
+def test_a_share_outside_0_to_1_is_refused(uniform):
+    with pytest.raises(IsodenseError, match=r"uniform = .* is not in 0 … 1"):
+        draw(WEIGHTS, 1, uniform=uniform)
+    with pytest.raises(IsodenseError, match=r"uniform = .* is not in 0 … 1"):
+        DistributedWeightedSampler(WEIGHTS, 1, uniform=uniform)
+
+
+@given(st.integers(0, 50), st.integers(0, 50), st.integers(0, 2**31))
+def test_any_piece_of_the_stream_is_the_same(start, size, seed):
+    whole = draw(WEIGHTS, 100, seed)
+    assert (draw(WEIGHTS, size, seed, start) == whole[start : start + size]).all()
+
+
+def test_seeds_name_different_streams():
+    assert (draw(np.ones(1000), 50, 0) != draw(np.ones(1000), 50, 1)).sum() > 40
+
+
+def test_more_prompts_than_torch_multinomial_takes():
+    weights = np.zeros(2**24 + 10)
+    weights[[5, -1]] = 1, 3
+    draws = draw(weights, 4000, seed=0)
+    assert set(draws.tolist()) == {5, 2**24 + 9}
+    assert (draws > 5).mean() == pytest.approx(0.75, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    "weights", [[], [[1.0]], [0.0, 0.0], [1.0, -1.0], [1.0, np.nan], [np.inf, 1.0]]
+)
+def test_unusable_weights_are_refused(weights):
+    with pytest.raises(IsodenseError):
+        draw(np.array(weights), 1)
+
+
+ROWS = np.arange(40.0)
+
+
+def epoch_of(epoch, seed, mode, size=24):
+    """The draws of an epoch by the definition in the sampler's docstring; 39 rows have weight."""
+    replacement, uniform = mode
+    pass_length = 40 if uniform else 39
+    start = epoch * (size if replacement else pass_length)
+    return draw(ROWS, size, seed, start, *mode).tolist()
+
+
+def interleaved(ranks):
+    return np.stack([list(rank) for rank in ranks], axis=1).ravel().tolist()
+
+
+def samplers(replicas, mode, size=24):
+    return [
+        DistributedWeightedSampler(ROWS, size, replicas, rank, 9, *mode) for rank in range(replicas)
+    ]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("replicas", [1, 2, 3, 4])
+def test_ranks_share_one_stream_at_any_world_size(replicas, mode):
+    ranks = samplers(replicas, mode)
+    assert [len(rank) for rank in ranks] == [24 // replicas] * replicas
+    for epoch in range(3):
+        assert interleaved(ranks) == epoch_of(epoch, 9, mode)
+    for rank in ranks:
+        rank.set_epoch(1)
+    assert interleaved(ranks) == epoch_of(1, 9, mode)
+
+
+def test_epochs_with_replacement_continue_one_stream():
+    (sampler,) = samplers(1, (True, 0.0))
+    assert [*sampler, *sampler] == draw(ROWS, 48, 9).tolist()
+
+
+@pytest.mark.parametrize("uniform", [0.0, 0.3])
+def test_no_row_comes_twice_in_an_epoch_without_replacement(uniform):
+    (sampler,) = samplers(1, (False, uniform), size=39)
+    epochs = [list(sampler) for _ in range(3)]
+    assert all(len(set(epoch)) == 39 for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_epochs_without_replacement_follow_the_weights():
+    sampler = DistributedWeightedSampler(np.array([6.0, 3, 1, 0]), 2, seed=3, replacement=False)
+    epochs = np.array([list(sampler) for _ in range(6000)])
+    assert agrees(table(*epochs.T, 4), PAIRS / 420)
+
+
+def test_more_draws_than_rows_are_refused_without_replacement():
+    assert len(list(DistributedWeightedSampler(WEIGHTS, 4, replacement=False))) == 4
+    with pytest.raises(IsodenseError, match="num_samples = 5 of 4 rows that can be drawn"):
+        DistributedWeightedSampler(WEIGHTS, 5, replacement=False)
+    assert len(list(DistributedWeightedSampler(WEIGHTS, 7, replacement=False, uniform=0.1))) == 7
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("taken", [0, 12, 24, 36, 60])
+@pytest.mark.parametrize("replicas", [1, 2, 3])
+def test_a_run_that_resumes_equals_one_that_was_not_cut(taken, replicas, mode):
+    whole = [row for epoch in range(4) for row in epoch_of(epoch, 9, mode)]
+    ranks = samplers(2, mode)
+    streams = [itertools.chain(rank, rank, rank) for rank in ranks]
+    first = [next(stream) for _ in range(taken // 2) for stream in streams]
+    states = [rank.state_dict() for rank in ranks]
+    assert states[0] == states[1]
+    again = samplers(replicas, mode)
+    for rank in again:
+        rank.load_state_dict(states[0])
+    rest = [interleaved(again) for _ in range(4 - states[0]["epoch"])]
+    assert first + list(itertools.chain(*rest)) == whole
+
+
+def test_a_look_ahead_does_not_shorten_the_epoch():
+    sampler = DistributedWeightedSampler(WEIGHTS, 12, seed=2)
+    next(iter(sampler))
+    assert list(sampler) == draw(WEIGHTS, 12, 2).tolist()
+
+
+def test_draws_that_do_not_divide_among_the_ranks_are_refused():
+    with pytest.raises(IsodenseError, match="10 draws were taken, not a multiple of 4"):
+        DistributedWeightedSampler(WEIGHTS, 12, 4).load_state_dict({"epoch": 0, "drawn": 10})
+    with pytest.raises(IsodenseError, match="14 draws of an epoch of 12 were taken"):
+        DistributedWeightedSampler(WEIGHTS, 12, 2).load_state_dict({"epoch": 0, "drawn": 14})
+
+
+@pytest.mark.parametrize("wrong", [{"size": -1}, {"start": -3}, {"seed": -1}])
+def test_negative_numbers_are_refused(wrong):
+    with pytest.raises(IsodenseError, match="must not be negative"):
+        draw(WEIGHTS, **{"size": 1} | wrong)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("mode", [(True, 0.0), (False, 0.3)])
+def test_epochs_follow_a_data_loader(workers, mode):
+    (sampler,) = samplers(1, mode)
+    loader = DataLoader(list(range(40)), batch_size=5, sampler=sampler, num_workers=workers)
+    assert len(loader) == 5
+    assert batches(loader) + batches(loader) == epoch_of(0, 9, mode) + epoch_of(1, 9, mode)
+    sampler.set_epoch(5)
+    assert batches(loader) == epoch_of(5, 9, mode)
+    sampler.load_state_dict({"epoch": 1, "drawn": 10})  # as counted: two batches were used
+    assert batches(loader) + batches(loader) == epoch_of(1, 9, mode)[10:] + epoch_of(2, 9, mode)
+
+
+def batches(loader):
+    return [int(item) for batch in loader for item in batch]
+
+
+def test_impossible_samplers_are_refused():
+    with pytest.raises(IsodenseError, match="not a multiple of 2"):
+        DistributedWeightedSampler(WEIGHTS, 7, 2)
+    with pytest.raises(IsodenseError, match=r"rank 2 is not in 0 … 1"):
+        DistributedWeightedSampler(WEIGHTS, 8, 2, 2)
+
+
+def clusters():
+    rng = np.random.default_rng(0)
+    X = np.repeat(rng.normal(size=(20, 16)), 20, axis=0) + 0.05 * rng.normal(size=(400, 16))
+    return (X / np.linalg.norm(X, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_a_spread_subset_covers_more_clusters_than_chance():
+    graph = knn_graph(clusters(), 30)
+    covered = {
+        spread: np.mean(
+            [len({i // 20 for i in select(np.ones(400), graph, 20, spread, s)}) for s in range(10)]
+        )
+        for spread in (True, False)
+    }
+    assert covered[True] > covered[False] + 2
+
+
+def test_a_subset_has_no_repeats_and_can_be_everything():
+    graph = knn_graph(clusters(), 30)
+    assert sorted(select(np.ones(400), graph, 400, seed=1)) == list(range(400))
+    copies = knn_graph(np.repeat(clusters()[:1], 8, axis=0), 7)
+    assert sorted(select(np.ones(8), copies, 8)) == list(range(8))
+    assert (select(np.ones(400), graph, 9, seed=1) == select(np.ones(400), graph, 9, seed=1)).all()
+
+
+def test_a_subset_follows_the_weights():
+    graph = Graph(np.empty((3, 0), np.int32), np.empty((3, 0), np.float32))
+    first = [select(np.array([1.0, 0, 3]), graph, 1, seed=seed)[0] for seed in range(400)]
+    assert np.bincount(first, minlength=3)[1] == 0
+    assert np.mean(np.array(first) == 2) == pytest.approx(0.75, abs=0.07)
+
+
+def test_an_impossible_subset_is_refused():
+    graph = knn_graph(clusters(), 5)
+    for weights, size in ((np.ones(3), 1), (np.ones(400), 401), (np.eye(400)[0], 2)):
+        with pytest.raises(IsodenseError, match="weights over a graph of 400"):
+            select(weights, graph, size)

@@ -1,0 +1,94 @@
+"""Loading weights: by id, never by position, and nothing unusable gets through."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import isodense
+from isodense.pipeline.artifact import ids_sha256, publishing, write_manifest
+from isodense.pipeline.errors import ArtifactError
+
+IDS = [f"{i * 7919:032x}" for i in (5, 1, 4, 2, 3)]
+WEIGHTS = np.array([0.1, 0.2, 0.3, 0.25, 0.15], dtype=np.float32)
+
+
+def write(folder, weights=WEIGHTS, ids=IDS, claimed=None, dtype="S32"):
+    with publishing(folder) as scratch:
+        np.save(scratch / "density_weights.npy", weights)
+        np.save(scratch / "density.npy", np.zeros(len(ids), np.float32))
+        np.save(scratch / "prompt_ids.npy", np.array(ids, dtype=dtype))
+        write_manifest(scratch, "density", rows=len(ids), ids_sha256=ids_sha256(claimed or ids))
+    return folder
+
+
+def test_weights_read_back(tmp_path):
+    loaded = isodense.load_weights(write(tmp_path / "d"))
+    np.testing.assert_array_equal(loaded.weights, WEIGHTS)
+    assert loaded.prompt_ids[0].decode() == IDS[0]
+    assert loaded.metadata["rows"] == 5
+
+
+def test_the_ids_stay_on_disk(tmp_path):
+    loaded = isodense.load_weights(write(tmp_path / "d"))
+    assert isinstance(loaded.prompt_ids, np.memmap)
+    assert isinstance(loaded.weights, np.memmap)
+    assert loaded.prompt_ids.dtype == "S32"
+
+
+@pytest.mark.parametrize("count", [1, 4095, 4096, 4097, 9000])
+@pytest.mark.parametrize("length", [32, 7])
+def test_the_hash_of_any_number_of_ids_of_any_length_is_checked(tmp_path, count, length):
+    ids = [f"{i:0{length}x}" for i in range(count)]
+    weights = np.full(count, 1 / count, dtype=np.float32)
+    loaded = isodense.load_weights(write(tmp_path / "d", weights, ids))
+    assert loaded.prompt_ids[-1].decode() == ids[-1]
+    ids[-1] = ids[-1][:-1] + "z"
+    with pytest.raises(ArtifactError, match="does not hold the ids of its manifest"):
+        isodense.load_weights(write(tmp_path / "d", weights, ids, [*ids[:-1], "0" * length]))
+
+
+def test_alignment_is_by_id(tmp_path):
+    loaded = isodense.load_weights(write(tmp_path / "d"))
+    aligned = loaded.align([IDS[3], IDS[0]])
+    np.testing.assert_allclose(aligned, np.array([0.25, 0.1]) / 0.35, rtol=1e-6)
+    assert aligned.dtype == np.float64
+    assert len(loaded.align([])) == 0
+    repeated = loaded.align([IDS[3], IDS[0], IDS[3]])
+    np.testing.assert_allclose(repeated, np.array([0.125, 0.1, 0.125]) / 0.35, rtol=1e-6)
+
+
+@pytest.mark.parametrize("unknown", ["f" * 32, "0" * 32, IDS[0] + "00", "é"])
+def test_an_unknown_prompt_is_an_error_not_a_zero(tmp_path, unknown):
+    loaded = isodense.load_weights(write(tmp_path / "d"))
+    with pytest.raises(ArtifactError, match="1 of 2 prompts have no weight") as caught:
+        loaded.align([IDS[0], unknown])
+    assert unknown in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (np.nan, "not finite and positive, first in row 2"),
+        (np.inf, "not finite and positive"),
+        (0.0, "not finite and positive"),
+        (-0.3, "not finite and positive"),
+        (0.31, "sum to 1.01"),
+    ],
+)
+def test_unusable_weights_are_refused(tmp_path, value, words):
+    weights = WEIGHTS.copy()
+    weights[2] = value
+    with pytest.raises(ArtifactError, match=words):
+        isodense.load_weights(write(tmp_path / "d", weights))
+
+
+def test_arrays_that_do_not_belong_together_are_refused(tmp_path):
+    with pytest.raises(ArtifactError, match=r"has shape \(4,\), not \(5,\)"):
+        isodense.load_weights(write(tmp_path / "a", WEIGHTS[:4]))
+    with pytest.raises(ArtifactError, match="does not hold the ids of its manifest"):
+        isodense.load_weights(write(tmp_path / "b", claimed=IDS[::-1]))
+    with pytest.raises(ArtifactError, match="has dtype <U32, not S32"):
+        isodense.load_weights(write(tmp_path / "c", dtype="U32"))
+    with pytest.raises(ArtifactError, match="dvc repro density"):
+        isodense.load_weights(tmp_path / "none")

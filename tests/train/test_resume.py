@@ -1,0 +1,284 @@
+"""A training run that was cut off ends with the bytes of one that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+
+from isodense.models.policy import load_policy, load_tokenizer
+from isodense.pipeline.errors import TrainingError
+from isodense.prompts.reader import PromptSet, load_prompts
+from isodense.sampling.weights import load_weights
+from isodense.train.checkpoints import Stop, claimed, newest, settle
+from isodense.train.train import TrainParams, make_config, make_plan, resumable_every, train
+from tests.rl import FLAGS, ROOT, SECTIONS, run_stage, snapshot, write_inputs, write_reward
+
+SECTION = SECTIONS["train"] | {"max_steps": 6, "save_steps": 2}
+
+
+def section(**changes: object) -> TrainParams:
+    return TrainParams(**(SECTION | changes))  # type: ignore[arg-type]
+
+
+def length(prompts, completions) -> np.ndarray:
+    return np.array([len(text) for text in completions], dtype=np.float32)
+
+
+class Until:
+    """The reward `length` that does something at its nth call."""
+
+    def __init__(self, call: int, act) -> None:
+        self.left, self.act = call, act
+
+    def __call__(self, prompts, completions) -> np.ndarray:
+        self.left -= 1
+        if not self.left:
+            self.act()
+        return length(prompts, completions)
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def press_ctrl_c() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PromptSet]:
+    folder = tmp_path_factory.mktemp("resume")
+    return folder, write_inputs(folder).split("train")
+
+
+def run(world, name: str, score, **changes: object):
+    folder, prompts = world
+    weights = load_weights(folder / "data/density").weights
+    return train(
+        prompts,
+        weights,
+        lambda device: score,
+        folder / "models/policy",
+        section(**changes),
+        seed=1,
+        device="cpu",
+        cache=folder / "cache" / name,
+        inputs={"policy": "p"},
+        out=folder / name / "models/grpo",
+        live=folder / name / "reports/train",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "act", "changes"),
+    [
+        ("crash", interrupt, {}),
+        ("ctrl-c", press_ctrl_c, {}),
+        ("reuse", interrupt, {"grpo": {"num_iterations": 2}, "max_steps": 8}),
+        ("adapter", press_ctrl_c, {"lora": {"r": 4, "target_modules": "all-linear"}, "beta": 0.1}),
+    ],
+)
+def test_the_bytes_are_those_of_an_unbroken_run(world, name, act, changes):
+    folder, _ = world
+    report = run(world, f"{name}-whole", length, **changes)
+    with pytest.raises(KeyboardInterrupt):
+        run(world, f"{name}-cut", Until(4, act), **changes)
+    assert not (folder / f"{name}-cut/models").exists()
+    scratch = next((folder / "cache" / f"{name}-cut/train").iterdir())
+    kept = newest(scratch)
+    assert kept is not None
+    assert [path.name for path in scratch.glob("checkpoint-*")] == [kept.name]
+    calls = Until(100, interrupt)
+    assert run(world, f"{name}-cut", calls, **changes) == report
+    assert 0 < 100 - calls.left < 6  # the steps before the checkpoint are not run again
+    assert snapshot(folder / f"{name}-cut") == snapshot(folder / f"{name}-whole")
+
+
+def test_a_crash_after_the_last_step_trains_no_step_more(world, monkeypatch: pytest.MonkeyPatch):
+    folder, _ = world
+    changes = {"grpo": {"num_iterations": 2}, "max_steps": 5}
+    report = run(world, "end-whole", length, **changes)
+    with monkeypatch.context() as patch:
+        patch.setattr("isodense.train.grpo.save_policy", lambda *_: interrupt())
+        with pytest.raises(KeyboardInterrupt):
+            run(world, "end-cut", length, **changes)
+    assert run(world, "end-cut", length, **changes) == report
+    assert snapshot(folder / "end-cut") == snapshot(folder / "end-whole")
+
+
+def test_scratches_that_nobody_uses_are_deleted(world):
+    folder, _ = world
+    old = folder / "cache/tidy/train/old"
+    old.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    run(world, "tidy", length, max_steps=1)
+    assert not old.exists()
+
+
+def test_a_request_to_stop_finishes_the_step(world):
+    folder, _ = world
+    with pytest.raises(KeyboardInterrupt):
+        run(world, "stop", Until(3, press_ctrl_c), save_steps=100)
+    scratch = next((folder / "cache/stop/train").iterdir())
+    assert newest(scratch) == scratch / "checkpoint-3"
+
+
+def test_checkpoints_fall_where_completions_are_drawn_anew(tmp_path: Path):
+    config = make_config(section(grpo={"num_iterations": 4}, save_steps=6), 0, "cpu", tmp_path)
+    assert (resumable_every(config), config.save_steps) == (4, 8)
+    apart = section(grpo={"num_iterations": 3, "steps_per_generation": 2}, completions_per_pass=2)
+    assert resumable_every(make_config(apart, 0, "cpu", tmp_path)) == 3
+
+
+def test_an_unfinished_checkpoint_is_never_chosen(tmp_path: Path):
+    assert newest(tmp_path) is None
+    for step in (8, 9, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    (tmp_path / "checkpoint-8/complete").touch()
+    assert newest(tmp_path) == tmp_path / "checkpoint-8"
+    settle(tmp_path / "checkpoint-10")
+    assert newest(tmp_path) == tmp_path / "checkpoint-10"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_two_runs_of_the_same_settings_do_not_mix(tmp_path: Path):
+    with claimed(tmp_path), pytest.raises(TrainingError, match="wait for it"), claimed(tmp_path):
+        pass
+    with claimed(tmp_path):
+        pass
+
+
+def test_ctrl_c_twice_interrupts_at_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("isodense.train.checkpoints.SAME", 0.0)
+    before = signal.getsignal(signal.SIGINT)
+    with Stop() as stop:
+        press_ctrl_c()
+        assert stop.asked
+        with pytest.raises(KeyboardInterrupt):
+            press_ctrl_c()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_adapter_is_merged_and_kept(world):
+    folder, _ = world
+    run(world, "lora", length, max_steps=1, lora={"r": 4, "target_modules": "all-linear"})
+    made = folder / "lora/models/grpo"
+    config = json.loads((made / "adapter/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "policy"
+    assert len(config["target_modules"]) == 7
+    assert config["target_modules"] == sorted(config["target_modules"])
+    assert not any(str(folder).encode() in content for content in snapshot(made).values())
+    load_tokenizer(made)
+    before = load_policy(folder / "models/policy").state_dict()
+    after = load_policy(made).state_dict()
+    assert before.keys() == after.keys()
+    assert any((before[name] != after[name]).any() for name in before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"lora": {"target_modules": ["nothing_like_it"]}}, "nothing_like_it"),
+        ({"grpo": {"use_vllm": True}}, "vLLM"),
+    ],
+)
+def test_what_trl_refuses_is_one_clear_error(world, changes, said):
+    with pytest.raises(TrainingError, match=f"TRL refuses to train(.|\n)*{said}"):
+        run(world, "refused", length, **changes)
+
+
+def test_wrong_fields_of_lora_are_named():
+    assert section(lora={"r": 4, "lora_alfa": 8, "task_type": "CAUSAL_LM"}).faults() == [
+        "lora.lora_alfa is not a field of LoraConfig (did you mean 'lora_alpha'?)",
+        "lora.task_type is set by the stage",
+    ]
+
+
+def test_kill_9_of_the_stage_loses_only_the_steps_since_the_checkpoint(tmp_path: Path):
+    write_reward(tmp_path, write_inputs(tmp_path))
+    changes = {"train": {"max_steps": 8, "save_steps": 1}}
+    whole = run_stage("train", tmp_path, **changes)
+    assert whole.returncode == 0, whole.stderr
+    before = snapshot(tmp_path / "models/grpo") | snapshot(tmp_path / "reports/train")
+    command = [sys.executable, str(ROOT / "stages/train.py"), *FLAGS["train"].split()]
+    process = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    while not list(tmp_path.glob(".cache/isodense/train/*/checkpoint-[3-9]/complete")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    again = run_stage("train", tmp_path, **changes)
+    assert again.returncode == 0, again.stderr
+    assert "going on from checkpoint-" in again.stderr
+    assert snapshot(tmp_path / "models/grpo") | snapshot(tmp_path / "reports/train") == before
+
+
+WORKER = """
+import json, os, signal, sys
+from pathlib import Path
+import numpy as np
+from tests.train.test_resume import length, run
+from isodense.prompts.reader import load_prompts
+
+folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
+world = folder, load_prompts(folder / "data/prompts").split("train")
+asked = []
+
+def heard(prompts, completions):
+    asked.append([prompt[-1]["content"] for prompt in prompts])
+    return length(prompts, completions)
+
+def stopping(prompts, completions):
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return length(prompts, completions)
+
+run(world, "whole", heard)
+(folder / f"asked-{rank}.json").write_text(json.dumps(asked))
+try:
+    run(world, "cut", stopping)
+    raise SystemExit("not stopped")
+except KeyboardInterrupt:
+    pass
+run(world, "cut", length)
+"""
+
+
+def test_two_processes_share_the_plan_and_resume_together(tmp_path: Path):
+    write_inputs(tmp_path)
+    (tmp_path / "worker.py").write_text(WORKER)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, "--standalone", str(tmp_path / "worker.py"), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CI": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    ranks = [json.loads((tmp_path / f"asked-{rank}.json").read_text()) for rank in range(2)]
+    steps = [[*first, *second] for first, second in zip(*ranks, strict=True)]
+    groups = [step[at : at + 4] for step in steps for at in range(0, len(step), 4)]
+    assert len(groups) == 12
+    assert all(len(set(group)) == 1 for group in groups)
+    prompts = load_prompts(tmp_path / "data/prompts").split("train")
+    plan = make_plan(load_weights(tmp_path / "data/density").weights, 12, seed=1)
+    assert [group[0] for group in groups] == [
+        prompts.rows[row]["prompt"][-1]["content"] for row in plan.rows
+    ]
+    assert snapshot(tmp_path / "cut") == snapshot(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("name", "kind"), [("ddp", "MULTI_GPU"), ("fsdp", "FSDP")])
+def test_the_shipped_launcher_configs_are_accelerates(name: str, kind: str):
+    config = load_config_from_file(str(ROOT / f"configs/{name}.yaml"))
+    assert config.distributed_type == kind
+    assert config.num_processes == 8
