@@ -59,7 +59,7 @@ class Data:
     groups: np.ndarray | None = None  # of copies, one of each row; by default as ours finds them
 
     def __post_init__(self) -> None:
-        self.groups = self.units if self.groups is None else self.groups
+        self.groups = self.duplicates if self.groups is None else self.groups
 
     @cached_property
     def graph(self) -> isodense.Graph:
@@ -72,9 +72,9 @@ class Data:
         return KMeans(round(len(self.X) ** 0.5), n_init=1, random_state=0).fit_predict(self.X)
 
     @cached_property
-    def units(self) -> np.ndarray:
-        """Groups of near-copies as the default finds them."""
-        return estimate(self.graph, DensityParams(50, "soft_count", 0.8, 1, 0.15, 1.25, 0)).units
+    def duplicates(self) -> np.ndarray:
+        """Duplicate clusters as the default finds them."""
+        return estimate(self.graph, DensityParams(50, "soft_count", 0.8, 1, 0.15, 1.25, 0)).clusters
 
     @property
     def distances(self) -> np.ndarray:
@@ -96,7 +96,7 @@ def texts(embed: Embed, seed: int, junk: int = 0, repeat: bool = False, **change
 
 
 def crowded(embed: Embed, seed: int) -> Data:
-    """Give 40 random prompts 19 near-copies each, at a distance of about 0.1."""
+    """Give 40 random prompts 19 near-duplicates each, at a distance of about 0.1."""
     rng = np.random.default_rng(seed)
     data = texts(embed, seed, copies=0, near=0)
     rows = np.repeat(rng.choice(len(data.X), 40, replace=False), 19)
@@ -163,13 +163,13 @@ def sketch(data: Data, size: int | None = None) -> np.ndarray:
 
 def cut_off(data: Data) -> np.ndarray:
     """Return weights by the former idea: a kernel over 20 neighbours, and nothing beyond them."""
-    sizes = np.bincount(data.units)
-    near, distances = data.units[data.graph.indices[:, :20]], data.distances[:, :20]
+    sizes = np.bincount(data.duplicates)
+    near, distances = data.duplicates[data.graph.indices[:, :20]], data.distances[:, :20]
     kernel = np.exp(-((distances / np.median(distances[:, -1]) / 0.4) ** 2) / 2) / sizes[near]
-    log = np.log1p((kernel * (near != data.units[:, None])).sum(axis=1))
-    logs = -np.bincount(data.units, weights=log) / sizes
+    log = np.log1p((kernel * (near != data.duplicates[:, None])).sum(axis=1))
+    logs = -np.bincount(data.duplicates, weights=log) / sizes
     power = min(tempered(logs, np.arange(len(sizes)), 0.8 * len(sizes), low=1), 4)
-    return (np.exp(power * logs) / sizes)[data.units]
+    return (np.exp(power * logs) / sizes)[data.duplicates]
 
 
 SUBSETS = {f"SemDeDup, ε = {EPS}": semdedup} | ({"geosketch, N/2": sketch} if SKETCH else {})

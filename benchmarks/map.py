@@ -9,7 +9,7 @@ python benchmarks/map.py --epochs 50               # instead of the rounds chose
 The points are made: clusters whose sizes follow a power law, in 6 dimensions, where a tree finds
 exact neighbours of a million in minutes. The stage ``map`` runs as it is, in a process of its own;
 then the neighbours of a sample are compared: ``kept`` is the share of a prompt's 15 nearest that
-are among its 15 nearest in the plane, ``chance`` the same after the places were shuffled.
+are among its 15 nearest in the plane, ``chance`` the same after the coordinates were shuffled.
 """
 
 from __future__ import annotations
@@ -84,9 +84,9 @@ def report(graph: Graph, epochs: int | None) -> None:
         folder = Path(name)
         write(folder, graph)
         took = stage(folder, epochs)
-        places = np.array(load_coordinates(folder / "map")[0])
-    kept = share_kept(places, graph)
-    chance = share_kept(np.random.default_rng(0).permutation(places), graph)
+        coordinates = np.array(load_coordinates(folder / "map")[0])
+    kept = share_kept(coordinates, graph)
+    chance = share_kept(np.random.default_rng(0).permutation(coordinates), graph)
     print(
         f"| {len(graph):,} | {took['seconds']:.0f} | {took['peak_rss_mib']:,} "
         f"| {kept:.3f} | {chance:.4f} |",
@@ -131,10 +131,10 @@ def stage(folder: Path, epochs: int | None) -> dict[str, float]:
     return json.loads((folder / "logs/map.json").read_text(encoding="utf-8"))
 
 
-def share_kept(places: np.ndarray, graph: Graph) -> float:
+def share_kept(coordinates: np.ndarray, graph: Graph) -> float:
     """Return the share of a sample's neighbours that are as near in the plane."""
     rows = np.random.default_rng(0).choice(len(graph), min(SAMPLE, len(graph)), replace=False)
-    found = cKDTree(places).query(places[rows], K + 1)[1]
+    found = cKDTree(coordinates).query(coordinates[rows], K + 1)[1]
     same = (found[:, :, None] == graph.indices[rows][:, None, :K]).any(axis=1)
     return float(same.mean())
 

@@ -10,7 +10,7 @@ python benchmarks/neighbors.py grow                  # append 1% to 50,000 promp
 python benchmarks/neighbors.py weights               # density and weights of a million
 
 The vectors are made: clusters whose sizes follow a power law, in a space of 32 dimensions turned
-into 384, a tenth of them near-copies of others. ``scale`` runs the stages ``neighbors`` and
+into 384, a tenth of them near-duplicates of others. ``scale`` runs the stages ``neighbors`` and
 ``density`` as they are, on artifacts in a temporary folder, each in a process of its own.
 """
 
@@ -81,7 +81,7 @@ def vectors(rows: int, seed: int = 0) -> np.ndarray:
 
 
 def blocks(rows: int, seed: int = 0) -> Iterator[np.ndarray]:
-    """Yield them a shard at a time; near-copies are of rows of the same or an earlier shard."""
+    """Yield them a shard at a time; near-duplicates are of rows of the same or an earlier shard."""
     rng = np.random.default_rng(seed)
     clusters = max(1, rows // 100)
     sizes = np.cumsum(1 / np.arange(1, clusters + 1))
@@ -195,7 +195,7 @@ def grow(k: int, rows: int = 50_000, more: int = 500) -> None:
 
 
 def weights(rows: int = 1_000_000, copies: int = 100_000) -> None:
-    """Time the estimate alone on a made graph with pairs of near-copies."""
+    """Time the estimate alone on a made graph with pairs of near-duplicates."""
     from isodense.density.estimate import DensityParams, estimate
     from isodense.neighbors.graph import Graph
     from isodense.pipeline.params import load
@@ -208,7 +208,7 @@ def weights(rows: int = 1_000_000, copies: int = 100_000) -> None:
     indices[one, 0], indices[two, 0] = two, one
     distances[one, 0] = distances[two, 0] = 0.01
     params = load(STAGES.parent / "params.yaml", "density", DensityParams)
-    print(f"| {rows:,} prompts, {copies:,} in pairs of near-copies | s, median of 7 |")
+    print(f"| {rows:,} prompts, {copies:,} in pairs of near-duplicates | s, median of 7 |")
     print("| --- | ---: |")
     for k in (20, 50):
         seconds = []

@@ -51,12 +51,12 @@ def make(folder: Path, count: int) -> Sources:
     rng = np.random.default_rng(count)
     cluster = rng.integers(0, max(2, count // 500), count)
     centres = rng.normal(size=(cluster.max() + 1, 2)) * 12
-    places = (centres[cluster] + rng.normal(size=(count, 2))).astype(np.float32)
+    coordinates = (centres[cluster] + rng.normal(size=(count, 2))).astype(np.float32)
     ids = [f"{number:032x}" for number in rng.integers(0, 2**62, count)]
     heldout = rng.random(count) < 0.1
     write_prompts(folder / "prompts", ids, heldout, cluster, rng)
     with publishing(folder / "map") as made:
-        np.save(made / COORDINATES, places)
+        np.save(made / COORDINATES, coordinates)
         write_manifest(made, "map", rows=count, ids_sha256=ids_sha256(ids))
     train = [name for name, held in zip(ids, heldout, strict=True) if not held]
     write_graph(folder, train, int(heldout.sum()), rng)
@@ -139,8 +139,8 @@ def hovered(page: Page) -> float:
     """Return the seconds from a movement to a prompt on the map to its tooltip."""
     page.tab.evaluate("document.getElementById('map').scrollIntoView({block: 'center'})")
     box = page.tab.locator("#map").bounding_box()
-    places = np.random.default_rng(0).uniform(0.1, 0.9, (2000, 2))
-    for x, y in places:
+    coordinates = np.random.default_rng(0).uniform(0.1, 0.9, (2000, 2))
+    for x, y in coordinates:
         start = time.perf_counter()
         page.tab.mouse.move(box["x"] + box["width"] * x, box["y"] + box["height"] * y)
         page.tab.evaluate("new Promise(r => requestAnimationFrame(() => setTimeout(r, 0)))")

@@ -1,4 +1,4 @@
-"""Evenness of weights and labels, against counting, drawing and other people's formulas."""
+"""Balance of weights and labels, against counting, drawing and other people's formulas."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def test_weight_statistics_by_hand():
         "ess_share": 0.833333,
         "max_over_mean": 1.6,
         "min_over_mean": 0.4,
-        "copy_groups": 1,
-        "prompts_in_copy_groups": 2,
-        "copies_mass_uniform": 0.5,
-        "copies_mass": 0.5,
+        "duplicate_clusters": 1,
+        "prompts_in_duplicate_clusters": 2,
+        "duplicates_mass_uniform": 0.5,
+        "duplicates_mass": 0.5,
     }
 
 

@@ -49,16 +49,16 @@ def checkout(copied, monkeypatch):
 
 
 def found(check, checkout, level=None):
-    """Return what a check finds, of a level if one is given, as pairs of text and remedy."""
+    """Return what a check finds, of a level if one is given, as pairs of text and hint."""
     findings = list(check(Project(checkout.root)))
-    return [(one.text, one.remedy) for one in findings if level in (None, one.level)]
+    return [(one.text, one.hint) for one in findings if level in (None, one.level)]
 
 
 def only(check, checkout, level):
-    """Return text and remedy of the single finding that a check makes, which is of `level`."""
+    """Return text and hint of the single finding that a check makes, which is of `level`."""
     findings = list(check(Project(checkout.root)))
     assert [one.level for one in findings] == [level], findings
-    return findings[0].text, findings[0].remedy
+    return findings[0].text, findings[0].hint
 
 
 def doctor(capsys, monkeypatch, folder, *words):
@@ -129,7 +129,7 @@ def test_a_problem_makes_the_status_1_and_json_lists_it(checkout, capsys, monkey
 
 
 def test_colour_moves_nothing(monkeypatch):
-    findings = [Finding("disk", level, "text", "remedy") for level in ("ok", "warning", "problem")]
+    findings = [Finding("disk", level, "text", "hint") for level in ("ok", "warning", "problem")]
     plain = [describe(one) for one in findings]
     assert {line.index("disk") for line in plain} == {7}
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
@@ -144,7 +144,7 @@ def test_a_package_that_is_missing_ends_one_check_only(checkout, monkeypatch):
     monkeypatch.setitem(sys.modules, "dvc.config", None)  # as if it could not be imported
     links, device = examine_only(checkout, versioned.check_links, hardware.check_device)
     assert (links.level, device.level) == ("problem", "ok")
-    assert "pip install" in links.remedy
+    assert "pip install" in links.hint
 
 
 def test_a_half_written_dvc_yaml_is_looked_at_all_the_same(checkout):
@@ -229,9 +229,9 @@ def test_batches_that_cannot_be_shared_out(checkout, monkeypatch):
     text, _ = only(settings.check_batches, checkout, "ok")
     assert text == "2 prompts of 2 completions a step, 4 draws in all"
     checkout.set({"train.completions_per_pass": 3})
-    text, remedy = only(settings.check_batches, checkout, "problem")
+    text, hint = only(settings.check_batches, checkout, "problem")
     assert "do not divide" in text
-    assert "section train" in remedy
+    assert "section train" in hint
     monkeypatch.setenv("ISODENSE_LAUNCH", "torchrun --nproc-per-node 3")
     text, _ = only(settings.check_batches, checkout, "problem")
     assert "over 3 processes" in text
@@ -265,15 +265,15 @@ def test_packages_that_are_too_old_are_named(tmp_path, monkeypatch, checkout):
     folder.mkdir()
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: dvc\nVersion: 3.1.0\n")
     monkeypatch.syspath_prepend(tmp_path)
-    text, remedy = only(installed.check_packages, checkout, "problem")
+    text, hint = only(installed.check_packages, checkout, "problem")
     assert text.startswith("dvc is 3.1.0, not >=")
-    assert "pip install" in remedy
+    assert "pip install" in hint
 
 
 def test_the_command_of_another_checkout_is_told(checkout):
-    text, remedy = only(installed.check_checkout, checkout, "warning")
+    text, hint = only(installed.check_checkout, checkout, "warning")
     assert str(checkout.root / "src" / "isodense") in text
-    assert "--editable" in remedy
+    assert "--editable" in hint
     here = Project(Path(params.__file__).parents[2])
     assert [one.level for one in installed.check_checkout(here)] == ["ok"]
 
@@ -284,9 +284,9 @@ def test_another_python_on_the_path(checkout, monkeypatch, tmp_path):
     other.write_text("#!/bin/sh\n")
     other.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    text, remedy = only(installed.check_path, checkout, "problem")
+    text, hint = only(installed.check_path, checkout, "problem")
     assert str(other) in text
-    assert "activate" in remedy
+    assert "activate" in hint
 
 
 # --- git and DVC ----------------------------------------------------------------------------------
@@ -296,9 +296,9 @@ def test_code_that_is_not_in_git(checkout):
     only(versioned.check_code, checkout, "ok")
     path = checkout.root / "src/isodense/density/estimate.py"
     path.write_text(path.read_text() + "# edited\n")
-    text, remedy = only(versioned.check_code, checkout, "warning")
+    text, hint = only(versioned.check_code, checkout, "warning")
     assert text == "src/isodense/density/estimate.py changed since the last commit"
-    assert "commit" in remedy
+    assert "commit" in hint
     path.unlink()
     assert "not there" in only(versioned.check_code, checkout, "problem")[0]
     checkout.run("git", "checkout", "-q", "--", ".")
@@ -317,9 +317,9 @@ def test_a_folder_without_git(checkout, monkeypatch):
 
 def test_a_lock_that_is_behind_names_the_stages(checkout):
     checkout.set({"density.k": 20})
-    text, remedy = only(versioned.check_lock, checkout, "warning")
+    text, hint = only(versioned.check_lock, checkout, "warning")
     assert text.startswith("density")
-    assert "dvc repro" in remedy
+    assert "dvc repro" in hint
     (checkout.root / "dvc.yaml").write_text("stages: 3\n")
     assert "dvc.yaml" in only(versioned.check_lock, checkout, "problem")[0]
 
@@ -329,15 +329,15 @@ def test_hardlinks_as_root(checkout):
     assert "copy" in only(versioned.check_links, checkout, "ok")[0]
     settings_file = checkout.root / ".dvc" / "config.local"
     settings_file.write_text("[cache]\n    type = hardlink,copy\n")
-    text, remedy = only(versioned.check_links, checkout, "problem")
+    text, hint = only(versioned.check_links, checkout, "problem")
     assert "hardlink" in text
-    assert remedy == "dvc config --local --unset cache.type && dvc checkout --relink"
+    assert hint == "dvc config --local --unset cache.type && dvc checkout --relink"
     shutil.rmtree(checkout.root / "data/density")
     checkout.run("dvc", "checkout", "data/density")  # now linked
     settings_file.unlink()
-    text, remedy = only(versioned.check_links, checkout, "problem")
+    text, hint = only(versioned.check_links, checkout, "problem")
     assert "data/density/manifest.json still linked" in text
-    checkout.run(*remedy.split())  # the remedy is one
+    checkout.run(*hint.split())  # the hint is one
     only(versioned.check_links, checkout, "ok")
 
 
@@ -413,7 +413,7 @@ def test_remotes_that_do_not_answer_refuse_or_lack_a_package(checkout, closed, r
     assert "does not answer" in findings["remote web"].text
     assert "refuses: Access Denied" in findings["remote s3"].text
     assert "dvc-gs" in findings["remote gs"].text
-    assert findings["remote gs"].remedy == "pip install 'isodense[gs]'"
+    assert findings["remote gs"].hint == "pip install 'isodense[gs]'"
 
 
 def test_a_remote_that_says_nothing_is_given_up(checkout, monkeypatch):
@@ -469,9 +469,9 @@ def test_a_folder_is_a_remote_before_and_after_the_first_push(checkout, tmp_path
     settings_file = checkout.root / ".dvc" / "config"
     written = settings_file.read_text()
     settings_file.write_text(written.replace("verify = true", "verify = false"))
-    text, remedy = found(remotes.check_remotes, checkout, "warning")[0]
+    text, hint = found(remotes.check_remotes, checkout, "warning")[0]
     assert "verify is off" in text
-    assert remedy == "dvc remote modify storage verify true"
+    assert hint == "dvc remote modify storage verify true"
     settings_file.write_text(written.replace("remote = storage", "remote = gone"))
     assert "'gone' is not configured" in found(remotes.check_remotes, checkout, "warning")[0][0]
     settings_file.write_text("")
@@ -490,15 +490,15 @@ def test_a_run_that_does_not_fit_on_the_disk_or_into_memory(checkout):
     assert only(space.check_disk, checkout, "ok")
     assert len(found(space.check_memory, checkout, "ok")) == 2
     metrics(checkout, "prompts", unique=10**10)
-    text, remedy = only(space.check_disk, checkout, "problem")
+    text, hint = only(space.check_disk, checkout, "problem")
     assert "TB" in text
-    assert "dvc cache dir" in remedy
-    text, remedy = found(space.check_memory, checkout, "problem")[0]
+    assert "dvc cache dir" in hint
+    text, hint = found(space.check_memory, checkout, "problem")[0]
     assert text.startswith("neighbors takes about ")
     checkout.set({"train.completions_per_pass": 10**8})
-    text, remedy = found(space.check_memory, checkout, "problem")[1]
+    text, hint = found(space.check_memory, checkout, "problem")[1]
     assert text.startswith("train takes about ")
-    assert "train.completions_per_pass" in remedy
+    assert "train.completions_per_pass" in hint
 
 
 def test_training_all_weights_holds_four_times_as_much(checkout):
@@ -520,8 +520,8 @@ def test_scratch_and_leftovers(checkout, monkeypatch):
     os.utime(old, (1, 1))
     assert "3.0 kB of it unused" in only(space.check_scratch, checkout, "ok")[0]
     monkeypatch.setattr(space, "MUCH", 20_000)
-    _, remedy = only(space.check_scratch, checkout, "warning")
-    assert remedy.startswith(f"rm -rf {scratch}")
+    _, hint = only(space.check_scratch, checkout, "warning")
+    assert hint.startswith(f"rm -rf {scratch}")
     old.unlink()
     assert found(space.check_leftovers, checkout) == []
     left = checkout.root / "data/density.tmp"
@@ -554,9 +554,9 @@ def test_devices(checkout, monkeypatch):
     give_gpus(monkeypatch, 1)
     assert "1 x a GPU" in only(hardware.check_device, checkout, "ok")[0]
     give_gpus(monkeypatch, 4)
-    text, remedy = only(hardware.check_device, checkout, "problem")
+    text, hint = only(hardware.check_device, checkout, "problem")
     assert "4 GPUs" in text
-    assert "ISODENSE_LAUNCH" in remedy
+    assert "ISODENSE_LAUNCH" in hint
     monkeypatch.setenv("ISODENSE_LAUNCH", "accelerate launch --num_processes 8")
     assert "8 processes for 4 GPUs" in only(hardware.check_device, checkout, "problem")[0]
     monkeypatch.setenv("ISODENSE_LAUNCH", "accelerate launch --num_processes=4")
@@ -567,8 +567,8 @@ def test_devices(checkout, monkeypatch):
 
 def test_a_gpu_without_bfloat16(checkout, monkeypatch):
     give_gpus(monkeypatch, 1, bf16=False)
-    _, remedy = only(hardware.check_dtype, checkout, "problem")
-    assert "bf16: false" in remedy
+    _, hint = only(hardware.check_dtype, checkout, "problem")
+    assert "bf16: false" in hint
     checkout.set({"train.grpo": {"bf16": False, "fp16": True}})
     assert found(hardware.check_dtype, checkout) == []
     give_gpus(monkeypatch, 0)
@@ -581,9 +581,9 @@ def test_training_that_does_not_fit_onto_the_gpu(checkout, monkeypatch):
     give_gpus(monkeypatch, 1)
     assert "of 80 GB" in only(hardware.check_gpu_memory, checkout, "ok")[0]
     checkout.set({"train.completions_per_pass": 10**7, "train.lora": None})
-    text, remedy = only(hardware.check_gpu_memory, checkout, "problem")
+    text, hint = only(hardware.check_gpu_memory, checkout, "problem")
     assert "all weights" in text
-    assert "set train.lora" in remedy
+    assert "set train.lora" in hint
 
 
 # --- results so far -------------------------------------------------------------------------------
@@ -593,9 +593,9 @@ def test_prompts_longer_than_training_takes(checkout):
     metrics(checkout, "embeddings", truncated_share=0.0)
     assert only(results.check_lengths, checkout, "ok")[0].startswith("0 of ")
     checkout.set({"train.max_prompt_tokens": 60})
-    text, remedy = only(results.check_lengths, checkout, "warning")
-    assert "are passed over" in text
-    assert remedy == "raise train.max_prompt_tokens"
+    text, hint = only(results.check_lengths, checkout, "warning")
+    assert "are skipped" in text
+    assert hint == "raise train.max_prompt_tokens"
     checkout.set({"train.max_prompt_tokens": 8})
     only(results.check_lengths, checkout, "problem")
     metrics(checkout, "embeddings", truncated_share=0.3)
@@ -605,9 +605,9 @@ def test_prompts_longer_than_training_takes(checkout):
 def test_more_tokens_than_the_policy_reads(checkout):
     assert only(results.check_context, checkout, "ok")
     checkout.set({"train.max_prompt_tokens": 250})
-    text, remedy = only(results.check_context, checkout, "problem")
+    text, hint = only(results.check_context, checkout, "problem")
     assert text.endswith("= 258, the policy reads 256")
-    assert remedy == "let them sum to 256 at most"
+    assert hint == "let them sum to 256 at most"
 
 
 def rewrite(folder, kind, **changes):
@@ -622,9 +622,9 @@ def test_a_reward_no_better_than_length(checkout):
     kept = (folder / "manifest.json").read_bytes()
     try:
         rewrite(folder, "reward", check={"heldout": 0.6, "length_only": 0.7})
-        text, remedy = only(results.check_reward, checkout, "problem")
+        text, hint = only(results.check_reward, checkout, "problem")
         assert "60.0%" in text
-        assert "train.on_weak_reward" in remedy
+        assert "train.on_weak_reward" in hint
         checkout.set({"train.on_weak_reward": "warn"})
         only(results.check_reward, checkout, "warning")
         rewrite(folder, "reward", check=None)

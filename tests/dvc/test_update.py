@@ -44,7 +44,7 @@ def test_new_prompts_are_taken_in_and_told_apart(project):
     assert re.search(r"108 prompts before, 110 now: 2 new, 0 of them held out\n", summary)
     assert "new shards of embeddings: 1 of 4\n" in summary
     assert re.search(r"94 training prompts that were there, now over before\n  quantiles", summary)
-    assert "new near-copies of prompts that were there: 1\n" in summary
+    assert "new near-duplicates of prompts that were there: 1\n" in summary
     assert f"  {longest['text']}!\n      of {longest['text']}\n" in summary
     count = asked["count"]
     assert f"  {count} -> {count + 1} times  {asked['text']}\n" in summary

@@ -130,7 +130,7 @@ def test_a_softcap_is_refused_with_its_alternatives(capped):
     with pytest.raises(ModelError, match="caps its logits at ±3") as caught:
         encode(capped, "logits")
     for alternative in ("logits_projected", "logits_full", "hidden"):
-        assert alternative in caught.value.remedy
+        assert alternative in caught.value.hint
 
 
 def test_all_columns_of_a_capped_model_are_its_own(capped, mean_logits):
@@ -181,7 +181,7 @@ def test_the_projection_is_the_same_in_two_loads(capped):
 def test_a_layer_has_no_logits(policy, space):
     with pytest.raises(ModelError, match=r"embeddings\.layer = 2 has no meaning") as caught:
         encode(policy, space, layer=2)
-    assert "null" in caught.value.remedy
+    assert "null" in caught.value.hint
 
 
 def test_a_head_with_a_bias_is_refused(tmp_path):

@@ -60,7 +60,7 @@ def test_a_gain_is_paired_by_prompt_and_sorted_by_density():
     by_decile = list(found["gain"]["by_decile"].values())
     assert list(found["gain"]["by_decile"]) == [f"{number:02d}" for number in range(1, 11)]
     assert by_decile == sorted(by_decile, reverse=True)
-    assert found["base"]["truncated"] == 0.25
+    assert found["base"]["clipped_ratio"] == 0.25
     assert found["base"]["tokens"] == 4
     assert found["base"]["distinct_1"] == pytest.approx(5 / 1000)
     json.dumps(found, allow_nan=False)
@@ -78,9 +78,9 @@ def test_a_constant_reward_gives_no_signal_anywhere():
         heldout(20), answers(np.full((20, 4), 0.1)), answers(np.arange(80.0).reshape(20, 4)), None
     )
     metrics = found.metrics()
-    assert metrics["base"]["zero_signal"] == 1
-    assert set(metrics["base"]["zero_signal_by_decile"].values()) == {1.0}
-    assert metrics["trained"]["zero_signal"] == 0
+    assert metrics["base"]["frac_reward_zero_std"] == 1
+    assert set(metrics["base"]["frac_reward_zero_std_by_decile"].values()) == {1.0}
+    assert metrics["trained"]["frac_reward_zero_std"] == 0
 
 
 def test_zero_signal_is_of_whole_groups_and_found_in_its_decile():
@@ -88,8 +88,8 @@ def test_zero_signal_is_of_whole_groups_and_found_in_its_decile():
     rewards[:5] = 7  # the most crowded quarter
     rewards[10, :3] = 7  # one of four differs
     found = Comparison(heldout(20), answers(rewards), answers(rewards), None)
-    assert found.metrics()["base"]["zero_signal"] == 0.25
-    shares = [row["zero_signal"] for row in found.deciles() if row["policy"] == "base"]
+    assert found.metrics()["base"]["frac_reward_zero_std"] == 0.25
+    shares = [row["frac_reward_zero_std"] for row in found.deciles() if row["policy"] == "base"]
     assert shares == [0, 0, 0, 1]
 
 
@@ -112,7 +112,7 @@ def test_collapse_over_prompts_and_within_them_are_told_apart():
 def test_one_completion_per_prompt_has_nothing_to_compare_within():
     single = answers(np.zeros((10, 1)))
     found = Comparison(heldout(10), single, single, None)
-    for absent in ("vendi_within", "zero_signal", "zero_signal_by_decile", "kl"):
+    for absent in ("vendi_within", "frac_reward_zero_std", "frac_reward_zero_std_by_decile", "kl"):
         assert absent not in found.metrics()["trained"]
     assert list(found.deciles()[0]) == ["decile", "density", "policy", "reward", "low", "high"]
 
@@ -132,7 +132,7 @@ def test_tables_hold_every_prompt_and_both_policies(tmp_path: Path):
     write_tables(comparison, tmp_path / "plots/deciles.csv", tmp_path / "completions.jsonl")
     with (tmp_path / "plots/deciles.csv").open() as stream:
         rows = list(csv.DictReader(stream))
-    columns = ["decile", "density", "policy", "reward", "low", "high", "zero_signal"]
+    columns = ["decile", "density", "policy", "reward", "low", "high", "frac_reward_zero_std"]
     assert list(rows[0]) == columns
     assert [(row["decile"], row["policy"]) for row in rows[:3]] == [
         ("1", "base"),

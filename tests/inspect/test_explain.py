@@ -104,7 +104,7 @@ def test_near_copies_are_named_and_count_as_none(data, prompts):
     assert {one["text"] for one in found["copies"]["prompts"]} == {
         row["text"] for row in copies[1:]
     }
-    near = [one for one in found["neighbors"] if one["near_copy"]]
+    near = [one for one in found["neighbors"] if one["near_duplicate"]]
     assert {one["text"] for one in near} == {row["text"] for row in copies[1:]}
     assert all(one["counts"] == 0 for one in near)
     assert sum(one["counts"] > 0 for one in found["neighbors"]) > 0
@@ -213,10 +213,10 @@ def test_an_id_is_found_by_its_start_and_ambiguity_is_told(tmp_path, encoder):
     assert twice  # of 1,000 ids, by the birthday problem
     with pytest.raises(IsodenseError, match="is the start of 2 ids") as error:
         explain(twice[0], folders(data))
-    assert error.value.remedy == "give more digits"
+    assert error.value.hint == "give more digits"
     with pytest.raises(IsodenseError, match="no prompt's id starts with") as error:
         explain("0123456789abcdef", folders(data))
-    assert "--text" in error.value.remedy
+    assert "--text" in error.value.hint
 
 
 def test_what_looks_like_an_id_can_be_meant_as_a_text(data, encoder):
@@ -248,7 +248,7 @@ def test_what_is_missing_is_named_with_what_to_pull(data, prompts, tmp_path, mis
     shutil.rmtree(copy / missing)
     with pytest.raises(IsodenseError) as error:
         explain(prompts.ids[0], folders(copy))
-    assert f"dvc pull {missing}" in error.value.remedy
+    assert f"dvc pull {missing}" in error.value.hint
 
 
 def test_embeddings_and_encoder_are_wanted_for_new_texts_only(data, prompts, tmp_path, encoder):
@@ -257,10 +257,10 @@ def test_embeddings_and_encoder_are_wanted_for_new_texts_only(data, prompts, tmp
     assert explain(prompts.ids[0], folders(copy))["prompt"]["id"] == prompts.ids[0]
     with pytest.raises(IsodenseError) as error:
         explain("something new", folders(copy, encoder))
-    assert "dvc pull embeddings" in error.value.remedy
+    assert "dvc pull embeddings" in error.value.hint
     with pytest.raises(IsodenseError) as error:
         explain("something new", folders(data))
-    assert "dvc pull models" in error.value.remedy
+    assert "dvc pull models" in error.value.hint
     other = tiny.encoder(tmp_path / "other", seed=1)
     with pytest.raises(IsodenseError, match="was not made by the model"):
         explain("something new", folders(data, other))
@@ -302,7 +302,7 @@ def test_the_text_shows_weight_density_copies_and_neighbours(data, prompts, caps
         "itself included; ",
         "1 for itself, ",
         "estimated to lie beyond",
-        "near-copies, within",
+        "near-duplicates, within",
         "share one weight",
     ):
         assert words in out

@@ -41,7 +41,7 @@ def texts(count, split="train", start=0):
     return found
 
 
-def unit(vectors):
+def cluster(vectors):
     vectors = np.asarray(vectors, dtype=np.float64)
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
@@ -59,7 +59,7 @@ def write(data, rows, asked=()):
     pairs = [{"prompt": user(t), **answers, "source": "test"} for t in [*dict(rows), *asked]]
     stage.publish(pairs, stage.PromptsParams(HELDOUT), "0" * 64, data / "prompts")
     columns = load_columns(data / "prompts")
-    vectors = unit(np.stack(list(dict(rows).values())))
+    vectors = cluster(np.stack(list(dict(rows).values())))
     train, heldout = columns.positions("train"), columns.positions("heldout")
     graph = knn_graph(vectors[train], k=K)
     near = nearest(vectors[heldout], vectors[train])
@@ -90,7 +90,7 @@ def write(data, rows, asked=()):
 def old():
     rng = np.random.default_rng(5)
     names = [*texts(50), *texts(10, "heldout")]
-    return list(zip(names, unit(rng.normal(size=(60, 6))), strict=True))
+    return list(zip(names, cluster(rng.normal(size=(60, 6))), strict=True))
 
 
 def remembered(data):
@@ -113,7 +113,7 @@ def test_new_prompts_are_told_apart(tmp_path, old):
     step = np.full(6, 1e-3)
     copy, twin, other, shadow = texts(4, start=1000)
     (hidden,) = texts(1, "heldout", start=1000)
-    alone = unit(np.ones((1, 6)) * [1, -1, 1, -1, 1, -1])[0]
+    alone = cluster(np.ones((1, 6)) * [1, -1, 1, -1, 1, -1])[0]
     new = [
         (copy, old[7][1] + step),  # of the training prompt in row 7
         (twin, alone),
@@ -127,7 +127,7 @@ def test_new_prompts_are_told_apart(tmp_path, old):
     assert {(one.row, one.other) for one in found.copies} == {(60, 7), (62, 61), (63, 3), (64, 55)}
     assert found.copies[-1].other == 61  # those of prompts that were there come first
     for one in found.copies:
-        vectors = unit(np.stack([vector for _, vector in [*old, *new]])).astype(np.float64)
+        vectors = cluster(np.stack([vector for _, vector in [*old, *new]])).astype(np.float64)
         assert one.distance == pytest.approx(
             np.linalg.norm(vectors[one.row] - vectors[one.other]), abs=1e-4
         )
@@ -139,7 +139,7 @@ def test_new_prompts_are_told_apart(tmp_path, old):
     assert found.weights[60] < 0.8 * before.weights[ids[7]]  # two share what one had
     text = describe(found, data / "prompts", 5)
     assert "60 prompts before, 65 now: 5 new, 1 of them held out\n" in text
-    assert "new near-copies of prompts that were there: 3; of other new ones: 1\n" in text
+    assert "new near-duplicates of prompts that were there: 3; of other new ones: 1\n" in text
     assert f"{hidden} (held out)\n      of {old[3][0]}\n" in text
     assert f"1 -> 3 times  {old[2][0]}\n" in text
     assert "new shards of embeddings: 2 of 5\n" in text
@@ -226,7 +226,7 @@ def test_a_layout_that_cannot_be_added_to_is_refused():
     for text in (trailing, merged.replace("[local]", "[hh]")):
         with pytest.raises(IsodenseError, match="cannot add to") as caught:
             add_files(text, ["y"])
-        assert "download.local.files" in caught.value.remedy
+        assert "download.local.files" in caught.value.hint
 
 
 def test_line_ends_stay_what_they_are():

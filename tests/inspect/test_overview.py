@@ -1,4 +1,4 @@
-"""`isodense inspect` lists both ends and near-copies, and stays a table whatever prompts hold."""
+"""`isodense inspect` lists both ends and near-duplicates, and stays a table for any prompt."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_without_the_graph_groups_are_left_out_and_it_is_said(data, tmp_path, ca
     shutil.rmtree(copy / "density")
     with pytest.raises(IsodenseError) as error:
         run(capsys, copy)
-    assert "dvc pull density" in error.value.remedy
+    assert "dvc pull density" in error.value.hint
 
 
 def test_weights_of_other_prompts_are_refused(data, encoder, tmp_path):
@@ -110,7 +110,9 @@ def test_the_table_has_a_line_for_each_and_fits_its_width(data, capsys, monkeypa
     out = run(capsys, data, "--top", "3")
     n = len(load_weights(data / "density").weights)
     assert out.startswith(f"{n} training prompts, effective sample size ")
-    assert out.index("most weighted") < out.index("least weighted") < out.index("near-copies, the")
+    assert (
+        out.index("most weighted") < out.index("least weighted") < out.index("near-duplicates, the")
+    )
     tables = out[out.index("most weighted") :].split("\n\n")
     assert [len(part.strip().splitlines()) for part in tables][:2] == [5, 5]
     assert all(columns(line) <= 72 for part in tables for line in part.splitlines())

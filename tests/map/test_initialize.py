@@ -18,33 +18,33 @@ def nearest_edges(X, k=10):
     return edges.maximum(edges.T)
 
 
-def agreement(places, truth, seed=0):
+def agreement(coordinates, truth, seed=0):
     """Return the share of triples of which the same one of two is nearer to the third."""
-    triples = np.random.default_rng(seed).integers(len(places), size=(20_000, 3))
+    triples = np.random.default_rng(seed).integers(len(coordinates), size=(20_000, 3))
 
     def first_is_nearer(X):
         one, other = (np.linalg.norm(X[triples[:, 0]] - X[triples[:, i]], axis=1) for i in (1, 2))
         return one < other
 
-    return (first_is_nearer(places) == first_is_nearer(truth)).mean()
+    return (first_is_nearer(coordinates) == first_is_nearer(truth)).mean()
 
 
 @pytest.mark.parametrize("rows", [FEW // 2, 3 * FEW])
 def test_a_sheet_comes_out_flat(rows):
     """Of so many rows at once, and of more by way of groups."""
     sheet = np.random.default_rng(1).uniform(size=(rows, 2))
-    places = spread(nearest_edges(sheet), 0)
-    assert agreement(places, sheet) > 0.85
-    assert agreement(np.random.default_rng(2).permutation(places), sheet) < 0.55
+    coordinates = spread(nearest_edges(sheet), 0)
+    assert agreement(coordinates, sheet) > 0.85
+    assert agreement(np.random.default_rng(2).permutation(coordinates), sheet) < 0.55
 
 
 def test_a_long_chain_is_not_folded():
     n = 3 * FEW
     chain = np.random.default_rng(0).permutation(n)
     edges = coo_matrix((np.ones(n - 1), (chain[:-1], chain[1:])), shape=(n, n)).tocsr()
-    places = spread(edges + edges.T, 0)[chain]
-    steps = np.linalg.norm(np.diff(places, axis=0), axis=1)
-    ends = np.linalg.norm(places[0] - places[-1])
+    coordinates = spread(edges + edges.T, 0)[chain]
+    steps = np.linalg.norm(np.diff(coordinates, axis=0), axis=1)
+    ends = np.linalg.norm(coordinates[0] - coordinates[-1])
     assert ends > 100 * np.median(steps)
 
 
@@ -53,10 +53,10 @@ def test_pieces_lie_side_by_side_each_as_large_as_it_has_rows():
     sizes = [3000, 800, 800, 400]
     pieces = np.repeat(np.arange(4), sizes)
     X = rng.uniform(size=(len(pieces), 2)) + 5 * pieces[:, None]
-    places = spread(nearest_edges(X), 0)
-    found = cKDTree(places).query(places, 6)[1][:, 1:]
+    coordinates = spread(nearest_edges(X), 0)
+    found = cKDTree(coordinates).query(coordinates, 6)[1][:, 1:]
     assert (pieces[found] == pieces[:, None]).mean() > 0.8
-    widths = [np.ptp(places[pieces == piece], axis=0).mean() for piece in range(4)]
+    widths = [np.ptp(coordinates[pieces == piece], axis=0).mean() for piece in range(4)]
     assert widths[0] > widths[1] > widths[3]
 
 
@@ -67,11 +67,11 @@ def test_small_pieces_start_apart(rows, pieces):
     """All with all within a piece, none beyond."""
     block = np.ones((rows, rows)) - np.eye(rows)
     edges = coo_matrix(np.kron(np.eye(pieces), block)).tocsr()
-    places = spread(edges, 0)
-    assert places.dtype == np.float32
-    assert np.isfinite(places).all()
-    assert len(np.unique(places, axis=0)) == len(places)
-    assert (np.ptp(places, axis=0) > 0).all()
+    coordinates = spread(edges, 0)
+    assert coordinates.dtype == np.float32
+    assert np.isfinite(coordinates).all()
+    assert len(np.unique(coordinates, axis=0)) == len(coordinates)
+    assert (np.ptp(coordinates, axis=0) > 0).all()
 
 
 def test_rows_join_only_rows_that_they_are_connected_with():

@@ -30,9 +30,9 @@ def graph_of(X, k=15):
     return knn_graph(X, k, "exact", device="cpu")
 
 
-def purity(places, labels, k=5):
+def purity(coordinates, labels, k=5):
     """Return the share of the `k` nearest in the plane that are of the row's own cluster."""
-    found = cKDTree(places).query(places, k + 1)[1][:, 1:]
+    found = cKDTree(coordinates).query(coordinates, k + 1)[1][:, 1:]
     return (labels[found] == labels[:, None]).mean()
 
 
@@ -44,11 +44,11 @@ def made():
 
 
 def test_clusters_stay_together(made):
-    _, labels, _, places = made
-    assert places.dtype == np.float32
-    assert places.shape == (CLUSTERS * SIZE, 2)
-    assert purity(places, labels) > 0.98
-    assert purity(places, np.random.default_rng(0).permutation(labels)) < 0.3
+    _, labels, _, coordinates = made
+    assert coordinates.dtype == np.float32
+    assert coordinates.shape == (CLUSTERS * SIZE, 2)
+    assert purity(coordinates, labels) > 0.98
+    assert purity(coordinates, np.random.default_rng(0).permutation(labels)) < 0.3
 
 
 def test_clusters_stay_together_in_any_order_of_the_rows(made):
@@ -61,29 +61,29 @@ def test_a_curve_is_laid_out_as_a_curve():
     """On an arc, each point's nearest in the plane are the nearest on the arc, not just near."""
     angles = np.random.default_rng(0).permutation(np.linspace(0, 3, 300))
     X = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-    places = layout(graph_of(X), MapParams(15, 0.1, 200), 0)
-    found = cKDTree(places).query(places, 6)[1][:, 1:]
+    coordinates = layout(graph_of(X), MapParams(15, 0.1, 200), 0)
+    found = cKDTree(coordinates).query(coordinates, 6)[1][:, 1:]
     steps = np.abs(angles[found] - angles[:, None]) / (3 / 299)
     assert np.quantile(steps, 0.9) < 8
     order = np.argsort(angles)
-    ends = np.linalg.norm(places[order[0]] - places[order[-1]])
-    assert ends > 5 * np.linalg.norm(np.diff(places[order], axis=0), axis=1).mean()
+    ends = np.linalg.norm(coordinates[order[0]] - coordinates[order[-1]])
+    assert ends > 5 * np.linalg.norm(np.diff(coordinates[order], axis=0), axis=1).mean()
 
 
 def test_the_seed_decides_and_nothing_else(made):
-    _, _, graph, places = made
-    assert layout(graph, PARAMS, 0).tobytes() == places.tobytes()
-    assert layout(graph, PARAMS, 1).tobytes() != places.tobytes()
+    _, _, graph, coordinates = made
+    assert layout(graph, PARAMS, 0).tobytes() == coordinates.tobytes()
+    assert layout(graph, PARAMS, 1).tobytes() != coordinates.tobytes()
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 10])
 def test_few_prompts_get_places_of_their_own(n):
     X = unit(np.random.default_rng(0).normal(size=(n, 4)))
-    places = layout(graph_of(X), PARAMS, 0)
-    assert places.shape == (n, 2)
-    assert np.isfinite(places).all()
-    assert len(np.unique(places, axis=0)) == n
+    coordinates = layout(graph_of(X), PARAMS, 0)
+    assert coordinates.shape == (n, 2)
+    assert np.isfinite(coordinates).all()
+    assert len(np.unique(coordinates, axis=0)) == n
 
 
 def copied(count, others):
@@ -96,14 +96,14 @@ def copied(count, others):
 @pytest.mark.parametrize(("count", "others"), [(2, 0), (40, 0), (2, 30), (40, 30), (40, 1)])
 def test_copies_get_places(count, others):
     """Whole lists of neighbours at distance 0, crowds larger than k, and nothing but copies."""
-    places = layout(graph_of(copied(count, others)), PARAMS, 0)
-    assert places.shape == (count + others, 2)
-    assert np.isfinite(places).all()
+    coordinates = layout(graph_of(copied(count, others)), PARAMS, 0)
+    assert coordinates.shape == (count + others, 2)
+    assert np.isfinite(coordinates).all()
 
 
 def test_copies_lie_together():
-    places = layout(graph_of(copied(40, 200)), PARAMS, 0)
-    assert purity(places, np.arange(240) < 40, k=1) > 0.95
+    coordinates = layout(graph_of(copied(40, 200)), PARAMS, 0)
+    assert purity(coordinates, np.arange(240) < 40, k=1) > 0.95
 
 
 def test_a_graph_of_few_neighbours_is_enough(made):
@@ -115,14 +115,14 @@ def test_a_graph_of_few_neighbours_is_enough(made):
 @pytest.mark.parametrize("params", [MapParams(1, 0.0, 1), MapParams(1, 1.0, 12)])
 def test_the_ends_of_the_params_ranges_give_places(made, params):
     _, _, graph, _ = made
-    places = layout(graph, params, 0)
-    assert np.isfinite(places).all()
-    assert len(np.unique(places, axis=0)) == len(places)
+    coordinates = layout(graph, params, 0)
+    assert np.isfinite(coordinates).all()
+    assert len(np.unique(coordinates, axis=0)) == len(coordinates)
 
 
 def test_more_neighbours_than_asked_for_change_nothing(made):
-    X, _, _, places = made
-    assert layout(graph_of(X, k=30), PARAMS, 0).tobytes() == places.tobytes()
+    X, _, _, coordinates = made
+    assert layout(graph_of(X, k=30), PARAMS, 0).tobytes() == coordinates.tobytes()
 
 
 def near(indices, distances):
@@ -152,11 +152,11 @@ def test_no_held_out_prompts_are_no_places():
 
 
 def test_held_out_prompts_fall_into_their_cluster(made):
-    X, labels, _, places = made
+    X, labels, _, coordinates = made
     rng = np.random.default_rng(5)
     own = rng.integers(len(X), size=50)
     queries = unit(X[own] + 0.02 * rng.normal(size=(50, 16)))
     distances, indices = cKDTree(X).query(queries, 15)
-    found = beside(near(indices, distances), places, 15)
-    nearest = cKDTree(places).query(found)[1]
+    found = beside(near(indices, distances), coordinates, 15)
+    nearest = cKDTree(coordinates).query(found)[1]
     assert (labels[nearest] == labels[own]).mean() > 0.95

@@ -1,4 +1,4 @@
-"""A map that is incomplete, of another form, or of other prompts is refused with a remedy."""
+"""A map that is incomplete, of another form, or of other prompts is refused with a hint."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ IDS = ids_sha256("abc")
 PLACES = np.arange(6, dtype=np.float32).reshape(3, 2)
 
 
-def write(folder, places=PLACES):
+def write(folder, coordinates=PLACES):
     with publishing(folder) as scratch:
-        np.save(scratch / COORDINATES, places)
+        np.save(scratch / COORDINATES, coordinates)
         write_manifest(scratch, "map", rows=3, ids_sha256=IDS)
     return folder
 
 
 def test_what_was_written_is_read_with_its_manifest(tmp_path):
-    places, manifest = load_coordinates(write(tmp_path / "map"))
-    np.testing.assert_array_equal(places, PLACES)
+    coordinates, manifest = load_coordinates(write(tmp_path / "map"))
+    np.testing.assert_array_equal(coordinates, PLACES)
     require_same_ids(IDS, manifest, "the map")
     with pytest.raises(ArtifactError, match="dvc repro map"):
         require_same_ids(ids_sha256("abd"), manifest, "the map")
 
 
 @pytest.mark.parametrize(
-    ("places", "message"),
+    ("coordinates", "message"),
     [
         (PLACES[:2], r"shape \(2, 2\)"),
         (PLACES[:, :1], r"shape \(3, 1\)"),
@@ -38,10 +38,10 @@ def test_what_was_written_is_read_with_its_manifest(tmp_path):
         (np.where(PLACES == 3, np.inf, PLACES), "not finite"),
     ],
 )
-def test_an_array_of_another_form_is_refused(tmp_path, places, message):
+def test_an_array_of_another_form_is_refused(tmp_path, coordinates, message):
     with pytest.raises(ArtifactError, match=message) as caught:
-        load_coordinates(write(tmp_path / "map", places))
-    assert "dvc repro map" in caught.value.remedy
+        load_coordinates(write(tmp_path / "map", coordinates))
+    assert "dvc repro map" in caught.value.hint
 
 
 def test_an_incomplete_map_is_refused(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from isodense.models.backbone import load_trunk
+from isodense.models.backbone import load_backbone
 from isodense.models.policy import (
     answer_tokens,
     load_policy,
@@ -44,11 +44,11 @@ def test_a_policy_is_loaded_whole_in_float32_ready_to_generate(folder: Path):
 
 
 def test_a_trunk_has_only_the_blocks_asked_for(folder: Path):
-    model, block = load_trunk(folder, 2, "reward.layer")
+    model, block = load_backbone(folder, 2, "reward.layer")
     assert len(model.layers) == 2
     assert model.layers[1] is block
     with pytest.raises(ModelError, match=r"set reward\.layer to 1 … 3"):
-        load_trunk(folder, 4, "reward.layer")
+        load_backbone(folder, 4, "reward.layer")
 
 
 def test_a_tokenizer_without_chat_template_is_refused(tmp_path: Path):

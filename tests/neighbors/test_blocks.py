@@ -76,11 +76,11 @@ def test_rows_may_be_taken_in_any_order(tmp_path):
 def test_an_interrupted_search_goes_on_where_it_was(tmp_path):
     search, seen = exact_search(sides()[0], None, "cpu"), []
 
-    def until_the_third(side, rows, told):
+    def until_the_third(side, rows, done):
         if len(seen) == 3:
             raise KeyboardInterrupt
         seen.append(rows[0])
-        return search.find(side, rows, told)
+        return search.find(side, rows, done)
 
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, find=until_the_third)

@@ -155,9 +155,9 @@ def test_a_row_is_never_its_own_neighbour():
 
 
 def test_finished_queries_are_told_as_they_come():
-    told = []
-    Exact(unit(50), "cpu").nearest(unit(25, seed=1), 3, block=10, done=told.append)
-    assert told == [10, 10, 5]
+    done = []
+    Exact(unit(50), "cpu").nearest(unit(25, seed=1), 3, block=10, done=done.append)
+    assert done == [10, 10, 5]
 
 
 def test_an_interrupt_drops_what_is_not_begun():

@@ -51,8 +51,8 @@ METRICS = {
         "length_only": {"accuracy": 0.52},
     },
     "eval": {
-        "base": {"reward": -0.5, "self_bleu": 12.34, "truncated": 0.75},
-        "trained": {"reward": 0.25, "self_bleu": 45.67, "truncated": 0.05, "kl": 3.21},
+        "base": {"reward": -0.5, "self_bleu": 12.34, "clipped_ratio": 0.75},
+        "trained": {"reward": 0.25, "self_bleu": 45.67, "clipped_ratio": 0.05, "kl": 3.21},
         "gain": {"reward": 0.75, "reward_low": 0.4, "reward_high": 1.1},
     },
 }
@@ -84,7 +84,7 @@ def rows(labels: bool, aside: tuple[int, ...]) -> list[dict]:
 
 
 def write_artifacts(data: Path, labels: bool = True, aside: tuple[int, ...] = ASIDE) -> Sources:
-    """Write prompts, neighbours, density and a map whose places are known."""
+    """Write prompts, neighbours, density and a map whose coordinates are known."""
     prompts = rows(labels, aside)
     ids = [row["id"] for row in prompts]
     with publishing(data / "prompts") as made:
@@ -114,9 +114,9 @@ def write_artifacts(data: Path, labels: bool = True, aside: tuple[int, ...] = AS
     found, inputs = estimate(graph, params), content_sha256(manifest)
     publish(found, np.zeros(len(aside)), of_train, params, manifest, inputs, data / "density")
     number = np.arange(len(ids))
-    places = np.stack([number % 6, number // 6], axis=1).astype(np.float32)
+    coordinates = np.stack([number % 6, number // 6], axis=1).astype(np.float32)
     with publishing(data / "map") as made:
-        np.save(made / COORDINATES, places)
+        np.save(made / COORDINATES, coordinates)
         write_manifest(made, "map", rows=len(ids), ids_sha256=ids_sha256(ids))
     return Sources(data / "prompts", data / "density", data / "neighbors", data / "map")
 
@@ -137,7 +137,7 @@ def write_results(reports: Path) -> dict[str, object]:
         for d in (1, 2, 3)
         for p in ("base", "trained")
     )
-    deciles.write_text("decile,density,policy,reward,low,high,zero_signal\n" + lines)
+    deciles.write_text("decile,density,policy,reward,low,high,frac_reward_zero_std\n" + lines)
     completion = {
         "text": EVIL,
         "base": [EVIL, "second"],
@@ -251,7 +251,7 @@ def test_the_most_weighted_come_first_and_the_copies_last(page):
 
 
 def test_groups_are_the_prompts_that_lie_together(page):
-    groups = between(page.text, "Groups of near-copies", "Most weighted prompts")
+    groups = between(page.text, "Duplicate clusters", "Most weighted prompts")
     assert "The largest 1:" in groups
     assert "3 prompts, asked 96×" in groups  # 31 + 32 + 33
     assert all(f"prompt {number}" in groups for number in (30, 31, 32))
@@ -260,7 +260,7 @@ def test_groups_are_the_prompts_that_lie_together(page):
 
 def test_heldout_prompts_that_training_holds_are_flagged(page):
     section = between(page.text, "Held-out prompts and", "Held-out reward by")
-    assert "1 of 4 held-out prompts are near-copies" in section
+    assert "1 of 4 held-out prompts are near-duplicates" in section
     assert "0.000" in section
     assert "prompt 8" in section  # held out
     assert "prompt 5" in section  # in training

@@ -229,7 +229,7 @@ def test_a_phone_shows_all_without_scrolling_sideways(chromium, path):
 
 
 def test_many_prompts_are_drawn_as_pixels_and_found_by_pointing(chromium, tmp_path):
-    """More than are drawn one by one: 36 places, each with 555 prompts."""
+    """More than are drawn one by one: 36 coordinates, each with 555 prompts."""
     count = 20_000
     number = np.arange(count)
     ids = [f"{index:032x}" for index in number]
@@ -246,8 +246,8 @@ def test_many_prompts_are_drawn_as_pixels_and_found_by_pointing(chromium, tmp_pa
         np.save(made / IDS, np.array(ids, dtype="S32"))
         write_manifest(made, "density", rows=count, ids_sha256=ids_sha256(ids), inputs={})
     with publishing(tmp_path / "map") as made:
-        places = np.stack([number % 6, number // 6 % 6], axis=1).astype(np.float32)
-        np.save(made / COORDINATES, places)
+        coordinates = np.stack([number % 6, number // 6 % 6], axis=1).astype(np.float32)
+        np.save(made / COORDINATES, coordinates)
         write_manifest(made, "map", rows=count, ids_sha256=ids_sha256(ids))
     sources = Sources(tmp_path / "prompts", tmp_path / "density", map=tmp_path / "map")
     write_report(sources, tmp_path / "index.html")

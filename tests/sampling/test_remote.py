@@ -190,7 +190,7 @@ def test_a_private_repository_needs_and_takes_credentials(owner, cache, monkeypa
     with serving(owner.bare.parent, login="me:secret") as host:
         with pytest.raises(ArtifactError, match="asks for credentials") as caught:
             isodense.load_weights(f"http://{host}/bare.git", rev="v1")
-        assert "credential helper" in caught.value.remedy
+        assert "credential helper" in caught.value.hint
         loaded = isodense.load_weights(f"http://me:secret@{host}/bare.git", rev="v1")
         np.testing.assert_array_equal(loaded.weights, WEIGHTS)
         with pytest.raises(ArtifactError, match="has no revision 'v9'") as caught:
@@ -208,10 +208,10 @@ def test_faults_of_the_address_are_named(owner, tmp_path, cache):
         (str(owner.bare), "v1", "plain", "not a folder that DVC tracks", "dvc.yaml"),
         (str(owner.bare), "v1", "data/density/density.npy", "not a folder", "dvc.yaml"),
     ]
-    for repo, rev, path, words, remedy in cases:
+    for repo, rev, path, words, hint in cases:
         with pytest.raises(ArtifactError, match=words) as caught:
             isodense.load_weights(repo, rev=rev, path=path)
-        assert remedy in caught.value.remedy
+        assert hint in caught.value.hint
     with serving(owner.bare.parent) as host, pytest.raises(ArtifactError, match="cannot be cloned"):
         isodense.load_weights(f"http://{host}/none.git", rev="v1")
     assert not cache.exists()
@@ -220,7 +220,7 @@ def test_faults_of_the_address_are_named(owner, tmp_path, cache):
 def test_a_local_repository_needs_a_revision_and_a_folder_none(owner, tmp_path, monkeypatch):
     with pytest.raises(ArtifactError, match="is a repository") as caught:
         isodense.load_weights(owner.root)
-    assert "rev='HEAD'" in caught.value.remedy
+    assert "rev='HEAD'" in caught.value.hint
     folder = write(tmp_path / "artifact")
     (folder / ".git").mkdir()  # an artifact that somebody keeps in git is an artifact
     np.testing.assert_array_equal(isodense.load_weights(folder).weights, WEIGHTS)
@@ -229,7 +229,7 @@ def test_a_local_repository_needs_a_revision_and_a_folder_none(owner, tmp_path, 
 def test_what_was_not_pushed_is_said_and_leaves_nothing(owner, cache):
     with pytest.raises(ArtifactError, match="is not in that repository's remote storage") as caught:
         isodense.load_weights(owner.bare, rev="v3")
-    assert "dvc push" in caught.value.remedy
+    assert "dvc push" in caught.value.hint
     assert not list(cache.rglob("*"))
     loaded = isodense.load_weights(owner.root, rev="v3")  # its own cache has it
     np.testing.assert_array_equal(loaded.weights, np.roll(WEIGHTS, 1))
@@ -259,7 +259,7 @@ def test_a_storage_that_lacks_or_damages_a_file_leaves_nothing(spoilt, cache):
     victim.write_bytes(whole[:-1] + b"?")
     with pytest.raises(ArtifactError, match=r"density_weights.npy in .* is damaged") as caught:
         isodense.load_weights(address)
-    assert "dvc push" in caught.value.remedy
+    assert "dvc push" in caught.value.hint
     assert not list(cache.rglob("*"))
     victim.unlink()
     with pytest.raises(ArtifactError, match="is not in that repository's remote storage"):
@@ -324,7 +324,7 @@ def test_a_fetched_artifact_that_is_not_weights_is_refused_with_a_fitting_remedy
     np.save(folder / "density_weights.npy", weights * 2)
     with pytest.raises(ArtifactError, match="sum to 2") as caught:
         isodense.load_weights(owner.bare, rev="v1")
-    assert f"delete {folder}" in caught.value.remedy
+    assert f"delete {folder}" in caught.value.hint
     shutil.rmtree(folder)
     np.testing.assert_array_equal(isodense.load_weights(owner.bare, rev="v1").weights, WEIGHTS)
 

@@ -104,13 +104,13 @@ def test_bytes_repeat_on_any_number_of_threads(made: Path):
 
 def test_every_prompt_has_a_place_in_the_order_of_the_prompts(made: Path):
     prompts = load_prompts(made / "prompts")
-    places, manifest = load_coordinates(made / "map1")
+    coordinates, manifest = load_coordinates(made / "map1")
     require_same_ids(prompts.ids_sha256, manifest, "the map")
-    assert places.shape == (120, 2)
+    assert coordinates.shape == (120, 2)
     assert manifest["params"] == PARAMS
     copy, original = prompts.positions("heldout")[COPY], prompts.positions("train")[7]
-    np.testing.assert_allclose(places[copy], places[original], atol=1e-3)
-    assert len(np.unique(places, axis=0)) >= 119
+    np.testing.assert_allclose(coordinates[copy], coordinates[original], atol=1e-3)
+    assert len(np.unique(coordinates, axis=0)) >= 119
 
 
 def test_neighbours_of_other_prompts_are_refused(folder: Path):

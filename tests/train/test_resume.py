@@ -18,7 +18,7 @@ from isodense.models.policy import load_policy, load_tokenizer
 from isodense.pipeline.errors import TrainingError
 from isodense.prompts.reader import PromptSet, load_prompts
 from isodense.sampling.weights import load_weights
-from isodense.train.checkpoints import Stop, claimed, newest, settle
+from isodense.train.checkpoints import Stop, claimed, finalize, newest
 from isodense.train.train import TrainParams, make_config, make_plan, resumable_every, train
 from tests.rl import FLAGS, ROOT, SECTIONS, run_stage, snapshot, write_inputs, write_reward
 
@@ -145,7 +145,7 @@ def test_an_unfinished_checkpoint_is_never_chosen(tmp_path: Path):
         (tmp_path / f"checkpoint-{step}").mkdir()
     (tmp_path / "checkpoint-8/complete").touch()
     assert newest(tmp_path) == tmp_path / "checkpoint-8"
-    settle(tmp_path / "checkpoint-10")
+    finalize(tmp_path / "checkpoint-10")
     assert newest(tmp_path) == tmp_path / "checkpoint-10"
     assert len(list(tmp_path.iterdir())) == 1
 

@@ -74,7 +74,7 @@ def test_a_plan_follows_the_weights():
     plan = make_plan(weights, 40_000, seed=3)
     shares = np.bincount(plan.rows, minlength=4) / 40_000
     np.testing.assert_allclose(shares, weights, atol=0.01)
-    assert plan.passed_over == 0
+    assert plan.skipped == 0
 
 
 def test_a_plan_without_replacement_repeats_no_prompt_and_a_mix_reaches_all():
@@ -97,7 +97,7 @@ def test_passing_over_a_prompt_leaves_the_odds_of_the_others():
     plan = make_plan(weights, 20_000, seed=3, fits=fits)
     shares = np.bincount(plan.rows, minlength=3) / 20_000
     np.testing.assert_allclose(shares, [0, 0.6, 0.4], atol=0.02)
-    assert plan.passed_over == pytest.approx(20_000, rel=0.1)
+    assert plan.skipped == pytest.approx(20_000, rel=0.1)
     assert sorted(asked) == [0, 1, 2]
 
 
@@ -267,7 +267,7 @@ def test_the_output_is_a_model_and_the_record_and_nothing_else(world, trained):
     assert manifest["plan"] == {
         "draws": 48,
         "distinct_prompts": trained[1]["distinct_prompts"],
-        "passed_over_draws": 0,
+        "skipped_draws": 0,
     }
     assert manifest["ids_sha256"] == prompts.ids_sha256
     assert not list((folder / "cache/train").iterdir())
@@ -333,7 +333,7 @@ def test_long_prompts_are_passed_over_and_counted(world):
     reward = Length()
     report = run(world, "short", reward, max_steps=2, max_prompt_tokens=30)
     lengths = {len(text) for step in reward.prompts for text in step}
-    assert report["passed_over_draws"] > 0
+    assert report["skipped_draws"] > 0
     assert max(lengths) < max(len(row["text"]) for row in prompts.rows)
 
 

@@ -202,5 +202,5 @@ def _dvc(*arguments: str) -> None:
             child.wait()  # it was interrupted as well, and finishes what must be
             raise
     if status:
-        remedy = "correct what it says above; the same command goes on from the finished shards"
-        raise IsodenseError(f"`dvc {' '.join(arguments)}` failed", remedy)
+        hint = "correct what it says above; the same command goes on from the finished shards"
+        raise IsodenseError(f"`dvc {' '.join(arguments)}` failed", hint)

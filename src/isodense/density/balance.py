@@ -19,15 +19,15 @@ def effective_sample_size(weights: np.ndarray) -> float:
     return float(weights.sum() ** 2 / np.square(weights).sum())
 
 
-def weight_statistics(weights: np.ndarray, units: np.ndarray) -> dict[str, Any]:
-    """Return how even weights are, and what falls on near-copies.
+def weight_statistics(weights: np.ndarray, clusters: np.ndarray) -> dict[str, Any]:
+    """Return how even weights are, and what falls on near-duplicates.
 
     Parameters
     ----------
     weights : ndarray of shape (n,), float64
         Sampling weights, sum 1.
-    units : ndarray of shape (n,), int32
-        Group of near-copies that each prompt belongs to.
+    clusters : ndarray of shape (n,), int32
+        Duplicate cluster that each prompt belongs to.
 
     Returns
     -------
@@ -35,12 +35,12 @@ def weight_statistics(weights: np.ndarray, units: np.ndarray) -> dict[str, Any]:
         ``prompts``, their number; ``ess`` and ``ess_share``, the effective sample size and its
         share of them; ``max_over_mean``, also the expected draws of the likeliest prompt in an
         epoch of as many draws as there are prompts, and ``min_over_mean``, of the least likely;
-        ``copy_groups`` and ``prompts_in_copy_groups``, of two prompts or more;
-        ``copies_mass_uniform`` and ``copies_mass``, the share of draws that falls on those under
-        uniform sampling and under the weights.
+        ``duplicate_clusters`` and ``prompts_in_duplicate_clusters``, of two prompts or more;
+        ``duplicates_mass_uniform`` and ``duplicates_mass``, the share of draws that falls on those
+        under uniform sampling and under the weights.
     """
-    sizes = np.bincount(units)
-    copied = sizes[units] > 1
+    sizes = np.bincount(clusters)
+    copied = sizes[clusters] > 1
     ess = effective_sample_size(weights)
     return {
         "prompts": len(weights),
@@ -48,10 +48,10 @@ def weight_statistics(weights: np.ndarray, units: np.ndarray) -> dict[str, Any]:
         "ess_share": round(ess / len(weights), 6),
         "max_over_mean": round(float(weights.max() * len(weights)), 6),
         "min_over_mean": round(float(weights.min() * len(weights)), 6),
-        "copy_groups": int((sizes > 1).sum()),
-        "prompts_in_copy_groups": int(copied.sum()),
-        "copies_mass_uniform": round(float(copied.mean()), 6),
-        "copies_mass": round(float(weights[copied].sum()), 6),
+        "duplicate_clusters": int((sizes > 1).sum()),
+        "prompts_in_duplicate_clusters": int(copied.sum()),
+        "duplicates_mass_uniform": round(float(copied.mean()), 6),
+        "duplicates_mass": round(float(weights[copied].sum()), 6),
     }
 
 

@@ -1,7 +1,7 @@
 """Local density of every prompt, and sampling weights that fall with it.
 
 Default, ``soft_count``: how many *distinct* prompts a prompt has around it, counted with a
-Gaussian kernel; groups of near-copies count, and weigh, as one. The graph holds the nearest k; what
+Gaussian kernel; duplicate clusters count, and weigh, as one. The graph holds the nearest k; what
 the kernel would count beyond them follows from r_k and the intrinsic dimension, so that a crowd
 larger than k is told from one of k. The weight is a power of that count, of an exponent that brings
 the effective sample size down to a chosen share of the distinct prompts, within bounds: where
@@ -40,8 +40,8 @@ Method = Literal["soft_count", "knn", "balance", "uniform"]
 
 COPY = 1e-6  # distance under which two vectors are the same
 RANK = 20  # r₀ is the median distance to this neighbour, whatever k is
-STRAY = 0.05  # ordinary neighbours within the radius of near-copies, at most
-ROUNDS = 5  # at most, of finding near-copies, r₀ and the dimension in turn
+STRAY = 0.05  # ordinary neighbours within the radius of near-duplicates, at most
+ROUNDS = 5  # at most, of finding near-duplicates, r₀ and the dimension in turn
 SURVEYED = 100_000  # rows that the dimension is measured on
 ALPHA_MIN = 0.5  # least exponent
 TINY = 1e-20  # least weight, of the largest
@@ -68,13 +68,13 @@ class Scales:
     Attributes
     ----------
     scale : float
-        r₀, the median distance to the 20th neighbour, over groups of near-copies.
+        r₀, the median distance to the 20th neighbour, over duplicate clusters.
     radius : float
-        Prompts within it are near-copies.
+        Prompts within it are near-duplicates.
     width : float
         Of the kernel: h.
     dimension : float
-        Intrinsic dimension, near-copies left out.
+        Intrinsic dimension, near-duplicates left out.
     """
 
     scale: float
@@ -93,8 +93,8 @@ class Estimate:
         Sum 1; fall with crowding.
     density : ndarray of shape (n,), float64
         Log soft count of distinct prompts, whatever the method; rises with crowding.
-    units : ndarray of shape (n,), int32
-        Group of near-copies that each prompt belongs to.
+    clusters : ndarray of shape (n,), int32
+        Duplicate cluster that each prompt belongs to.
     scales : Scales
     exponent : float
         a of weight ∝ density^(-a).
@@ -102,7 +102,7 @@ class Estimate:
 
     weights: np.ndarray
     density: np.ndarray
-    units: np.ndarray
+    clusters: np.ndarray
     scales: Scales
     exponent: float = 0.0
 
@@ -128,11 +128,11 @@ def density_weights(
         Neighbours used.
     method : {"soft_count", "knn", "balance", "uniform"}
         ``soft_count``: w ∝ q^(-a) / m, with q = 1 + Σ exp(-d²/2h²) / m_j over all prompts outside
-        the prompt's own group of m near-copies; those beyond the k-th neighbour are extrapolated.
-        ``knn``: w ∝ (r̄^D)^a, r̄ the mean distance to the neighbours and D the intrinsic dimension;
-        simplest, fails on copies (ess 0.7 suits it). ``balance``: three steps w ← w / (K w)^0.7 on
-        the symmetrised kernel graph, after the magnitude weighting of Leinster and Meckes 2016.
-        ``uniform``: all alike.
+        the prompt's own group of m near-duplicates; those beyond the k-th neighbour are
+        extrapolated. ``knn``: w ∝ (r̄^D)^a, r̄ the mean distance to the neighbours and D the
+        intrinsic dimension; simplest, fails on copies (ess 0.7 suits it). ``balance``: three steps
+        w ← w / (K w)^0.7 on the symmetrised kernel graph, after the magnitude weighting of Leinster
+        and Meckes 2016. ``uniform``: all alike.
     ess : float
         Target of the effective sample size, as a share of the distinct prompts; the exponent a is
         the smallest in [0.5, alpha_max] that reaches it (in [0, alpha_max], and over all prompts,
@@ -141,8 +141,8 @@ def density_weights(
         The kernel weighs as much as a ball of this radius, a multiple of r₀, the median distance
         to the 20th neighbour.
     dup : float
-        Prompts closer than this multiple of r₀ are near-copies, where the dimension is not so low
-        that ordinary ones are.
+        Prompts closer than this multiple of r₀ are near-duplicates, where the dimension is not so
+        low that ordinary ones are.
     alpha_max : float
         Largest exponent.
     counts : ndarray of shape (n,), optional
@@ -156,7 +156,7 @@ def density_weights(
     -------
     ndarray of shape (n,), float64
         Positive, sum 1. Uniform where there are fewer than 3 prompts or all are identical. With
-        ``soft_count`` no group of near-copies weighs more than (n + 1)^a times another, and none
+        ``soft_count`` no duplicate cluster weighs more than (n + 1)^a times another, and none
         more than an isolated prompt; with `count_power` above 0 there is no such bound.
 
     Raises
@@ -196,25 +196,25 @@ def _estimate(graph: Graph, params: DensityParams) -> Estimate:
     uniform = np.full(n, 1 / n)
     if n < 3:
         return Estimate(uniform, np.zeros(n), _connected(graph, COPY), Scales(0.0, 0.0, 0.0, 0.0))
-    units, scales = _units(graph, params)
-    sizes = np.bincount(units)[units]
+    clusters, scales = _clusters(graph, params)
+    sizes = np.bincount(clusters)[clusters]
     if not scales.scale:
-        weights = uniform if params.method == "uniform" else 1.0 / sizes / (units.max() + 1)
-        return Estimate(weights, np.zeros(n), units, scales)
-    counts, seen = _counts(graph, units, sizes, scales, n)
-    density = _shared(np.log1p(counts), units, seen)
+        weights = uniform if params.method == "uniform" else 1.0 / sizes / (clusters.max() + 1)
+        return Estimate(weights, np.zeros(n), clusters, scales)
+    counts, seen = _counts(graph, clusters, sizes, scales, n)
+    density = _shared(np.log1p(counts), clusters, seen)
     if params.method == "uniform":
-        return Estimate(uniform, density, units, scales)
+        return Estimate(uniform, density, clusters, scales)
     if params.method == "balance":
-        return Estimate(_balanced(graph, units, scales.width), density, units, scales, 1.0)
-    crowding, low, groups = density, ALPHA_MIN, units
+        return Estimate(_balanced(graph, clusters, scales.width), density, clusters, scales, 1.0)
+    crowding, low, groups = density, ALPHA_MIN, clusters
     if params.method == "knn":  # of single prompts, copies or not
         means = np.maximum(graph.distances.mean(axis=1, dtype=np.float64), COPY)
         crowding, low = -max(scales.dimension, 1.0) * np.log(means), 0.0
         groups, sizes = np.arange(n), np.ones(n)
     exponent = _exponent(crowding, groups, sizes, params.ess, low, params.alpha_max)
     weights = inverse_weights(crowding, exponent, sizes)
-    return Estimate(weights, density, units, scales, exponent)
+    return Estimate(weights, density, clusters, scales, exponent)
 
 
 def heldout_density(found: Estimate, near: Graph, params: DensityParams) -> np.ndarray:
@@ -237,35 +237,35 @@ def heldout_density(found: Estimate, near: Graph, params: DensityParams) -> np.n
     near = Graph(near.indices[:, : params.k], near.distances[:, : params.k])
     if found.scales.scale == 0:
         return np.zeros(len(near))
-    sizes = np.bincount(found.units)[found.units]
-    counts, _ = _counts(near, None, sizes, found.scales, len(found.units))
+    sizes = np.bincount(found.clusters)[found.clusters]
+    counts, _ = _counts(near, None, sizes, found.scales, len(found.clusters))
     copies = near.distances[:, 0] <= np.float64(found.scales.radius)  # of a group: its density
     return np.where(copies, found.density[near.indices[:, 0]], np.log1p(counts))
 
 
-def intrinsic_dimension(graph: Graph, units: np.ndarray | None = None) -> float:
+def intrinsic_dimension(graph: Graph, clusters: np.ndarray | None = None) -> float:
     """Return the maximum-likelihood intrinsic dimension (Levina and Bickel 2004).
 
-    Its inverse is averaged, as MacKay and Ghahramani (2005) proposed, over groups of near-copies.
+    Its inverse is averaged, as MacKay and Ghahramani (2005) proposed, over duplicate clusters.
     Each group counts as one neighbour, and the row's own as none. Of many rows some 100,000 at
     equal steps are enough.
 
     Parameters
     ----------
     graph : Graph
-    units : ndarray of shape (n,), optional
-        Group of near-copies of each row; by default each is one of its own.
+    clusters : ndarray of shape (n,), optional
+        Duplicate cluster of each row; by default each is one of its own.
 
     Returns
     -------
     float
         0 where distances do not vary.
     """
-    units = np.arange(len(graph)) if units is None else units
-    shares = 1.0 / np.bincount(units)[units]
+    clusters = np.arange(len(graph)) if clusters is None else clusters
+    shares = 1.0 / np.bincount(clusters)[clusters]
     rows = np.arange(0, len(graph), max(1, len(graph) // SURVEYED))
     indices = graph.indices[rows]
-    distinct = shares[indices] * (units[indices] != units[rows, None])
+    distinct = shares[indices] * (clusters[indices] != clusters[rows, None])
     logs = np.log(np.maximum(graph.distances[rows].astype(np.float64), COPY))
     total = np.einsum("ij,ij->i", logs[:, -1:] - logs, distinct)
     count = distinct[:, :-1].sum(axis=1)  # the last one's log is 0
@@ -294,7 +294,7 @@ def statistics(
     """
     graph = graph.first(params.k)
     report = {
-        **weight_statistics(found.weights, found.units),
+        **weight_statistics(found.weights, found.clusters),
         "exponent": round(found.exponent, 6),
         "scale": round(found.scales.scale, 6),
         "intrinsic_dimension": round(found.scales.dimension, 3),
@@ -395,35 +395,35 @@ def _count_factors(counts: np.ndarray | None, power: float, n: int) -> np.ndarra
     return counts**power
 
 
-def _units(graph: Graph, params: DensityParams) -> tuple[np.ndarray, Scales]:
-    """Return each prompt's group of near-copies, and the lengths that are found with them.
+def _clusters(graph: Graph, params: DensityParams) -> tuple[np.ndarray, Scales]:
+    """Return each prompt's duplicate cluster, and the lengths that are found with them.
 
-    r₀ and the dimension decide what a near-copy is, and near-copies are left out of both, so they
-    are found in turn. Where the dimension is so low that ordinary prompts lie within `dup`, the
-    radius shrinks until `STRAY` of them do: else they would chain.
+    r₀ and the dimension decide what a near-duplicate is, and near-duplicates are left out of both,
+    so they are found in turn. Where the dimension is so low that ordinary prompts lie within `dup`,
+    the radius shrinks until `STRAY` of them do: else they would chain.
     """
     close = graph.first(min(RANK, graph.k))
     farthest = close.distances[:, -1].astype(np.float64)
     order = np.argsort(farthest)
     order = order[farthest[order] > COPY]
-    if not len(order):  # nothing but groups of copies
+    if not len(order):  # nothing but duplicate clusters
         return _connected(graph, COPY), Scales(0.0, 0.0, 0.0, 0.0)
     scale = float(farthest[order[3 * len(order) // 4]])  # high, as copies may be in the majority
     radius, dimension = params.dup * scale, 0.0
-    units = np.arange(len(graph), dtype=np.int32)
+    clusters = np.arange(len(graph), dtype=np.int32)
     for _ in range(ROUNDS):
         limit = max(radius, COPY)
-        last, units = units, _connected(graph, limit)
-        if dimension and np.array_equal(units, last):
+        last, clusters = clusters, _connected(graph, limit)
+        if dimension and np.array_equal(clusters, last):
             break
-        mass = np.cumsum(1.0 / np.bincount(units)[units[order]])
+        mass = np.cumsum(1.0 / np.bincount(clusters)[clusters[order]])
         half = mass[-1] / 2 * (1 - 1e-10)  # sums of thirds round by the order of the rows
         scale = float(farthest[order[np.searchsorted(mass, half)]])
-        dimension = intrinsic_dimension(close, units)
+        dimension = intrinsic_dimension(close, clusters)
         stray = (STRAY / RANK) ** (1 / dimension) if dimension else 1.0
         radius = min(params.dup, stray) * scale
     ball = float(np.exp(-gammaln(dimension / 2 + 1) / max(dimension, 1e-9))) / 2**0.5
-    return units, Scales(scale, limit, params.bandwidth * scale * ball, dimension)
+    return clusters, Scales(scale, limit, params.bandwidth * scale * ball, dimension)
 
 
 def _connected(graph: Graph, radius: float) -> np.ndarray:
@@ -444,16 +444,16 @@ def _connected(graph: Graph, radius: float) -> np.ndarray:
     count, label = connected_components(square, directed=False)
     first = np.empty(count, dtype=np.int64)
     first[label[::-1]] = nodes[::-1]  # the last one written stays
-    units = np.arange(len(graph))
-    units[nodes] = first[label]
+    clusters = np.arange(len(graph))
+    clusters[nodes] = first[label]
     kept = np.ones(len(graph), dtype=bool)
     kept[nodes] = False
     kept[first] = True
-    return (np.cumsum(kept, dtype=np.int32) - 1)[units]
+    return (np.cumsum(kept, dtype=np.int32) - 1)[clusters]
 
 
 def _counts(
-    graph: Graph, units: np.ndarray | None, sizes: np.ndarray, scales: Scales, n: int
+    graph: Graph, clusters: np.ndarray | None, sizes: np.ndarray, scales: Scales, n: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the soft count of distinct prompts around each row, and whether it sees any.
 
@@ -461,7 +461,7 @@ def _counts(
     ----------
     graph : Graph
         Neighbours of each row among n prompts.
-    units : ndarray of shape (n,), optional
+    clusters : ndarray of shape (n,), optional
         Group of each row; None for rows from elsewhere, which are in none.
     sizes : ndarray of shape (n,)
         Of the groups of the n prompts.
@@ -472,9 +472,9 @@ def _counts(
     def count(rows: slice) -> None:
         scaled, indices = np.array(graph.distances[rows]), graph.indices[rows]  # float32 does
         shares = inverse.take(indices)
-        if units is not None:
+        if clusters is not None:
             grouped = np.flatnonzero(sizes[rows] > 1)  # the others have no neighbour in their group
-            outside = units.take(indices[grouped]) != units[rows][grouped, None]
+            outside = clusters.take(indices[grouped]) != clusters[rows][grouped, None]
             shares[grouped] *= outside
         inside[rows] = shares.sum(axis=1)
         np.square(scaled, out=scaled)
@@ -504,15 +504,15 @@ def _beyond(inside: np.ndarray, last: np.ndarray, dimension: float) -> np.ndarra
     return inside * np.exp(np.minimum(power, 700)) * gammaincc(dimension / 2, last)
 
 
-def _shared(density: np.ndarray, units: np.ndarray, seen: np.ndarray) -> np.ndarray:
+def _shared(density: np.ndarray, clusters: np.ndarray, seen: np.ndarray) -> np.ndarray:
     """Give the prompts of a group the mean density of those that see beyond the group.
 
     Where none does, copies fill all their lists, and the density is taken to be the median.
     """
-    members = np.bincount(units[seen], minlength=units.max() + 1)
-    total = np.bincount(units[seen], weights=density[seen], minlength=len(members))
+    members = np.bincount(clusters[seen], minlength=clusters.max() + 1)
+    total = np.bincount(clusters[seen], weights=density[seen], minlength=len(members))
     typical = float(np.median(density[seen])) if seen.any() else 0.0
-    return np.where(members > 0, total / np.maximum(members, 1), typical)[units]
+    return np.where(members > 0, total / np.maximum(members, 1), typical)[clusters]
 
 
 def _in_blocks(work: Callable[[slice], None], n: int) -> None:
@@ -524,7 +524,7 @@ def _in_blocks(work: Callable[[slice], None], n: int) -> None:
 
 def _exponent(
     log_density: np.ndarray,
-    units: np.ndarray,
+    clusters: np.ndarray,
     sizes: np.ndarray,
     ess: float,
     low: float,
@@ -533,7 +533,7 @@ def _exponent(
     """Return the smallest exponent in [low, high] whose ESS over groups is at most the target."""
 
     def excess(exponent: float) -> float:
-        groups = np.bincount(units, weights=inverse_weights(log_density, exponent, sizes))
+        groups = np.bincount(clusters, weights=inverse_weights(log_density, exponent, sizes))
         return effective_sample_size(groups) / len(groups) - ess
 
     if excess(low) <= 0:
@@ -552,7 +552,7 @@ def inverse_weights(log_density: np.ndarray, exponent: float, sizes: np.ndarray)
     exponent : float
         Of the density.
     sizes : ndarray of shape (n,), int
-        Of the group of near-copies, which share one weight.
+        Of the duplicate cluster, which share one weight.
 
     Returns
     -------
@@ -563,14 +563,14 @@ def inverse_weights(log_density: np.ndarray, exponent: float, sizes: np.ndarray)
     return weights / weights.sum()
 
 
-def _balanced(graph: Graph, units: np.ndarray, width: float) -> np.ndarray:
+def _balanced(graph: Graph, clusters: np.ndarray, width: float) -> np.ndarray:
     """Return weights after three damped steps towards equal kernel mass everywhere."""
     values = np.exp(-(graph.distances.astype(np.float64) ** 2) / (2 * width**2))
-    values[units[graph.indices] == units[:, None]] = 0
+    values[clusters[graph.indices] == clusters[:, None]] = 0
     pointer = np.arange(0, values.size + 1, graph.k)
     kernel = csr_array((values.ravel(), graph.indices.ravel(), pointer), shape=(len(graph),) * 2)
     both = kernel.maximum(kernel.T)
-    sizes = np.bincount(units)[units]
+    sizes = np.bincount(clusters)[clusters]
     weights = 1.0 / sizes
     for _ in range(3):
         weights = weights / (weights * sizes + both @ weights) ** 0.7

@@ -1,4 +1,4 @@
-"""Looking a checkout over before hours are spent: every check, each finding with its remedy.
+"""Looking a checkout over before hours are spent: every check, each finding with its hint.
 
 Offline but for the remotes, which are asked for a list; nothing is changed.
 """
@@ -67,7 +67,7 @@ def examine(project: Project) -> Iterator[Finding]:
         try:
             yield from check(project)
         except IsodenseError as error:
-            yield Finding(name, "problem", error.message, error.remedy)
+            yield Finding(name, "problem", error.message, error.hint)
         except ImportError as error:  # of a package, which check_packages names
             yield Finding(name, "problem", f"could not be looked at: {error}", INSTALL)
         except OSError as error:
@@ -79,7 +79,7 @@ def describe(finding: Finding) -> str:
     mark, colour = MARKS[finding.level]
     gap = " " * (5 - len(mark))  # outside the colour, whose codes would count
     line = f"{styled(f'[{mark}]', colour)}{gap}{finding.name}: {printable(finding.text)}\n"
-    return line + (f"       -> {printable(finding.remedy)}\n" if finding.remedy else "")
+    return line + (f"       -> {printable(finding.hint)}\n" if finding.hint else "")
 
 
 def summary(findings: Iterable[Finding]) -> str:

@@ -222,5 +222,5 @@ def _label_first(path: Path, first: dict[str, Any]) -> None:
 def _no_pairs(params: DownloadParams, tally: Tally) -> DataError:
     counts = f"{tally.bad_rows} bad rows, {tally.unusable_rows} unusable rows"
     message = f"no valid pairs ({counts} in {', '.join(params.sources)})"
-    remedy = "look at the files, or set download.on_bad_row: error to see the first bad row"
-    return DataError(message, "download.sources", remedy=remedy)
+    hint = "look at the files, or set download.on_bad_row: error to see the first bad row"
+    return DataError(message, "download.sources", hint=hint)

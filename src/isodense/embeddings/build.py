@@ -163,7 +163,7 @@ def embed(
     manifest = read_manifest(prompts, "prompts")
     shards = _plan(prompts, manifest, params.rows_per_shard, recipe, cache / "embeddings")
     watched = shards[rank.index :: rank.world] if rank.index else shards  # the first waits for all
-    missing = [shard for shard in watched if not _sound(shard, params)]
+    missing = [shard for shard in watched if not _is_valid(shard, params)]
     mine = [shard for shard in missing if shard.number % rank.world == rank.index]
     run = cache / "embeddings" / "runs" / _digest(recipe, manifest["ids_sha256"])
     with Progress(run, rank, sum(shard.rows for shard in missing)) as bar:
@@ -171,7 +171,7 @@ def embed(
             _compute(prompts, mine, params, load(), bar)
         if rank.index:
             return None
-        bar.wait([s.number for s in missing], lambda number: _sound(shards[number], params))
+        bar.wait([s.number for s in missing], lambda number: _is_valid(shards[number], params))
     log.info("%d of %d shards computed, the rest were in %s", len(missing), len(shards), cache)
     return _publish(prompts, encoder, manifest, shards, params, recipe, out)
 
@@ -243,7 +243,7 @@ def _compute(
         except TextError as error:
             line = number * params.rows_per_shard + error.row + 1
             message = f"{prompts / PROMPTS}, line {line}: {error.message}"
-            raise ModelError(message, error.remedy) from None
+            raise ModelError(message, error.hint) from None
         counts: dict[str, Any] = {"cut": cut, "tokens": sum(map(len, ids))}
         if number == 0 and params.space == "logits_projected":
             counts["projection_error"] = encoder.projection_error(ids[:SAMPLE])
@@ -266,7 +266,7 @@ def _counts(shard: Shard) -> dict[str, Any]:
     return counts
 
 
-def _sound(shard: Shard, params: EmbeddingsParams) -> bool:
+def _is_valid(shard: Shard, params: EmbeddingsParams) -> bool:
     """Return whether a finished shard is there and whole; a power cut can leave a stump."""
     try:
         rows = load_array(shard.path, mmap=True)

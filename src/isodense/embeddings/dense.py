@@ -56,8 +56,8 @@ def modules(folder: Path) -> list[tuple[str, Path]]:
     for module in json.loads((folder / "modules.json").read_text(encoding="utf-8")):
         kind = module["type"].rpartition(".")[2]
         if kind not in KINDS:
-            remedy = f"isodense knows {', '.join(KINDS)}; choose another encoder"
-            raise ModelError(f"{folder} has a module of type {kind}", remedy)
+            hint = f"isodense knows {', '.join(KINDS)}; choose another encoder"
+            raise ModelError(f"{folder} has a module of type {kind}", hint)
         found.append((kind, folder / module["path"]))
     return found
 
@@ -85,7 +85,7 @@ def load_dense(folder: Path, device: str) -> Dense | None:
             raise ModelError(f"{path} is not a dense layer: {error}") from None
         name = str(settings.get("activation_function", "torch.nn.Tanh")).rpartition(".")[2]
         if name not in ACTIVATIONS or settings.get("use_residual"):
-            remedy = f"isodense knows {', '.join(ACTIVATIONS)}; choose another encoder"
-            raise ModelError(f"{path} asks for a residual or the activation {name}", remedy)
+            hint = f"isodense knows {', '.join(ACTIVATIONS)}; choose another encoder"
+            raise ModelError(f"{path} asks for a residual or the activation {name}", hint)
         layers.append((weight, None if bias is None else bias.float(), ACTIVATIONS[name]))
     return Dense(layers) if layers else None

@@ -28,7 +28,7 @@ from transformers import AutoTokenizer
 from isodense.embeddings import packing
 from isodense.embeddings.dense import Dense, is_sentence_encoder, load_dense, modules
 from isodense.embeddings.logits import LogitSpace
-from isodense.models.backbone import load_trunk
+from isodense.models.backbone import load_backbone
 from isodense.pipeline.errors import ModelError, TextError
 from isodense.pipeline.runtime import resolve_device
 
@@ -306,11 +306,11 @@ def load_encoder(
     chosen = _auto_pooling(folder, space) if pooling == "auto" else pooling
     where = _device(device)
     dtype = getattr(torch, precision)
-    model, block = load_trunk(folder, layer, "embeddings.layer", where, dtype)
+    model, block = load_backbone(folder, layer, "embeddings.layer", where, dtype)
     packable = _packable(model, max_tokens)
     packed = packable and _pack(model, max_tokens, SAME[precision])
     if packable and not packed:  # what the trial changed is undone by loading again
-        model, block = load_trunk(folder, layer, "embeddings.layer", where, dtype)
+        model, block = load_backbone(folder, layer, "embeddings.layer", where, dtype)
     tokenizer = _load_tokenizer(folder, model, max_tokens)
     head: Head | None = None
     if space != "hidden":

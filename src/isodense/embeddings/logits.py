@@ -88,12 +88,12 @@ class LogitSpace:
     def __init__(self, space: str, folder: str | Path, columns: int, device: str) -> None:
         weight, softcap = load_head(folder)
         if space == "logits" and softcap is not None:
-            remedy = (
+            hint = (
                 "set embeddings.space to logits_projected (true mean logits, projected, with its "
                 "error in the metrics), logits_full (all columns) or hidden"
             )
             message = f"{folder} caps its logits at ±{softcap:g}: space logits would not be exact"
-            raise ModelError(message, remedy)
+            raise ModelError(message, hint)
         self._weight, self._softcap = weight.to(device), softcap
         self._square_root = _square_root(weight).to(device) if space == "logits" else None
         self._projection: torch.Tensor | None = None

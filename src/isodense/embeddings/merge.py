@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from isodense.embeddings.postprocess import FILE as TRANSFORM
-from isodense.embeddings.reader import REMEDY, ids_name, iter_shards, read_shard_ids, shard_name
+from isodense.embeddings.reader import HINT, ids_name, iter_shards, read_shard_ids, shard_name
 from isodense.pipeline.artifact import (
     content_sha256,
     ids_sha256,
@@ -146,7 +146,7 @@ def _shard_ids(folder: Path, manifest: dict[str, Any]) -> list[list[str]]:
     rows = [shard.shape[0] for shard in iter_shards(folder, manifest)]
     whole = ids_sha256(identifier for shard in ids for identifier in shard)
     if [len(shard) for shard in ids] != rows or whole != manifest["ids_sha256"]:
-        raise ArtifactError(f"the ids files of {folder} are not those of its manifest", REMEDY)
+        raise ArtifactError(f"the ids files of {folder} are not those of its manifest", HINT)
     return ids
 
 

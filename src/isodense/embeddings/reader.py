@@ -13,7 +13,7 @@ from isodense.embeddings.postprocess import load_transform
 from isodense.pipeline.artifact import load_array, read_manifest
 from isodense.pipeline.errors import ArtifactError
 
-REMEDY = "run `dvc repro embeddings`"
+HINT = "run `dvc repro embeddings`"
 
 
 def shard_name(number: int) -> str:
@@ -43,12 +43,12 @@ def iter_shards(folder: str | Path, manifest: dict[str, Any]) -> Iterator[np.nda
     shapes = [tuple(entry["shape"]) if entry else () for entry in entries]
     if {len(shape) for shape in shapes} != {2} or sum(s[0] for s in shapes) != manifest["rows"]:
         message = f"the shards of {folder} do not hold the {manifest['rows']} rows of its manifest"
-        raise ArtifactError(message, REMEDY)
+        raise ArtifactError(message, HINT)
     for number, (rows, dim) in enumerate(shapes):
         shard = load_array(Path(folder) / shard_name(number), mmap=True)
         if shard.shape != (rows, dim) or dim != manifest["dim"]:
             message = f"{Path(folder) / shard_name(number)} has shape {shard.shape}"
-            raise ArtifactError(f"{message}, not as its manifest says", REMEDY)
+            raise ArtifactError(f"{message}, not as its manifest says", HINT)
         yield shard
 
 
@@ -67,7 +67,7 @@ def read_shard_ids(folder: str | Path, manifest: dict[str, Any]) -> list[list[st
     """
     names = [ids_name(number) for number in range(shard_count(manifest))]
     if absent := [name for name in names if name not in manifest["files"]]:
-        raise ArtifactError(f"{folder} has no {absent[0]}", REMEDY)
+        raise ArtifactError(f"{folder} has no {absent[0]}", HINT)
     return [(Path(folder) / name).read_text(encoding="ascii").split() for name in names]
 
 
@@ -99,7 +99,7 @@ def load_vectors(
     rows = np.arange(manifest["rows"]) if rows is None else rows
     if len(rows) and rows[-1] >= manifest["rows"]:
         message = f"{folder} has {manifest['rows']} rows, but row {rows[-1]} is wanted"
-        raise ArtifactError(message, REMEDY)
+        raise ArtifactError(message, HINT)
     vectors = np.empty((len(rows), manifest["dim"]), dtype=np.float32)
     start = 0
     for shard in iter_shards(folder, manifest):

@@ -46,12 +46,12 @@ MEASURES = {
     "self-BLEU": "eval.trained.self_bleu",
     "Vendi score": "eval.trained.vendi",
     "Vendi score within prompts": "eval.trained.vendi_within",
-    "groups without signal": "eval.trained.zero_signal",
+    "groups without signal": "eval.trained.frac_reward_zero_std",
     "KL to the base, nats": "eval.trained.kl",
     "em-dash": "eval.trained.em_dash",
     "not just … but": "eval.trained.not_just_but",
     "tokens": "eval.trained.tokens",
-    "cut at the limit": "eval.trained.truncated",
+    "cut at the limit": "eval.trained.clipped_ratio",
     "distinct prompts trained on": "train.distinct_prompts",
     "distinct labels trained on": "train.distinct_labels",
 }
@@ -151,8 +151,8 @@ def run_missing(runs: Sequence[Run]) -> None:
     changed = _output("git", "status", "--porcelain", "--untracked-files=no")
     if changed:
         message = f"files have changed since the last commit:\n{changed}"
-        remedy = "commit them, or restore them with `git restore` and `dvc checkout`"
-        raise IsodenseError(message, remedy)
+        hint = "commit them, or restore them with `git restore` and `dvc checkout`"
+        raise IsodenseError(message, hint)
     there = revisions()
     for run in tqdm(runs, unit="run", **progress()):
         if run.name in there:
@@ -161,8 +161,8 @@ def run_missing(runs: Sequence[Run]) -> None:
         command = [sys.executable, "-m", "dvc", "exp", "run", "--temp", "--name", run.name]
         done = subprocess.run([*command, *changes, "evaluate"], env=environ(), stdout=sys.stderr)
         if done.returncode:
-            remedy = "correct what it says above; `isodense compare` again keeps finished runs"
-            raise IsodenseError(f"experiment {run.name} failed", remedy)
+            hint = "correct what it says above; `isodense compare` again keeps finished runs"
+            raise IsodenseError(f"experiment {run.name} failed", hint)
 
 
 def revisions() -> dict[str, str]:
@@ -384,8 +384,8 @@ def compare(arms: Sequence[str], seeds: int, settings: Sequence[str], out: Path)
     try:
         rows = tabulate(collect(runs))
     except DvcException as error:
-        remedy = "if `dvc gc` has removed outputs: `dvc exp remove` the experiments, then again"
-        raise IsodenseError(f"an experiment cannot be read: {error}", remedy) from None
+        hint = "if `dvc gc` has removed outputs: `dvc exp remove` the experiments, then again"
+        raise IsodenseError(f"an experiment cannot be read: {error}", hint) from None
     out.mkdir(parents=True, exist_ok=True)
     (out / "table.md").write_text(markdown(rows), encoding="utf-8")
     experiments = {run.name: list(run.settings) for run in runs}

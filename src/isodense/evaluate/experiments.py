@@ -159,8 +159,8 @@ def _exp_show(options: Sequence[str]) -> list[dict[str, Any]]:
         if "does not exist" not in done.stderr:
             break
         time.sleep(attempt / 2)
-    remedy = "do what it says; `dvc exp show` says it, too"
-    raise IsodenseError(f"`dvc exp show` failed: {done.stderr.strip()}", remedy)
+    hint = "do what it says; `dvc exp show` says it, too"
+    raise IsodenseError(f"`dvc exp show` failed: {done.stderr.strip()}", hint)
 
 
 def _name(entry: dict[str, Any]) -> str:

@@ -70,7 +70,7 @@ class Answers:
         return self.rewards.mean(axis=1, dtype=np.float64)
 
     @property
-    def zero_signal(self) -> np.ndarray:
+    def frac_reward_zero_std(self) -> np.ndarray:
         """Return whether a prompt's completions all got one reward: (n_prompts,), bool.
 
         From such a group GRPO learns nothing. Rounding in a reward model is no difference.
@@ -94,11 +94,11 @@ class Answers:
             "vendi": vendi(self.vectors[:, 0]),
             **stock_phrases(texts),
             "tokens": np.mean([completion.tokens for completion in made]),
-            "truncated": np.mean([completion.truncated for completion in made]),
+            "clipped_ratio": np.mean([completion.truncated for completion in made]),
         }
         if self.grouped:
             found["vendi_within"] = np.mean([vendi(group) for group in self.vectors])
-            found["zero_signal"] = self.zero_signal.mean()
+            found["frac_reward_zero_std"] = self.frac_reward_zero_std.mean()
         return named_interval("reward", self.reward) | {
             name: round(float(value), 6) for name, value in found.items()
         }
@@ -133,7 +133,9 @@ class Comparison:
         for name, answers in (("base", self.base), ("trained", self.trained)):
             found[name] = answers.describe()
             if answers.grouped:
-                found[name]["zero_signal_by_decile"] = self._by_decile(answers.zero_signal)
+                found[name]["frac_reward_zero_std_by_decile"] = self._by_decile(
+                    answers.frac_reward_zero_std
+                )
         found["trained"] |= self.divergence()
         by_decile = {"by_decile": self._by_decile(self.gain)}
         return found | {"gain": named_interval("reward", self.gain) | by_decile}
@@ -160,7 +162,9 @@ class Comparison:
                 row = {"decile": number, "density": density, "policy": policy}
                 row |= {"reward": mean, "low": low, "high": high}
                 if answers.grouped:
-                    row["zero_signal"] = round(float(answers.zero_signal[members].mean()), 6)
+                    row["frac_reward_zero_std"] = round(
+                        float(answers.frac_reward_zero_std[members].mean()), 6
+                    )
                 rows.append(row)
         return rows
 

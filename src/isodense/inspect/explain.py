@@ -1,4 +1,4 @@
-"""Why a prompt has the weight it has: its neighbours, its near-copies, its density.
+"""Why a prompt has the weight it has: its neighbours, its near-duplicates, its density.
 
 A prompt of the set is looked up in the artifacts. A new text is embedded as the embeddings stage
 does, compared with every training prompt, and given the density it has among them, by the same
@@ -65,8 +65,8 @@ class Subject:
         Its nearest training prompts.
     density : float
         Log soft count.
-    unit : int
-        Group of near-copies that it is in, or would be; -1 of none.
+    cluster : int
+        Duplicate cluster that it is in, or would be; -1 of none.
     weight : dict or None
         Its weight, where it has one.
     row : int
@@ -78,7 +78,7 @@ class Subject:
     indices: np.ndarray
     distances: np.ndarray
     density: float
-    unit: int
+    cluster: int
     weight: dict[str, Any] | None
     row: int = -1
 
@@ -94,7 +94,7 @@ def explain(
         A prompt's id, the start of one, a text, or a conversation as a JSON list of messages.
     folders : Folders
     neighbors : int
-        How many of the nearest training prompts, and of the near-copies, to return at most.
+        How many of the nearest training prompts, and of the near-duplicates, to return at most.
     text : bool
         Take `query` as a text even where it looks like an id or JSON.
 
@@ -193,7 +193,7 @@ def _training(line: Line, _: Folders, trained: Trained) -> Subject:
         trained.graph.indices[row],
         trained.graph.distances[row],
         float(weights.density[row]),
-        int(trained.found.units[row]),
+        int(trained.found.clusters[row]),
         _weight(float(trained.relative(row)), rank, trained),
         row,
     )
@@ -206,9 +206,9 @@ def _heldout(line: Line, folders: Folders, trained: Trained) -> Subject:
         message = f"{folders.neighbors} and {folders.density} have other held-out prompts"
         raise ArtifactError(message, "run `dvc repro density`, or `dvc checkout`")
     indices, distances = near.indices[line.number, :k], near.distances[line.number, :k]
-    unit = _unit(indices, distances, trained)
+    cluster = _cluster(indices, distances, trained)
     found = float(density[line.number])
-    return Subject("heldout", line.row, indices, distances, found, unit, None)
+    return Subject("heldout", line.row, indices, distances, found, cluster, None)
 
 
 def _new(messages: list[Message], folders: Folders, trained: Trained) -> Subject:
@@ -223,20 +223,22 @@ def _new(messages: list[Message], folders: Folders, trained: Trained) -> Subject
         folders.encoder,
     )
     density = float(heldout_density(trained.found, near, trained.params)[0])
-    unit = _unit(near.indices[0], near.distances[0], trained)
+    cluster = _cluster(near.indices[0], near.distances[0], trained)
     prompt = {"id": prompt_id(messages), "text": text}
-    weight = _weight_at(density, unit, trained, folders.prompts)
-    return Subject("new", prompt, near.indices[0], near.distances[0], density, unit, weight)
+    weight = _weight_at(density, cluster, trained, folders.prompts)
+    return Subject("new", prompt, near.indices[0], near.distances[0], density, cluster, weight)
 
 
-def _unit(indices: np.ndarray, distances: np.ndarray, trained: Trained) -> int:
-    """Return the group of near-copies that a prompt from elsewhere is close to, or -1."""
+def _cluster(indices: np.ndarray, distances: np.ndarray, trained: Trained) -> int:
+    """Return the duplicate cluster that a prompt from elsewhere is close to, or -1."""
     if not len(indices) or distances[0] > np.float64(trained.found.scales.radius):
         return -1
-    return int(trained.found.units[indices[0]])
+    return int(trained.found.clusters[indices[0]])
 
 
-def _weight_at(density: float, unit: int, trained: Trained, prompts: Path) -> dict[str, Any] | None:
+def _weight_at(
+    density: float, cluster: int, trained: Trained, prompts: Path
+) -> dict[str, Any] | None:
     """Return the weight of a prompt asked once that had this density, and shared a group's weight.
 
     With ``soft_count`` it follows from the density and any training prompt's weight; with ``knn``
@@ -247,12 +249,12 @@ def _weight_at(density: float, unit: int, trained: Trained, prompts: Path) -> di
         return None
     relative = 1.0
     if method == "soft_count":
-        sizes = np.bincount(found.units)
-        size = 1 + int(sizes[unit]) if unit >= 0 else 1
+        sizes = np.bincount(found.clusters)
+        size = 1 + int(sizes[cluster]) if cluster >= 0 else 1
         pair = inverse_weights(
             np.array([density, found.density[0]]),
             found.exponent,
-            np.array([size, sizes[found.units[0]]]),
+            np.array([size, sizes[found.clusters[0]]]),
         )
         relative = float(pair[0] / pair[1] * trained.relative(0) / _count_factor(trained, prompts))
     rank = 1 + int((trained.relative(slice(None)) > relative).sum())
@@ -277,10 +279,10 @@ def _weight(relative: float, rank: int, trained: Trained) -> dict[str, Any]:
 
 
 def _report(subject: Subject, trained: Trained, prompts: Path, most: int) -> dict[str, Any]:
-    units, weights = trained.found.units, trained.weights
-    outside = units[subject.indices] != subject.unit
+    clusters, weights = trained.found.clusters, trained.weights
+    outside = clusters[subject.indices] != subject.cluster
     shares = _shares(subject, trained) * outside
-    copies = np.flatnonzero(units == subject.unit)
+    copies = np.flatnonzero(clusters == subject.cluster)
     copies = copies[copies != subject.row]
     listed = {*subject.indices[:most].tolist(), *copies[:most].tolist()}
     rows = rows_of(prompts, [weights.prompt_ids[row] for row in listed])
@@ -309,7 +311,7 @@ def _report(subject: Subject, trained: Trained, prompts: Path, most: int) -> dic
             {
                 "distance": float(subject.distances[place]),
                 "cosine": 1 - float(subject.distances[place]) ** 2 / 2,
-                "near_copy": bool(~outside[place]),
+                "near_duplicate": bool(~outside[place]),
                 "counts": float(shares[place]),
                 **entry(int(subject.indices[place])),
             }
@@ -319,7 +321,7 @@ def _report(subject: Subject, trained: Trained, prompts: Path, most: int) -> dic
 
 
 def _shares(subject: Subject, trained: Trained) -> np.ndarray:
-    """Return what each neighbour adds to the soft count, were none of them a near-copy."""
+    """Return what each neighbour adds to the soft count, were none of them a near-duplicate."""
     alone = Graph(subject.indices[:, None], subject.distances[:, None])
     return _soft_counts(alone, trained, dimension=0.0) - 1  # of which nothing lies beyond
 
@@ -329,7 +331,7 @@ def _why(
 ) -> dict[str, Any]:
     """Return what the density comes from: itself, the neighbours listed, those beyond the last.
 
-    Of a prompt with near-copies the density is the mean over all of them that see beyond their
+    Of a prompt with near-duplicates the density is the mean over all of them that see beyond their
     group, so its own count differs from it.
     """
     listed, own = float(shares.sum()), 1.0
@@ -348,6 +350,6 @@ def _why(
 
 
 def _soft_counts(near: Graph, trained: Trained, dimension: float) -> np.ndarray:
-    """Return q of each row, itself included, with no neighbour taken for a near-copy of it."""
+    """Return q of each row, itself included, with no neighbour taken for a near-duplicate of it."""
     scales = replace(trained.found.scales, dimension=dimension, radius=-1.0)
     return np.exp(heldout_density(replace(trained.found, scales=scales), near, trained.params))

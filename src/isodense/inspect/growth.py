@@ -2,7 +2,7 @@
 
 Appended prompts leave the rows of those before alone, and all shards of embeddings but the last.
 Neighbours, density and weights are those of the whole set and change for everybody, a little. A
-copy is what the density takes for one: its radius of near-copies decides.
+copy is what the density takes for one: its radius of near-duplicates decides.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Before:
 
 @dataclass(frozen=True)
 class Copy:
-    """A new prompt within the density's radius of near-copies of another.
+    """A new prompt within the density's radius of near-duplicates of another.
 
     Attributes
     ----------
@@ -81,7 +81,7 @@ class Growth:
     weights : dict of int to float
         Weight over mean weight of the new training prompts.
     copies : list of Copy
-        New prompts that are near-copies, those of prompts that were there first.
+        New prompts that are near-duplicates, those of prompts that were there first.
     ratios : ndarray of shape (m,), float64
         Weight over mean now by the same before, of training prompts in both.
     agreement : float or None
@@ -171,7 +171,7 @@ def compare(before: Before, data: Path) -> Growth:
 
 
 def find_copies(prompts: Columns, new: Sequence[int], data: Path) -> list[Copy]:
-    """Return the new prompts that are near-copies, each with the prompt that it is nearest to.
+    """Return the new prompts that are near-duplicates, each with the prompt that it is nearest to.
 
     Parameters
     ----------

@@ -103,7 +103,7 @@ def require_same_prompts(folder: Path, weights: Weights) -> None:
 
 
 def estimated(neighbors: Path, weights: Weights) -> tuple[Graph, Estimate]:
-    """Find the density again: the artifact holds neither the groups of near-copies nor the scales.
+    """Find the density again: the artifact holds neither the duplicate clusters nor the scales.
 
     Parameters
     ----------
@@ -132,12 +132,12 @@ def estimated(neighbors: Path, weights: Weights) -> tuple[Graph, Estimate]:
     return graph.first(params.k), estimate(graph, replace(params, count_power=0.0))
 
 
-def largest_groups(units: np.ndarray, most: int) -> list[np.ndarray]:
-    """Return the members of the largest groups of near-copies, of two or more, the largest first.
+def largest_clusters(clusters: np.ndarray, most: int) -> list[np.ndarray]:
+    """Return the members of the largest duplicate clusters, of two or more, the largest first.
 
     Parameters
     ----------
-    units : ndarray of shape (n_train,), int32
+    clusters : ndarray of shape (n_train,), int32
         Group of each training prompt.
     most : int
         Groups at most.
@@ -147,11 +147,14 @@ def largest_groups(units: np.ndarray, most: int) -> list[np.ndarray]:
     list of ndarray of int64
         Rising row numbers of each group.
     """
-    sizes = np.bincount(units)
+    sizes = np.bincount(clusters)
     largest = np.argsort(-sizes, kind="stable")[:most]
-    members = np.argsort(units, kind="stable")  # rows by group: one pass for all groups
+    members = np.argsort(clusters, kind="stable")  # rows by group: one pass for all groups
     ends = np.cumsum(sizes)
-    return [members[ends[unit] - sizes[unit] : ends[unit]] for unit in largest[sizes[largest] > 1]]
+    return [
+        members[ends[cluster] - sizes[cluster] : ends[cluster]]
+        for cluster in largest[sizes[largest] > 1]
+    ]
 
 
 def heldout_rows(folder: Path) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from isodense.density.balance import effective_sample_size, weight_statistics
-from isodense.inspect.lookup import estimated, largest_groups, require_same_prompts, rows_of
+from isodense.inspect.lookup import estimated, largest_clusters, require_same_prompts, rows_of
 from isodense.pipeline.terminal import cut, room, styled, table
 from isodense.sampling.weights import Weights, load_weights
 
@@ -23,10 +23,10 @@ def overview(prompts: Path, density: Path, neighbors: Path, top: int) -> dict[st
     Parameters
     ----------
     prompts, density, neighbors : Path
-        The artifacts. Groups of near-copies and the dimension are left out where `neighbors` is
+        The artifacts. Duplicate clusters and the dimension are left out where `neighbors` is
         not there.
     top : int
-        Prompts at each end, and groups of near-copies, to return at most.
+        Prompts at each end, and duplicate clusters, to return at most.
 
     Returns
     -------
@@ -34,7 +34,7 @@ def overview(prompts: Path, density: Path, neighbors: Path, top: int) -> dict[st
         ``prompts``, their number; ``ess``; ``exponent``, or None where the weight is no power of
         the density; ``min_over_mean``, ``max_over_mean``;
         ``histogram``, of weights over the mean; ``most`` and ``least``, the prompts at both ends;
-        ``dimension`` and ``copies``, the groups of near-copies, or None.
+        ``dimension`` and ``copies``, the duplicate clusters, or None.
 
     Raises
     ------
@@ -48,7 +48,7 @@ def overview(prompts: Path, density: Path, neighbors: Path, top: int) -> dict[st
     ends = {"most": order[:top], "least": order[::-1][:top]}
     graph_is_there = (neighbors / "manifest.json").is_file()
     found = estimated(neighbors, weights)[1] if graph_is_there else None
-    groups = [] if found is None else largest_groups(found.units, top)
+    groups = [] if found is None else largest_clusters(found.clusters, top)
     first = np.array([members[0] for members in groups], dtype=np.int64)
     ids = weights.prompt_ids[np.concatenate([*ends.values(), first])]
     rows = rows_of(prompts, ids.tolist())
@@ -70,7 +70,7 @@ def overview(prompts: Path, density: Path, neighbors: Path, top: int) -> dict[st
         "copies": None
         if found is None
         else {
-            **_copies(found.units, relative / len(relative)),
+            **_copies(found.clusters, relative / len(relative)),
             "largest": [
                 {"size": len(members), "weights": float(relative[members].sum()), **entry}
                 for members, entry in zip(groups, entries(first.tolist()), strict=True)
@@ -85,13 +85,13 @@ def _exponent(weights: Weights) -> float | None:
     return None if method == "balance" else weights.metadata.get("exponent")
 
 
-def _copies(units: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
-    found = weight_statistics(weights, units)
+def _copies(clusters: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
+    found = weight_statistics(weights, clusters)
     return {
-        "groups": found["copy_groups"],
-        "prompts": found["prompts_in_copy_groups"],
-        "share": found["copies_mass_uniform"],
-        "draws": found["copies_mass"],
+        "groups": found["duplicate_clusters"],
+        "prompts": found["prompts_in_duplicate_clusters"],
+        "share": found["duplicates_mass_uniform"],
+        "draws": found["duplicates_mass"],
     }
 
 
@@ -137,7 +137,7 @@ def _header(found: dict[str, Any]) -> str:
         lines[-1] += f"; intrinsic dimension {found['dimension']:.1f}"
         lines.append(
             f"{copies['prompts']} prompts ({copies['share']:.1%}) are in {copies['groups']} groups "
-            f"of near-copies, which get {copies['draws']:.1%} of the draws"
+            f"of near-duplicates, which get {copies['draws']:.1%} of the draws"
         )
     return "".join(f"{line}\n" for line in lines)
 
@@ -152,7 +152,7 @@ def _histogram(counts: list[int]) -> str:
 
 
 def _groups(copies: dict[str, Any] | None, width: int | None) -> str:
-    title = styled("near-copies", "bold")
+    title = styled("near-duplicates", "bold")
     if copies is None:
         return f"{title}\n  not shown without the neighbours: dvc pull neighbors\n"
     if not copies["largest"]:

@@ -1,9 +1,9 @@
-"""Where a layout starts from: places that already follow the large shape of a graph.
+"""Where a layout starts from: coordinates that already follow the large shape of a graph.
 
-From random places UMAP finds which prompts are neighbours, but folds and tears what is large
+From random coordinates UMAP finds which prompts are neighbours, but folds and tears what is large
 (Kobak and Linderman 2021, Nature Biotechnology 39). Its own start, from eigenvectors of the whole
 graph, takes 8 GB at a million rows and wants their vectors where the graph is in pieces. Here rows
-are joined to groups, groups to larger ones, until eigenvectors are cheap; their places are
+are joined to groups, groups to larger ones, until eigenvectors are cheap; their coordinates are
 handed down the way back and smoothed along the edges.
 """
 
@@ -19,12 +19,12 @@ from scipy.sparse.csgraph import connected_components
 FEW = 2000  # rows of a connected piece that eigenvectors are found for
 LANDMARKS = 0.25  # share of rows that others join
 STEPS = 4  # of smoothing
-NOISE = 0.1  # of places, in distances between rows at equal steps: all start apart
+NOISE = 0.1  # of coordinates, in distances between rows at equal steps: all start apart
 GOLDEN = np.pi * (3 - np.sqrt(5.0))  # angle that spreads points evenly over a disc
 
 
 def spread(edges: Any, seed: int) -> np.ndarray:
-    """Return places to start a layout from.
+    """Return coordinates to start a layout from.
 
     Parameters
     ----------
@@ -47,10 +47,10 @@ def spread(edges: Any, seed: int) -> np.ndarray:
         levels.append((edges, groups))
         edges = _between(edges, groups)
         pieces = pieces[np.unique(groups, return_index=True)[1]]
-    places = _eigenvectors(edges, pieces, shares)
+    coordinates = _eigenvectors(edges, pieces, shares)
     for edges, groups in reversed(levels):
-        places = _smoothed(edges, places[groups])
-    return (places + rng.normal(scale=NOISE, size=places.shape)).astype(np.float32)
+        coordinates = _smoothed(edges, coordinates[groups])
+    return (coordinates + rng.normal(scale=NOISE, size=coordinates.shape)).astype(np.float32)
 
 
 def joined(edges: csr_matrix, rng: np.random.Generator) -> np.ndarray:
@@ -89,20 +89,20 @@ def _between(edges: csr_matrix, groups: np.ndarray) -> csr_matrix:
 
 def _eigenvectors(edges: csr_matrix, pieces: np.ndarray, shares: np.ndarray) -> np.ndarray:
     """Place each piece by its eigenvectors, in squares along a spiral, the largest first."""
-    places = np.zeros((len(pieces), 2))
+    coordinates = np.zeros((len(pieces), 2))
     members = np.split(np.argsort(pieces, kind="stable"), np.cumsum(np.bincount(pieces))[:-1])
     before = 0.0
     for turn, piece in enumerate(np.argsort(-shares, kind="stable")):
         rows, share = members[piece], float(shares[piece])
         distance = np.sqrt((before + share / 2) / np.pi) if turn else 0.0
         centre = distance * np.array([np.cos(turn * GOLDEN), np.sin(turn * GOLDEN)])
-        places[rows] = centre + np.sqrt(share) * _square(edges, rows)
+        coordinates[rows] = centre + np.sqrt(share) * _square(edges, rows)
         before += share
-    return places
+    return coordinates
 
 
 def _square(edges: csr_matrix, rows: np.ndarray) -> np.ndarray:
-    """Return places of a piece's rows in a square of side 1 around 0.
+    """Return coordinates of a piece's rows in a square of side 1 around 0.
 
     They are the ranks in the eigenvectors that vary least along the edges, because the vectors
     themselves often hold a few rows far out and all others in one spot.
@@ -117,10 +117,12 @@ def _square(edges: csr_matrix, rows: np.ndarray) -> np.ndarray:
     return ranks / (n - 1) - 0.5
 
 
-def _smoothed(edges: csr_matrix, places: np.ndarray) -> np.ndarray:
+def _smoothed(edges: csr_matrix, coordinates: np.ndarray) -> np.ndarray:
     """Move every row half of the way to the mean of its neighbours, a few times."""
     sums = np.asarray(edges.sum(axis=1)).reshape(-1, 1)
     alone = sums == 0
     for _ in range(STEPS):
-        places = np.where(alone, places, (places + edges @ places / np.where(alone, 1, sums)) / 2)
-    return places
+        coordinates = np.where(
+            alone, coordinates, (coordinates + edges @ coordinates / np.where(alone, 1, sums)) / 2
+        )
+    return coordinates

@@ -77,7 +77,7 @@ def layout(graph: Graph, params: MapParams, seed: int) -> np.ndarray:
     with _one_thread():
         a, b = find_ab_params(1.0, params.min_dist)
         edges = strengths(graph, k)
-        places, _ = simplicial_set_embedding(
+        coordinates, _ = simplicial_set_embedding(
             None,  # the vectors, which it wants for starts of its own only
             edges,
             n_components=2,
@@ -96,7 +96,7 @@ def layout(graph: Graph, params: MapParams, seed: int) -> np.ndarray:
             output_dens=False,
             tqdm_kwds={"unit": "epoch", "desc": "map", **progress()},
         )
-    return np.asarray(places, dtype=np.float32)
+    return np.asarray(coordinates, dtype=np.float32)
 
 
 @contextmanager
@@ -144,14 +144,14 @@ def strengths(graph: Graph, k: int) -> Any:
     return edges
 
 
-def beside(near: Graph, places: np.ndarray, k: int) -> np.ndarray:
-    """Place prompts at the mean of their nearest ones' places, each weighed by 1 / distance.
+def beside(near: Graph, coordinates: np.ndarray, k: int) -> np.ndarray:
+    """Place prompts at the mean of their nearest ones' coordinates, each weighed by 1 / distance.
 
     Parameters
     ----------
     near : Graph
-        Of m rows, pointing into `places`.
-    places : ndarray of shape (n, 2), float32
+        Of m rows, pointing into `coordinates`.
+    coordinates : ndarray of shape (n, 2), float32
     k : int
         Neighbours used, at most those in the graph.
 
@@ -161,7 +161,7 @@ def beside(near: Graph, places: np.ndarray, k: int) -> np.ndarray:
     """
     weights = 1 / np.maximum(near.distances[:, :k].astype(np.float64), NEAREST)
     weights /= weights.sum(axis=1, keepdims=True)
-    found = np.einsum("ij,ijd->id", weights, places[near.indices[:, :k]].astype(np.float64))
+    found = np.einsum("ij,ijd->id", weights, coordinates[near.indices[:, :k]].astype(np.float64))
     return found.astype(np.float32)
 
 
@@ -193,17 +193,17 @@ def publish(prompts: Columns, neighbors: Path, params: MapParams, seed: int, out
     require_same_ids(prompts.split("heldout").ids_sha256, held, what)
     if graph.k < min(params.neighbors, len(graph) - 1):
         log.info("the graph holds %d neighbours, fewer than map.neighbors", graph.k)
-    places = np.empty((len(prompts), 2), dtype=np.float32)
+    coordinates = np.empty((len(prompts), 2), dtype=np.float32)
     train = layout(graph, params, seed)
-    places[prompts.positions("train")] = train
+    coordinates[prompts.positions("train")] = train
     near = load_heldout_graph(neighbors)
-    places[prompts.positions("heldout")] = beside(near, train, params.neighbors)
+    coordinates[prompts.positions("heldout")] = beside(near, train, params.neighbors)
     with publishing(out) as scratch:
-        np.save(scratch / COORDINATES, places, allow_pickle=False)
+        np.save(scratch / COORDINATES, coordinates, allow_pickle=False)
         write_manifest(
             scratch,
             "map",
-            rows=len(places),
+            rows=len(coordinates),
             ids_sha256=prompts.ids_sha256,
             params=as_dict(params),
             inputs={"neighbors": content_sha256(manifest)},

@@ -11,7 +11,7 @@ from isodense.pipeline.artifact import load_array, read_manifest
 from isodense.pipeline.errors import ArtifactError
 
 COORDINATES = "coordinates.npy"
-REMEDY = "run `dvc repro map`, or `dvc checkout --force data/map`"
+HINT = "run `dvc repro map`, or `dvc checkout --force data/map`"
 
 
 def load_coordinates(folder: str | Path) -> tuple[np.ndarray, dict[str, Any]]:
@@ -43,7 +43,7 @@ def load_coordinates(folder: str | Path) -> tuple[np.ndarray, dict[str, Any]]:
     if coordinates.shape != shape or coordinates.dtype != np.float32:
         found = f"{coordinates.dtype} of shape {coordinates.shape}"
         message = f"{folder / COORDINATES} holds {found}, not float32 of shape {shape}"
-        raise ArtifactError(message, REMEDY)
+        raise ArtifactError(message, HINT)
     if not np.isfinite(coordinates).all():
-        raise ArtifactError(f"{folder / COORDINATES} holds places that are not finite", REMEDY)
+        raise ArtifactError(f"{folder / COORDINATES} holds coordinates that are not finite", HINT)
     return coordinates, manifest

@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 from isodense.pipeline.errors import ModelError
 
 
-def load_trunk(
+def load_backbone(
     folder: str | Path,
     layer: int | None,
     knob: str,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from isodense.models.publish import ModelParams
 
 PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
-REMEDY = (
+HINT = (
     "check the connection, HF_ENDPOINT (a mirror) and HF_HUB_OFFLINE, then run again: finished "
     "files are kept; or fetch the model elsewhere and use source: folder"
 )
@@ -31,7 +31,7 @@ def fetched(model: ModelParams, cache: Path) -> Iterator[Path]:
     from huggingface_hub import snapshot_download
 
     gguf = [model.path] if model.path and model.path.endswith(".gguf") else None
-    with clear_errors(model.name, f"revision {model.version!r}", REMEDY):
+    with clear_errors(model.name, f"revision {model.version!r}", HINT):
         folder = snapshot_download(
             model.name, revision=model.version, allow_patterns=gguf or PATTERNS
         )

@@ -143,8 +143,8 @@ def _find(base: Path, source: str, tag: str | None, step: int | None) -> Path:
 
 def _pick(there: dict[Any, Any], wanted: Any, folder: Path, what: str) -> Any:
     if wanted not in there:
-        remedy = f"it has: {', '.join(map(str, sorted(there))) or 'none'}"
-        raise ModelError(f"{folder} has no nanochat checkpoint of {what} {wanted!r}", remedy)
+        hint = f"it has: {', '.join(map(str, sorted(there))) or 'none'}"
+        raise ModelError(f"{folder} has no nanochat checkpoint of {what} {wanted!r}", hint)
     return there[wanted]
 
 
@@ -225,8 +225,8 @@ def _require_keys(path: Path, what: str, found: Any, known: Any) -> None:
     differ = {"unknown": set(found) - set(known), "missing": set(known) - set(found)}
     faults = [f"{len(x)} {fault} ({', '.join(sorted(x)[:8])})" for fault, x in differ.items() if x]
     if faults:
-        remedy = "only nanochat's architecture of 2025-10-13 to 2026-01-10 can be represented"
-        raise ModelError(f"{path}: {what} keys: {' and '.join(faults)}", remedy)
+        hint = "only nanochat's architecture of 2025-10-13 to 2026-01-10 can be represented"
+        raise ModelError(f"{path}: {what} keys: {' and '.join(faults)}", hint)
 
 
 class _Encoding:

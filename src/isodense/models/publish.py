@@ -139,5 +139,5 @@ def _copy(source: Path, scratch: Path) -> None:
     (scratch / "manifest.json").unlink(missing_ok=True)
     for name, pattern in (("config.json", "config.json"), ("weights", "*.safetensors")):
         if not list(scratch.glob(pattern)):
-            remedy = "isodense reads safetensors only: save the model with save_pretrained first"
-            raise ModelError(f"{source} has no {name} ({pattern})", remedy)
+            hint = "isodense reads safetensors only: save the model with save_pretrained first"
+            raise ModelError(f"{source} has no {name} ({pattern})", hint)

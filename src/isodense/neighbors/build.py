@@ -16,17 +16,17 @@ from isodense.embeddings.reader import load_vectors
 from isodense.neighbors.approximate import InvertedFile, centroids, descent
 from isodense.neighbors.blocks import (
     ROWS,
+    OnDone,
     Search,
     Side,
-    Told,
     digest,
     exact_search,
     fingerprint,
     finish,
+    is_valid,
     keep,
     load_last,
     search_blocks,
-    sound,
 )
 from isodense.neighbors.exact import nearest
 from isodense.neighbors.graph import (
@@ -283,8 +283,8 @@ def _sides(embeddings: Path, prompts: Columns, k: int) -> tuple[list[Side], dict
             unit_rows(found, part.ids)
     except IsodenseError as error:
         message = f"the embeddings in {embeddings}: {error.message}"
-        remedy = "the encoder made them so: see models.encoder and section embeddings"
-        raise IsodenseError(message, remedy) from None
+        hint = "the encoder made them so: see models.encoder and section embeddings"
+        raise IsodenseError(message, hint) from None
     sides = [
         Side("train", vectors[0], min(k, len(train) - 1)),
         Side("heldout", vectors[1], min(k, len(train))),
@@ -309,9 +309,9 @@ def _ivf_search(
     train: Side, params: NeighborsParams, device: str, seed: int, lists: Path, rank: Rank
 ) -> Search:
     """Build the index; the first rank finds its centroids and its depth, for all."""
-    while rank.index and not sound(lists):  # torchrun ends all ranks if the first one fails
+    while rank.index and not is_valid(lists):  # torchrun ends all ranks if the first one fails
         time.sleep(0.25)
-    if not sound(lists):
+    if not is_valid(lists):
         middle = centroids(train.vectors, seed)
         index = InvertedFile(train.vectors, middle)
         rows = sample(len(train.vectors), params.recall_sample, seed)
@@ -321,9 +321,9 @@ def _ivf_search(
         known = load_file(lists)
         index = InvertedFile(train.vectors, known["centroids"], int(known["probes"][0]))
 
-    def find(side: Side, rows: np.ndarray, told: Told) -> Graph:
+    def find(side: Side, rows: np.ndarray, done: OnDone) -> Graph:
         graph = index.search(side.vectors[rows], side.own(rows), side.k)
-        told(len(rows))
+        done(len(rows))
         return graph
 
     return Search(load_file(lists)["order"], find)
@@ -333,11 +333,11 @@ def _descent_search(train: Side, params: NeighborsParams, device: str, seed: int
     """Return nearest-neighbour descent; held-out rows, not being in its graph, go exactly."""
     held = exact_search(train, None, device)
 
-    def find(side: Side, rows: np.ndarray, told: Told) -> Graph:
+    def find(side: Side, rows: np.ndarray, done: OnDone) -> Graph:
         if side.name != "train":
-            return held.find(side, rows, told)
+            return held.find(side, rows, done)
         graph = descent(train.vectors, train.k, params.n_jobs, seed)
-        told(len(rows))
+        done(len(rows))
         return graph
 
     return Search(held.order, find)

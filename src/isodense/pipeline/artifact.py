@@ -122,23 +122,23 @@ def read_manifest(folder: str | Path, kind: str) -> dict[str, Any]:
         If it is missing, of another kind or version, or if a file is absent or of another size.
     """
     folder = Path(folder)
-    remedy = f"run `dvc repro {kind}`, or `dvc pull {kind}` if a teammate has pushed it"
+    hint = f"run `dvc repro {kind}`, or `dvc pull {kind}` if a teammate has pushed it"
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise ArtifactError(f"{folder} has no {MANIFEST}: it is not complete", remedy) from None
+        raise ArtifactError(f"{folder} has no {MANIFEST}: it is not complete", hint) from None
     except ValueError as error:
-        raise ArtifactError(f"{folder / MANIFEST} is not JSON: {error}", remedy) from None
+        raise ArtifactError(f"{folder / MANIFEST} is not JSON: {error}", hint) from None
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
-        raise ArtifactError(f"{folder / MANIFEST} is not a manifest", remedy)
+        raise ArtifactError(f"{folder / MANIFEST} is not a manifest", hint)
     if manifest.get("kind") != kind:
-        raise ArtifactError(f"{folder} holds {manifest.get('kind')!r}, not {kind!r}", remedy)
+        raise ArtifactError(f"{folder} holds {manifest.get('kind')!r}, not {kind!r}", hint)
     if manifest.get("format_version") != FORMAT_VERSION:
         version = manifest.get("format_version")
         message = f"{folder} has format version {version!r}; this code reads {FORMAT_VERSION}"
-        raise ArtifactError(message, remedy)
+        raise ArtifactError(message, hint)
     for name, entry in manifest["files"].items():
-        _check_file(folder, name, entry.get("bytes"), remedy)
+        _check_file(folder, name, entry.get("bytes"), hint)
     return manifest
 
 
@@ -200,12 +200,12 @@ def _describe(path: Path) -> dict[str, Any]:
     return entry
 
 
-def _check_file(folder: Path, name: str, size: int | None, remedy: str) -> None:
+def _check_file(folder: Path, name: str, size: int | None, hint: str) -> None:
     path = folder / name
     inside = PurePosixPath(name)
     if inside.is_absolute() or ".." in inside.parts:
         raise ArtifactError(f"the manifest of {folder} names a file outside it: {name!r}")
     if not path.is_file():
-        raise ArtifactError(f"{path} is missing", remedy)
+        raise ArtifactError(f"{path} is missing", hint)
     if path.stat().st_size != size:
-        raise ArtifactError(f"{path} has {path.stat().st_size} bytes, not {size}", remedy)
+        raise ArtifactError(f"{path} has {path.stat().st_size} bytes, not {size}", hint)

@@ -12,14 +12,14 @@ class IsodenseError(Exception):
     ----------
     message : str
         What is wrong.
-    remedy : str, optional
+    hint : str, optional
         What to do next, as a sentence.
     """
 
-    def __init__(self, message: str, remedy: str = "") -> None:
-        super().__init__(f"{message}\n  -> {remedy}" if remedy else message)
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(f"{message}\n  -> {hint}" if hint else message)
         self.message = message
-        self.remedy = remedy
+        self.hint = hint
 
 
 class ParamsError(IsodenseError):
@@ -52,15 +52,15 @@ class DataError(IsodenseError):
         The file, or the name of the data set.
     line : int, optional
         Line or row number, counted from 1.
-    remedy : str, optional
+    hint : str, optional
         What to do next.
     """
 
     def __init__(
-        self, message: str, path: str | Path, line: int | None = None, remedy: str = ""
+        self, message: str, path: str | Path, line: int | None = None, hint: str = ""
     ) -> None:
         where = f"{path}:{line}" if line is not None else str(path)
-        super().__init__(f"{where}: {message}", remedy)
+        super().__init__(f"{where}: {message}", hint)
         self.path = path
         self.line = line
 

@@ -9,7 +9,7 @@ from isodense.pipeline.errors import DataError
 
 
 @contextmanager
-def clear_errors(repo: str, what: str, remedy: str) -> Iterator[None]:
+def clear_errors(repo: str, what: str, hint: str) -> Iterator[None]:
     """Turn what the Hub's client raises into a `DataError`.
 
     Parameters
@@ -18,7 +18,7 @@ def clear_errors(repo: str, what: str, remedy: str) -> Iterator[None]:
         ``owner/name``.
     what : str
         What is being fetched.
-    remedy : str
+    hint : str
         What to do when the connection is at fault.
     """
     from huggingface_hub import errors
@@ -28,16 +28,16 @@ def clear_errors(repo: str, what: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except errors.GatedRepoError:
-        raise DataError(f"{what}: access is gated", repo, remedy=login) from None
+        raise DataError(f"{what}: access is gated", repo, hint=login) from None
     except errors.RepositoryNotFoundError:
-        raise DataError("no such repository on the Hub, or no access", repo, remedy=login) from None
+        raise DataError("no such repository on the Hub, or no access", repo, hint=login) from None
     except errors.RevisionNotFoundError:
         message = f"has no {what}"
-        raise DataError(message, repo, remedy="check the revision in params.yaml") from None
+        raise DataError(message, repo, hint="check the revision in params.yaml") from None
     except errors.RemoteEntryNotFoundError:
-        raise DataError(f"has no file {what}", repo, remedy=remedy) from None
+        raise DataError(f"has no file {what}", repo, hint=hint) from None
     except (OSError, httpx.HTTPError, errors.CachedRepoTreeNotFoundError, RuntimeError) as error:
         cause = error.__cause__ or error
         first = (str(cause).strip() or type(cause).__name__).splitlines()[0]
         message = f"{what} could not be fetched ({first})"
-        raise DataError(message, repo, remedy=remedy) from error
+        raise DataError(message, repo, hint=hint) from error

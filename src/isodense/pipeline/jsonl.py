@@ -47,12 +47,12 @@ def read_jsonl(
                     if row is not None:
                         yield number, row
     except FileNotFoundError:
-        raise DataError("no such file", path, remedy="check the path in params.yaml") from None
+        raise DataError("no such file", path, hint="check the path in params.yaml") from None
     except IsADirectoryError:
-        raise DataError("is a folder, not a file", path, remedy="name its files") from None
+        raise DataError("is a folder, not a file", path, hint="name its files") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         message = f"the gzip stream is damaged or cut short after line {number} ({error})"
-        raise DataError(message, path, remedy="fetch the file again") from None
+        raise DataError(message, path, hint="fetch the file again") from None
 
 
 def dumps(row: dict[str, Any]) -> str:
@@ -77,19 +77,19 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _parse(raw: bytes, path: Path, line: int, on_bad_row: OnBadRow) -> dict[str, Any] | None:
-    remedy = "correct the line, or set download.on_bad_row: skip"
+    hint = "correct the line, or set download.on_bad_row: skip"
     try:
         row = json.loads(raw.decode("utf-8-sig" if line == 1 else "utf-8"))
         if b"\\ud" in raw.lower():  # unpaired surrogates pass json.loads
             json.dumps(row, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError as error:
-        on_bad_row(DataError(f"not UTF-8 (byte {error.start})", path, line, remedy))
+        on_bad_row(DataError(f"not UTF-8 (byte {error.start})", path, line, hint))
     except UnicodeEncodeError:
-        on_bad_row(DataError("an escape is half of a surrogate pair", path, line, remedy))
+        on_bad_row(DataError("an escape is half of a surrogate pair", path, line, hint))
     except (ValueError, RecursionError) as error:
-        on_bad_row(DataError(f"not JSON ({error})", path, line, remedy))
+        on_bad_row(DataError(f"not JSON ({error})", path, line, hint))
     else:
         if isinstance(row, dict):
             return row
-        on_bad_row(DataError(f"not a JSON object but {type(row).__name__}", path, line, remedy))
+        on_bad_row(DataError(f"not a JSON object but {type(row).__name__}", path, line, hint))
     return None

@@ -2,7 +2,8 @@
 
 Two prompts are one when their canonical conversations agree
 (:mod:`isodense.prompts.conversations`). What was asked often keeps its ``count`` and the sources it
-came from. The stored conversation is the first one seen, with its own white space; ``text`` is what the encoder reads.
+came from. The stored conversation is the first one seen, with its own white space; ``text`` is what
+the encoder reads.
 """
 
 from __future__ import annotations
@@ -120,12 +121,12 @@ def publish(
         If there is no valid prompt, or none is left to train on.
     """
     prompts = unique_prompts(pairs, params.heldout)
-    remedy = "check download.sources and run `dvc repro download`"
+    hint = "check download.sources and run `dvc repro download`"
     if not prompts:
-        raise DataError("no valid prompts found", "data/pairs", remedy=remedy)
+        raise DataError("no valid prompts found", "data/pairs", hint=hint)
     if not prompts.positions("train"):
         message = f"all {len(prompts)} prompts are held out"
-        raise DataError(message, "data/prompts", remedy="lower prompts.heldout, or add prompts")
+        raise DataError(message, "data/prompts", hint="lower prompts.heldout, or add prompts")
     with publishing(out) as scratch:
         write(prompts, as_dict(params), pairs_sha256, scratch)
     return statistics(prompts)

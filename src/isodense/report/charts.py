@@ -17,9 +17,9 @@ LINE = 2000  # points of a line at most, so that a long training does not make a
 TRAINING = {  # series of dvclive that come first, and what they are
     "reward": "reward of the sampled completions",
     "reward_std": "spread of rewards in a group",
-    "zero_signal_groups": "groups whose completions all got one reward",
+    "frac_reward_zero_std": "groups whose completions all got one reward",
     "completion_tokens": "tokens of a completion",
-    "truncated": "completions cut at the limit",
+    "clipped_ratio": "completions cut at the limit",
     "entropy": "entropy of the policy, nats",
     "loss": "loss",
     "grad_norm": "norm of the gradient",
@@ -101,7 +101,9 @@ def heldout_chart(distances: np.ndarray, radius: float | None) -> dict[str, Any]
         "held-out prompts",
         bars=[_bars(distances)],
         marks=[] if radius is None else [float(radius)],
-        note="" if radius is None else "Left of the dashed line: near-copies of a training prompt.",
+        note=""
+        if radius is None
+        else "Left of the dashed line: near-duplicates of a training prompt.",
     )
 
 
@@ -111,8 +113,8 @@ def decile_charts(path: Path) -> list[dict[str, Any]]:
     Parameters
     ----------
     path : Path
-        ``reward_by_decile.csv``: columns decile, policy, reward, low, high; zero_signal where
-        prompts have several completions.
+        ``reward_by_decile.csv``: columns decile, policy, reward, low, high; frac_reward_zero_std
+        where prompts have several completions.
     """
     rows = _table(path, ",")
     x = "density decile (1 = most isolated)"
@@ -135,9 +137,14 @@ def decile_charts(path: Path) -> list[dict[str, Any]]:
     title = "Held-out reward by density decile, with 95% intervals"
     ticks = points[0]["x"]
     charts = [chart("deciles", title, x, "reward", points=points, ticks=ticks)]
-    if rows and "zero_signal" in rows[0]:
+    if rows and "frac_reward_zero_std" in rows[0]:
         lines = [
-            _line(name, color, _column(mine[name], "decile"), _column(mine[name], "zero_signal"))
+            _line(
+                name,
+                color,
+                _column(mine[name], "decile"),
+                _column(mine[name], "frac_reward_zero_std"),
+            )
             for name, (color, _) in shifts.items()
         ]
         title = "Held-out prompts whose completions all got one reward"
@@ -210,4 +217,4 @@ def _column(rows: list[dict[str, str]], name: str) -> list[float]:
         return [float(row[name]) for row in rows]
     except (KeyError, TypeError, ValueError):
         message = f"a column {name!r} of numbers is missing"
-        raise DataError(message, "a table of plots", remedy="run `dvc repro evaluate`") from None
+        raise DataError(message, "a table of plots", hint="run `dvc repro evaluate`") from None

@@ -33,7 +33,7 @@ def write_images(
     heldout : Heldout, optional
         Distances of the held-out prompts to training ones.
     radius : float or None
-        Prompts within it are near-copies.
+        Prompts within it are near-duplicates.
     """
     with publishing(out) as scratch:
         _rank(prompts.relative[prompts.train], scratch / "weight_rank.png")
@@ -90,7 +90,9 @@ def _distances(distances: np.ndarray, radius: float | None, path: Path) -> None:
     figure, axis = _figure(6, 3.4)
     axis.hist(distances, bins=40, color=BLUE)
     if radius is not None:
-        axis.axvline(radius, color=ORANGE, linestyle="--", linewidth=1.5, label="left: near-copies")
+        axis.axvline(
+            radius, color=ORANGE, linestyle="--", linewidth=1.5, label="left: near-duplicates"
+        )
         axis.legend(frameon=False)
     axis.set(
         title="Distance of held-out prompts to the nearest training prompt",

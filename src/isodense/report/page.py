@@ -43,7 +43,12 @@ POLICIES = ("base", "trained")
 
 MEASURES = (  # of both policies: metric, name on the page, format, what it says
     ("reward", "reward", ".2f", "what training raises; mean over the prompts"),
-    ("zero_signal", "groups without signal", ".0%", "prompts whose completions all got one reward"),
+    (
+        "frac_reward_zero_std",
+        "groups without signal",
+        ".0%",
+        "prompts whose completions all got one reward",
+    ),
     ("kl", "KL to the base policy", ".2f", "nats per completion, estimated"),
     ("kl_per_token", "KL per token", ".3f", "nats"),
     ("vendi", "Vendi score", ".1f", "effective number of different answers, one per prompt"),
@@ -55,7 +60,7 @@ MEASURES = (  # of both policies: metric, name on the page, format, what it says
     ("em_dash", "em-dash", ".1%", "completions that hold one"),
     ("not_just_but", "“not just … but”", ".1%", "completions that hold it, or only, or merely"),
     ("tokens", "tokens", ".1f", "mean length of a completion"),
-    ("truncated", "truncated", ".0%", "completions cut at the limit"),
+    ("clipped_ratio", "clipped ratio", ".0%", "completions cut at the limit"),
 )
 
 
@@ -116,15 +121,15 @@ def write_report(
     """
     weights = load_weights(sources.density)
     prompts = load(sources.prompts, weights)
-    units, radius = _units(sources, weights)
+    clusters, radius = _clusters(sources, weights)
     near = None
     if sources.neighbors is not None:
         near = nearest_train(prompts, sources.neighbors, radius)
-    places, names, block = None, None, ""
+    coordinates, names, block = None, None, ""
     if sources.map is not None:
-        places, manifest = load_coordinates(sources.map)
-        require_same_ids(prompts.ids_sha256, manifest, f"the places in {sources.map}")
-        names, block = packed_map(prompts, places)
+        coordinates, manifest = load_coordinates(sources.map)
+        require_same_ids(prompts.ids_sha256, manifest, f"the coordinates in {sources.map}")
+        names, block = packed_map(prompts, coordinates)
     train = prompts.train
     charts = {
         "weights": weight_charts(
@@ -139,7 +144,7 @@ def write_report(
     most, least = extremes(prompts)
     metrics = read_metrics(sources.metrics)
     evaluation = metrics.get("eval")
-    copies = None if units is None else weight_statistics(weights.weights, units)
+    copies = None if clusters is None else weight_statistics(weights.weights, clusters)
     blocks = {
         "map": names,
         "charts": [chart for group in charts.values() for chart in group],
@@ -153,7 +158,7 @@ def write_report(
         cards=_cards(prompts, weights, metrics),
         charts=charts,
         rows=len(prompts),
-        groups=None if units is None else groups(prompts, units),
+        groups=None if clusters is None else groups(prompts, clusters),
         copies=copies,
         most=most,
         least=least,
@@ -169,7 +174,7 @@ def write_report(
     with replacing(out) as scratch:
         scratch.write_text(page, encoding="utf-8", errors="replace", newline="\n")
     if images is not None:
-        write_images(images, prompts, places, near, radius)
+        write_images(images, prompts, coordinates, near, radius)
 
 
 def read_metrics(paths: Iterable[Path]) -> dict[str, Any]:
@@ -180,12 +185,12 @@ def read_metrics(paths: Iterable[Path]) -> dict[str, Any]:
     return merged
 
 
-def _units(sources: Sources, weights: Weights) -> tuple[np.ndarray | None, float | None]:
-    """Return the group of near-copies of every training prompt, and their radius."""
+def _clusters(sources: Sources, weights: Weights) -> tuple[np.ndarray | None, float | None]:
+    """Return the duplicate cluster of every training prompt, and their radius."""
     if sources.neighbors is None:
         return None, None
     _, found = estimated(sources.neighbors, weights)
-    return found.units, found.scales.radius
+    return found.clusters, found.scales.radius
 
 
 def _template() -> Any:
@@ -228,9 +233,9 @@ def _verdict(copies: dict[str, Any] | None, evaluation: dict[str, Any] | None) -
         tokens = [evaluation[policy].get("tokens") for policy in POLICIES]
         if None not in tokens:
             said.append(f"Completions went from {tokens[0]:.0f} to {tokens[1]:.0f} tokens.")
-    if copies is not None and copies["copy_groups"]:
-        share, mass = copies["copies_mass_uniform"], copies["copies_mass"]
-        said.append(f"Near-copies are {share:.1%} of the training prompts,")
+    if copies is not None and copies["duplicate_clusters"]:
+        share, mass = copies["duplicates_mass_uniform"], copies["duplicates_mass"]
+        said.append(f"Near-duplicates are {share:.1%} of the training prompts,")
         said.append(f"and get {mass:.1%} of the draws.")
     return said
 
@@ -258,12 +263,12 @@ def _cards(prompts: Prompts, weights: Weights, metrics: dict[str, Any]) -> list[
         f"effective sample size: weights of {relative.min():.2f} to {relative.max():.2f} × mean "
         f"are as even as {size:,.0f} equal ones"
     )
-    cards.append(("evenness of weights", f"{size / len(relative):.0%}", note))
+    cards.append(("balance of weights", f"{size / len(relative):.0%}", note))
     if "labels" in metrics.get("density", {}):
         labels = metrics["density"]["labels"]
         change = f"{labels['entropy_uniform']:.2f} → {labels['entropy']:.2f}"
         note = "uniform → density weights; entropy of the draws' labels, 1: all alike"
-        cards.append(("evenness of labels", change, note))
+        cards.append(("balance of labels", change, note))
     if "heldout" in metrics.get("reward", {}):
         found, length = metrics["reward"]["heldout"], metrics["reward"].get("length_only")
         note = f"of held-out pairs, 95% interval {found['low']:.0%} to {found['high']:.0%}"

@@ -1,4 +1,4 @@
-"""What the report says of single prompts: the most and least weighted, near-copies, held-out ones.
+"""What the report says of single prompts: weights, near-duplicates, held-out ones.
 
 A prompt is anyone's text, of any length. The page shows the start of it, with a mark for each
 character that is invisible and could change how its surroundings look.
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from isodense.inspect.lookup import largest_groups
+from isodense.inspect.lookup import largest_clusters
 from isodense.neighbors.graph import HELDOUT, Graph, load_heldout_graph
 from isodense.pipeline.artifact import ids_sha256, load_array, read_manifest, require_same_ids
 from isodense.pipeline.errors import ArtifactError
@@ -22,7 +22,7 @@ from isodense.prompts.reader import FILE
 from isodense.sampling.weights import Weights
 
 LONGEST = 1000  # characters of a prompt that tables show
-SHOWN = 50  # most and least weighted prompts, groups, held-out near-copies
+SHOWN = 50  # most and least weighted prompts, groups, held-out near-duplicates
 MEMBERS = 20  # of a group
 UNSEEN = re.compile(  # controls, marks of writing direction, line separators, halves of surrogates
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
@@ -134,17 +134,17 @@ def extremes(prompts: Prompts) -> tuple[list[dict[str, Any]], list[dict[str, Any
     return [_row(prompts, row) for row in most], [_row(prompts, row) for row in least]
 
 
-def groups(prompts: Prompts, units: np.ndarray) -> list[dict[str, Any]]:
-    """Return the largest groups of near-copies, largest first.
+def groups(prompts: Prompts, clusters: np.ndarray) -> list[dict[str, Any]]:
+    """Return the largest duplicate clusters, largest first.
 
     Parameters
     ----------
     prompts : Prompts
-    units : ndarray of shape (n_train,), int32
+    clusters : ndarray of shape (n_train,), int32
         Group of each training prompt.
     """
     found, train = [], prompts.train
-    for members in largest_groups(units, SHOWN):
+    for members in largest_clusters(clusters, SHOWN):
         rows = train[members]
         found.append(
             {
@@ -167,7 +167,7 @@ class Heldout:
     distances : ndarray of shape (n_heldout,), float32
         To the nearest training prompt.
     near : list of dict
-        Those that are near-copies of one, the nearest first: ``distance, text, train``.
+        Those that are near-duplicates of one, the nearest first: ``distance, text, train``.
     count : int
         Their number.
     """
@@ -186,7 +186,7 @@ def nearest_train(prompts: Prompts, neighbors: Path, radius: float | None) -> He
     neighbors : Path
         The neighbours artifact.
     radius : float or None
-        Prompts within it are near-copies; None where that is not known.
+        Prompts within it are near-duplicates; None where that is not known.
 
     Raises
     ------

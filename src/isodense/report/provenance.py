@@ -60,7 +60,7 @@ def artifact(manifest: Path) -> dict[str, Any]:
     dict
         ``name``, ``sha256`` of its content, ``inputs`` and ``params``, as pairs.
     """
-    remedy = f"run `dvc checkout --force {manifest.parent}`"
+    hint = f"run `dvc checkout --force {manifest.parent}`"
     try:
         entry = json.loads(manifest.read_text(encoding="utf-8"))
         return {
@@ -70,9 +70,9 @@ def artifact(manifest: Path) -> dict[str, Any]:
             "params": list(flat(entry.get("params", {}))),
         }
     except FileNotFoundError:
-        raise ArtifactError(f"{manifest}: no such file", remedy) from None
+        raise ArtifactError(f"{manifest}: no such file", hint) from None
     except (ValueError, KeyError, AttributeError):
-        raise ArtifactError(f"{manifest} is not a manifest", remedy) from None
+        raise ArtifactError(f"{manifest} is not a manifest", hint) from None
 
 
 def versions() -> list[tuple[str, str]]:

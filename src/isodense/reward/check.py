@@ -131,8 +131,8 @@ def require_better_than_length(manifest: dict[str, Any], where: str | Path) -> N
             f"the reward in {where} prefers the right answer in {found['heldout']:.1%} of the "
             f"held-out pairs, length alone in {found['length_only']:.1%}"
         )
-        remedy = "improve the reward, or set train.on_weak_reward: warn to train on it anyway"
-        raise TrainingError(message, remedy)
+        hint = "improve the reward, or set train.on_weak_reward: warn to train on it anyway"
+        raise TrainingError(message, hint)
 
 
 def _wins(margin: np.ndarray) -> np.ndarray:

@@ -98,8 +98,8 @@ def load_chat_tokenizer(folder: Path) -> Any:
         raise ModelError(f"the reward model has no tokenizer: {error}") from None
     if tokenizer.chat_template is None:
         message = "the reward model's tokenizer has no chat template to render conversations with"
-        remedy = "save the one that it was trained with as chat_template.jinja in its folder"
-        raise ModelError(message, remedy)
+        hint = "save the one that it was trained with as chat_template.jinja in its folder"
+        raise ModelError(message, hint)
     return tokenizer
 
 
@@ -129,8 +129,8 @@ def load_model(folder: Path, device: str) -> Any:
     if info["missing_keys"]:
         message = f"the reward model lacks {len(info['missing_keys'])} weights"
         first = f"first {sorted(info['missing_keys'])[0]}"
-        remedy = "choose a sequence classifier: they would be made up at random"
-        raise ModelError(f"{message}, {first}", remedy)
+        hint = "choose a sequence classifier: they would be made up at random"
+        raise ModelError(f"{message}, {first}", hint)
     return model.eval().to(device)
 
 
@@ -145,8 +145,8 @@ def pad_token(model: Any, folder: Path) -> int:
     pad = model.config.get_text_config().pad_token_id
     if not isinstance(pad, int):
         message = "the reward model's config.json names no pad_token_id to batch answers with"
-        remedy = "set it to the tokenizer's pad token, one that no conversation ends with"
-        raise ModelError(message, remedy)
+        hint = "set it to the tokenizer's pad token, one that no conversation ends with"
+        raise ModelError(message, hint)
     return pad
 
 

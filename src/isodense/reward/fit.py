@@ -69,7 +69,7 @@ class FullParams:
     Attributes
     ----------
     epochs : float
-        Passes over the training pairs, or as many draws.
+        Skips the training pairs, or as many draws.
     batch_size : int
         Pairs per optimiser step; ``trainer.gradient_accumulation_steps`` divides it.
     learning_rate : float
@@ -297,8 +297,8 @@ def fit(
         made = _maker(params.kind)(task, scratch)
         if not np.isfinite(made.heldout).all():
             message = f"the scores of {len(heldout)} held-out pairs are not all finite"
-            remedy = "choose another model; of kind full, lower reward.full.learning_rate"
-            raise TrainingError(message, remedy)
+            hint = "choose another model; of kind full, lower reward.full.learning_rate"
+            raise TrainingError(message, hint)
         lengths = _length_margins(policy, heldout + train)
         found = compare(made.heldout, *np.split(lengths, [len(heldout)]))
         check = {name: found[name]["accuracy"] for name in ("heldout", "length_only")}

@@ -89,8 +89,8 @@ class FunctionReward:
         else:
             row = int(np.flatnonzero(~np.isfinite(scores))[0])
             message = f"returned {found[row]!r} for answer {row}, not a finite number"
-        remedy = "let it return a list with one finite number per answer"
-        raise TrainingError(f"reward.function {self.name} {message}", remedy)
+        hint = "let it return a list with one finite number per answer"
+        raise TrainingError(f"reward.function {self.name} {message}", hint)
 
 
 def find(name: str) -> tuple[Callable[..., Any], str]:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-from isodense.models.backbone import load_trunk
+from isodense.models.backbone import load_backbone
 from isodense.models.policy import (
     answer_tokens,
     context_length,
@@ -75,7 +75,7 @@ class Features:
         device: str = "cpu",
     ) -> None:
         self._tokenizer = load_tokenizer(policy)
-        self._model, block = load_trunk(policy, layer, "reward.layer", device)
+        self._model, block = load_backbone(policy, layer, "reward.layer", device)
         self._pooling, self._batch_tokens, self._device = pooling, batch_tokens, device
         context = context_length(policy)
         if context is not None and max_tokens > context:

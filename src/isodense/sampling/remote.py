@@ -168,8 +168,8 @@ def _explained(repo: str, rev: str | None, what: str) -> Iterator[None]:
     try:
         yield
     except RevError:
-        remedy = "name a tag, branch or commit that has been pushed there"
-        raise ArtifactError(f"{repo} has no revision {rev!r}", remedy) from None
+        hint = "name a tag, branch or commit that has been pushed there"
+        raise ArtifactError(f"{repo} has no revision {rev!r}", hint) from None
     except (CloneError, HTTPUnauthorized, GitProtocolError, NotGitRepository) as error:
         raise _no_clone(repo, error) from None
     except RemoteMissingDepsError as error:
@@ -182,18 +182,18 @@ def _explained(repo: str, rev: str | None, what: str) -> Iterator[None]:
 def _no_clone(repo: str, error: BaseException) -> ArtifactError:
     cause = _root(error)
     if "Unauthorized" in type(cause).__name__ or "Permission" in type(cause).__name__:
-        remedy = "log in, as for `git clone`: a credential helper, a token or an SSH key"
-        return ArtifactError(f"{repo} asks for credentials that git does not have", remedy)
+        hint = "log in, as for `git clone`: a credential helper, a token or an SSH key"
+        return ArtifactError(f"{repo} asks for credentials that git does not have", hint)
     reason = f": {without_password(str(cause))}" if str(cause) else ""
-    remedy = "check the address with `git ls-remote`; private repositories may hide so, too"
-    return ArtifactError(f"{repo} cannot be cloned{reason}", remedy)
+    hint = "check the address with `git ls-remote`; private repositories may hide so, too"
+    return ArtifactError(f"{repo} cannot be cloned{reason}", hint)
 
 
 def _unreadable(what: str, error: BaseException) -> ArtifactError:
     cause = _root(error)
     if isinstance(cause, FileNotFoundError):
-        remedy = "its owners have to `dvc push` to a remote that you can read; remote= names one"
-        return ArtifactError(f"{what} is not in that repository's remote storage", remedy)
+        hint = "its owners have to `dvc push` to a remote that you can read; remote= names one"
+        return ArtifactError(f"{what} is not in that repository's remote storage", hint)
     message = f"{what} cannot be read: {type(cause).__name__}: {cause}"
     message = without_password(message)
     return ArtifactError(message, "check your credentials for its storage, or name another remote=")

@@ -29,7 +29,7 @@ IDS = "prompt_ids.npy"
 ADDRESS = re.compile(r"[A-Za-z][\w+.-]*://|[\w.-]+@[\w.-]+:")  # https://…, git@host:…
 LINE = np.dtype([("newline", "S1"), ("id", "S32")])
 LINES = 4096  # hashed at once: they stay in the processor's cache
-REMEDY = "run `dvc repro density`, or `dvc checkout --force data/density`"
+HINT = "run `dvc repro density`, or `dvc checkout --force data/density`"
 
 
 @dataclass(frozen=True)
@@ -131,8 +131,8 @@ def load_weights(
     try:
         return _load(folder)
     except ArtifactError as error:
-        remedy = f"name another path or revision, or delete {folder} to fetch it again"
-        raise ArtifactError(error.message, remedy) from None
+        hint = f"name another path or revision, or delete {folder} to fetch it again"
+        raise ArtifactError(error.message, hint) from None
 
 
 def _is_repository(source: str | Path) -> bool:
@@ -150,7 +150,7 @@ def _load(folder: Path) -> Weights:
     for name, array in arrays.items():
         if array.shape != (manifest["rows"],):
             message = f"{folder / name} has shape {array.shape}, not ({manifest['rows']},)"
-            raise ArtifactError(message, REMEDY)
+            raise ArtifactError(message, HINT)
     _check_weights(folder / WEIGHTS, arrays[WEIGHTS])
     _check_ids(folder / IDS, arrays[IDS], manifest["ids_sha256"])
     return Weights(arrays[WEIGHTS], arrays[DENSITY], arrays[IDS], manifest)
@@ -160,17 +160,17 @@ def _check_weights(path: Path, weights: np.ndarray) -> None:
     bad = np.flatnonzero(~(np.isfinite(weights) & (weights > 0)))
     if len(bad):
         message = f"{path}: {len(bad)} weights are not finite and positive, first in row {bad[0]}"
-        raise ArtifactError(message, REMEDY)
+        raise ArtifactError(message, HINT)
     total = float(weights.sum(dtype=np.float64))
     if abs(total - 1) > 1e-6:
-        raise ArtifactError(f"{path}: the weights sum to {total:.9f}, not 1", REMEDY)
+        raise ArtifactError(f"{path}: the weights sum to {total:.9f}, not 1", HINT)
 
 
 def _check_ids(path: Path, ids: np.ndarray, expected: str) -> None:
     if ids.dtype != "S32":
-        raise ArtifactError(f"{path} has dtype {ids.dtype}, not S32", REMEDY)
+        raise ArtifactError(f"{path} has dtype {ids.dtype}, not S32", HINT)
     if _ids_sha256(ids) != expected:
-        raise ArtifactError(f"{path} does not hold the ids of its manifest", REMEDY)
+        raise ArtifactError(f"{path} does not hold the ids of its manifest", HINT)
 
 
 def _ids_sha256(ids: np.ndarray) -> str:

@@ -31,7 +31,7 @@ def newest(folder: Path) -> Path | None:
     return max((mark.parent for mark in marks), key=_step, default=None)
 
 
-def settle(checkpoint: Path) -> None:
+def finalize(checkpoint: Path) -> None:
     """Mark a checkpoint as complete and delete all others beside it."""
     (checkpoint / MARK).touch()
     for other in checkpoint.parent.glob("checkpoint-*"):

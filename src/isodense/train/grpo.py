@@ -27,18 +27,18 @@ from isodense.pipeline.artifact import write_json
 from isodense.pipeline.errors import TrainingError
 from isodense.pipeline.stage import progress
 from isodense.prompts.conversations import Message
-from isodense.train.checkpoints import Stop, settle
+from isodense.train.checkpoints import Stop, finalize
 
 Score = Callable[[Sequence[list[Message]], Sequence[str]], np.ndarray]
 
 SERIES = {
     "reward": "reward",
     "reward_std": "reward_std",
-    "frac_reward_zero_std": "zero_signal_groups",
+    "frac_reward_zero_std": "frac_reward_zero_std",
     "kl": "kl",
     "entropy": "entropy",
     "completions/mean_length": "completion_tokens",
-    "completions/clipped_ratio": "truncated",
+    "completions/clipped_ratio": "clipped_ratio",
     "loss": "loss",
     "grad_norm": "grad_norm",
 }
@@ -120,7 +120,7 @@ def save_policy(trainer: GRPOTrainer, policy: str | Path, folder: Path) -> None:
         return
     from peft import PeftModel
 
-    _settle_config(adapter / "adapter_config.json", Path(policy).name)
+    _portable_config(adapter / "adapter_config.json", Path(policy).name)
     merged = PeftModel.from_pretrained(load_policy(policy), str(adapter)).merge_and_unload()
     merged.save_pretrained(folder)
     load_tokenizer(policy).save_pretrained(folder)
@@ -154,7 +154,7 @@ def reward_function(score: Score, group: int) -> Callable[..., list[float | None
     return reward
 
 
-def _settle_config(path: Path, policy: str) -> None:
+def _portable_config(path: Path, policy: str) -> None:
     """Name the policy instead of its path, and order what peft keeps as sets."""
     config = json.loads(path.read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = policy
@@ -189,7 +189,7 @@ class Checkpoints(TrainerCallback):
         """Settle the checkpoint once every process has written its part."""
         _any_process(False, args.device)
         if state.is_world_process_zero:
-            settle(Path(args.output_dir, f"checkpoint-{state.global_step}"))
+            finalize(Path(args.output_dir, f"checkpoint-{state.global_step}"))
 
 
 def _any_process(flag: bool, device: torch.device) -> bool:

@@ -3,10 +3,11 @@
 The prompts are drawn before the trainer is built: a plan of row numbers, as many as the run will
 use, from :func:`isodense.sampling.draw.draw`. TRL's trainer walks through the plan in order,
 repeats each prompt ``num_generations`` times and keeps the group together, so that rewards are
-compared among answers to one prompt. Nothing of the trainer is replaced, and embeddings are never opened.
+compared among answers to one prompt. Nothing of the trainer is replaced, and embeddings are never
+opened.
 
 A prompt longer than ``max_prompt_tokens`` is not cut, because a conversation without its start is
-another conversation: its draws are passed over and the next of the stream taken, which leaves the
+another conversation: its draws are skipped and the next of the stream taken, which leaves the
 odds of the other prompts among themselves as the weights have them.
 
 A run that was cut off goes on from its last checkpoint, in the scratch, with the same draws and, on
@@ -122,7 +123,7 @@ class TrainParams:
     completions_per_pass : int
         Completions that a device runs forward and backward at once: memory and speed only.
     max_prompt_tokens : int
-        Longer prompts, in the chat format, are passed over.
+        Longer prompts, in the chat format, are skipped.
     max_completion_tokens : int
         Completions are cut there.
     learning_rate : float
@@ -181,12 +182,12 @@ class Plan:
     ----------
     rows : ndarray of shape (draws,), int64
         Row numbers of the training prompts.
-    passed_over : int
+    skipped : int
         Draws of prompts that are too long.
     """
 
     rows: np.ndarray
-    passed_over: int
+    skipped: int
 
 
 def prompt_weights(prompts: PromptSet, weights: Weights, sampling: str) -> np.ndarray:
@@ -275,7 +276,7 @@ def make_plan(
     replacement: bool = True,
     uniform: float = 0.0,
 ) -> Plan:
-    """Draw prompts, passing over those that do not fit.
+    """Draw prompts, skipping those that do not fit.
 
     Parameters
     ----------
@@ -497,7 +498,7 @@ def plan_facts(plan: Plan, prompts: PromptSet) -> dict[str, int]:
     facts = {
         "draws": len(plan.rows),
         "distinct_prompts": len(distinct),
-        "passed_over_draws": plan.passed_over,
+        "skipped_draws": plan.skipped,
     }
     if (labels := prompts.labels) is not None:
         facts["distinct_labels"] = len({labels[row] for row in distinct})

@@ -28,7 +28,7 @@ def add(commands: Any) -> None:
     )
     why.add_argument("prompt", help="id, start of an id, text, JSON messages, or -")
     why.add_argument("--text", action="store_true", help="it is a text, whatever it looks like")
-    shown = "neighbours and near-copies to show at most (10)"
+    shown = "neighbours and near-duplicates to show at most (10)"
     why.add_argument("--neighbors", type=positive, default=10, metavar="N", help=shown)
     why.add_argument("--width", type=positive, metavar="N", help="columns of a text")
     why.add_argument("--json", action="store_true", help="print JSON")
@@ -78,7 +78,7 @@ def _described(report: dict[str, Any], width: int | None) -> str:
             (
                 f"{near['distance']:.3f}",
                 f"{near['cosine']:.3f}",
-                "copy" if near["near_copy"] else f"{near['counts']:.2f}",
+                "copy" if near["near_duplicate"] else f"{near['counts']:.2f}",
                 f"{near['weight_over_mean']:.2f}",
                 cut(near["text"], room(36, width)),
             )
@@ -120,7 +120,7 @@ def _why_lines(report: dict[str, Any]) -> list[str]:
         f"{why['beyond']:.1f} estimated to lie beyond them"
     )
     if abs(why["own_count"] - count) > 0.05:
-        line += f" ({why['own_count']:.1f} in all; its group of near-copies has {count:.1f})"
+        line += f" ({why['own_count']:.1f} in all; its duplicate cluster has {count:.1f})"
     return [line + "\n"]
 
 
@@ -133,7 +133,7 @@ def _copy_lines(copies: dict[str, Any], kind: str, width: int | None) -> list[st
         "heldout": "it has their density",
         "new": f"the {number + 1} of them would share one weight",
     }[kind]
-    plural = "near-copy" if number == 1 else "near-copies"
+    plural = "near-duplicate" if number == 1 else "near-duplicates"
     shown = [f"         {cut(one['text'], room(11, width))}\n" for one in copies["prompts"]]
     more = number - len(shown)
     last = [f"         and {more} more\n"] if more else []

@@ -10,7 +10,7 @@ from typing import Any
 
 from isodense.cli.commands._arguments import positive
 
-ABOUT = "Print the effective sample size, the most and least weighted prompts, and near-copies."
+ABOUT = "Print the effective sample size, the most and least weighted prompts, and near-duplicates."
 
 
 def add(commands: Any) -> None:
@@ -24,7 +24,7 @@ def add(commands: Any) -> None:
     )
     look.add_argument("--density", type=Path, default=Path("data/density"), help="weights")
     look.add_argument("--prompts", type=Path, default=Path("data/prompts"), help="prompts")
-    look.add_argument("--neighbors", type=Path, help="for near-copies (beside the weights)")
+    look.add_argument("--neighbors", type=Path, help="for near-duplicates (beside the weights)")
     shown = "prompts at each end, and groups, to show (10)"
     look.add_argument("--top", type=positive, default=10, help=shown)
     look.add_argument("--width", type=positive, help="columns of a prompt (what there is room for)")

@@ -71,7 +71,7 @@ def describe(found: Growth, prompts: Path, top: int, width: int | None = None) -
     text = _counts(found) + _moves(found)
     among = len(found.copies) - len(copies)
     others = f"; of other new ones: {among}" if among else ""
-    text += f"\nnew near-copies of prompts that were there: {len(copies)}{others}\n"
+    text += f"\nnew near-duplicates of prompts that were there: {len(copies)}{others}\n"
     for copy in copies[:top]:
         split = "" if copy.row in found.weights else " (held out)"
         text += f"  {copy.distance:.3f}  {shown[copy.row]}{split}\n"

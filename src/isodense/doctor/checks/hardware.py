@@ -20,8 +20,8 @@ def check_device(project: Project) -> Iterator[Finding]:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if base.device == "cuda" and not count:
         text = "base.device is cuda, but torch sees no GPU"
-        remedy = "set base.device: auto; or install torch for your CUDA driver (make TORCH=...)"
-        yield Finding("device", "problem", text, remedy)
+        hint = "set base.device: auto; or install torch for your CUDA driver (make TORCH=...)"
+        yield Finding("device", "problem", text, hint)
     elif base.device == "cpu" and count:
         text = f"base.device is cpu, though there are {count} GPUs"
         yield Finding("device", "warning", text, "set base.device: auto")
@@ -69,12 +69,12 @@ def check_gpu_memory(project: Project) -> Iterator[Finding]:
     total = torch.cuda.get_device_properties(0).total_memory
     kind = "all weights" if train.lora is None else "LoRA"
     text = f"training ({kind}) takes about {size(needed)} of {size(total)}"
-    remedy = "lower train.completions_per_pass, set train.grpo.gradient_checkpointing: true"
-    remedy += ", set train.lora" if train.lora is None else ""
-    remedy += ", or share the policy out: configs/fsdp.yaml"
+    hint = "lower train.completions_per_pass, set train.grpo.gradient_checkpointing: true"
+    hint += ", set train.lora" if train.lora is None else ""
+    hint += ", or share the policy out: configs/fsdp.yaml"
     if needed > total:
-        yield Finding("GPU memory", "problem", text, remedy)
+        yield Finding("GPU memory", "problem", text, hint)
     elif needed > 0.8 * total:
-        yield Finding("GPU memory", "warning", text, remedy)
+        yield Finding("GPU memory", "warning", text, hint)
     else:
         yield Finding("GPU memory", "ok", text)

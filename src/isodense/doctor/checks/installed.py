@@ -59,7 +59,7 @@ def check_path(_: Project) -> Iterator[Finding]:
         found = shutil.which(command)
         if found is None or Path(found).parent.resolve() != here.resolve():
             text = f"{command} on PATH is {found or 'not there'}, not that of {here}"
-            remedy = f"activate the environment: . {here / 'activate'}"
-            yield Finding(name, "problem", text, remedy)
+            hint = f"activate the environment: . {here / 'activate'}"
+            yield Finding(name, "problem", text, hint)
             return
     yield Finding(name, "ok", f"python and dvc are those of {here}")

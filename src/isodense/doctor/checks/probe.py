@@ -18,7 +18,7 @@ WRONG = "check the network, and its url, endpoint and credentials: dvc remote li
 
 
 def probe(root: str, name: str) -> tuple[str, str, str]:
-    """Return level, text and remedy."""
+    """Return level, text and hint."""
     from dvc.config import Config
     from dvc.exceptions import DvcException
     from dvc.fs import get_cloud_fs

@@ -53,14 +53,14 @@ class Finding:
         A problem makes a stage fail, or what it computes wrong or lost.
     text : str
         How it is.
-    remedy : str
+    hint : str
         What to do about it; empty where all is well.
     """
 
     name: str
     level: Level
     text: str
-    remedy: str = ""
+    hint: str = ""
 
 
 @dataclass(frozen=True)

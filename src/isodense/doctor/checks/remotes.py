@@ -30,13 +30,13 @@ def check_remotes(project: Project) -> Iterator[Finding]:
         yield Finding("remotes", "warning", text, f"dvc remote default {next(iter(remotes))}")
     asked, end = {name: _ask(project, name) for name in remotes}, time.monotonic() + PATIENCE
     for name, settings in remotes.items():
-        level, text, remedy = _answer(asked[name], end - time.monotonic())
+        level, text, hint = _answer(asked[name], end - time.monotonic())
         shown = without_password(f"{settings.get('url')} {text}")
-        yield Finding(f"remote {name}", level, shown, remedy)
+        yield Finding(f"remote {name}", level, shown, hint)
         if not settings.get("verify"):
             text = "verify is off: a damaged file in it is taken for good"
-            remedy = f"dvc remote modify {name} verify true"
-            yield Finding(f"remote {name}", "warning", text, remedy)
+            hint = f"dvc remote modify {name} verify true"
+            yield Finding(f"remote {name}", "warning", text, hint)
 
 
 def _ask(project: Project, name: str) -> subprocess.Popen[str]:
@@ -57,5 +57,5 @@ def _answer(asked: subprocess.Popen[str], patience: float) -> tuple[Level, str, 
     if asked.returncode:
         lines = [line for line in error.splitlines() if line.strip()]
         return "problem", f"fails: {lines[-1] if lines else asked.returncode}", WRONG
-    level, text, remedy = json.loads(out)
-    return level, text, remedy
+    level, text, hint = json.loads(out)
+    return level, text, hint

@@ -13,7 +13,7 @@ from isodense.pipeline.artifact import read_manifest
 from isodense.pipeline.errors import TrainingError
 
 SAMPLE = 500  # prompts whose tokens are counted
-OFTEN = 0.05  # share of prompts cut or passed over that is worth a word
+OFTEN = 0.05  # share of prompts cut or skipped that is worth a word
 
 
 def check_context(project: Project) -> Iterator[Finding]:
@@ -39,7 +39,7 @@ def check_lengths(project: Project) -> Iterator[Finding]:
     if train is not None and _made(prompts) and _made(policy):
         long, asked = _too_long(prompts, policy, train.max_prompt_tokens)
         text = f"{long} of {asked} training prompts exceed train.max_prompt_tokens = "
-        text += f"{train.max_prompt_tokens} and are passed over"
+        text += f"{train.max_prompt_tokens} and are skipped"
         if long == asked:
             yield Finding("lengths", "problem", text, "raise train.max_prompt_tokens")
         elif long > OFTEN * asked:
@@ -50,8 +50,8 @@ def check_lengths(project: Project) -> Iterator[Finding]:
     cut, embeddings = found.get("truncated_share", 0.0), project.sections.get("embeddings")
     if cut > OFTEN and embeddings is not None:
         text = f"the encoder cut {cut:.0%} of the prompts at {embeddings.max_tokens} tokens"
-        remedy = "raise embeddings.max_tokens, as far as the encoder reads"
-        yield Finding("lengths", "warning", text, remedy)
+        hint = "raise embeddings.max_tokens, as far as the encoder reads"
+        yield Finding("lengths", "warning", text, hint)
 
 
 def check_reward(project: Project) -> Iterator[Finding]:
@@ -68,7 +68,7 @@ def check_reward(project: Project) -> Iterator[Finding]:
         require_better_than_length(manifest, "models/reward")
     except TrainingError as error:
         warned = train is not None and train.on_weak_reward == "warn"
-        yield Finding("reward", "warning" if warned else "problem", error.message, error.remedy)
+        yield Finding("reward", "warning" if warned else "problem", error.message, error.hint)
         return
     check = manifest["check"]
     text = f"right in {check['heldout']:.1%} of the held-out pairs, length alone in "
@@ -86,8 +86,8 @@ def check_recall(project: Project) -> Iterator[Finding]:
     text = f"{found['recall']:.1%} of the true neighbours found ({found['method']})"
     if found["recall"] < wanted.recall_floor:
         text += f", below neighbors.recall_floor = {wanted.recall_floor}"
-        remedy = "set neighbors.method: exact, or raise neighbors.recall_sample; dvc repro"
-        yield Finding("neighbours", "problem", text, remedy)
+        hint = "set neighbors.method: exact, or raise neighbors.recall_sample; dvc repro"
+        yield Finding("neighbours", "problem", text, hint)
     else:
         yield Finding("neighbours", "ok", text)
 

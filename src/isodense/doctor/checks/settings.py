@@ -28,14 +28,14 @@ def check_batches(project: Project) -> Iterator[Finding]:
     completions, count = train.prompts_per_step * train.num_generations, project.processes
     text = f"{train.prompts_per_step} prompts of {train.num_generations} completions a step"
     if completions % count:
-        remedy = "change train.prompts_per_step, train.num_generations, or the number of processes"
-        yield Finding("batches", "problem", f"{text} do not divide over {count} processes", remedy)
+        hint = "change train.prompts_per_step, train.num_generations, or the number of processes"
+        yield Finding("batches", "problem", f"{text} do not divide over {count} processes", hint)
         return
     world = os.environ.pop("WORLD_SIZE", None)  # this is one process, whatever it was started in
     try:
         config = make_config(train, 0, "cpu", project.scratch)
     except TrainingError as error:
-        yield Finding("batches", "problem", error.message, error.remedy or "change section train")
+        yield Finding("batches", "problem", error.message, error.hint or "change section train")
         return
     finally:
         if world is not None:
@@ -52,10 +52,10 @@ def check_launcher(project: Project) -> Iterator[Finding]:
     tasks = os.environ.get("SLURM_NTASKS", "1")
     if tasks not in ("1", "") and "SLURM_JOB_ID" in os.environ:
         text = f"SLURM starts {tasks} tasks (SLURM_NTASKS): each would run the pipeline"
-        remedy = "ask for --ntasks-per-node 1 and set ISODENSE_LAUNCH to start the processes"
-        yield Finding(name, "warning", text, remedy)
+        hint = "ask for --ntasks-per-node 1 and set ISODENSE_LAUNCH to start the processes"
+        yield Finding(name, "warning", text, hint)
     if world := os.environ.get("WORLD_SIZE"):
         text = f"WORLD_SIZE is {world} here, so that each stage waits for {world} processes"
-        remedy = "unset WORLD_SIZE RANK LOCAL_RANK, and set ISODENSE_LAUNCH instead"
+        hint = "unset WORLD_SIZE RANK LOCAL_RANK, and set ISODENSE_LAUNCH instead"
         if world != "1":
-            yield Finding(name, "problem", text, remedy)
+            yield Finding(name, "problem", text, hint)

@@ -43,13 +43,11 @@ def check_disk(project: Project) -> Iterator[Finding]:
         found = os.statvfs(folder)
         free = found.f_bavail * found.f_frsize
         text = f"{size(free)} free for {', '.join(names)}; a whole run writes about {size(needed)}"
-        remedy = (
-            "free space; or move the cache (dvc cache dir PATH) or the scratch (ISODENSE_CACHE)"
-        )
+        hint = "free space; or move the cache (dvc cache dir PATH) or the scratch (ISODENSE_CACHE)"
         if free < needed:
-            yield Finding("disk", "problem", text, remedy)
+            yield Finding("disk", "problem", text, hint)
         elif free < 2 * needed:
-            yield Finding("disk", "warning", text, remedy)
+            yield Finding("disk", "warning", text, hint)
         else:
             yield Finding("disk", "ok", text)
 
@@ -63,14 +61,14 @@ def check_memory(project: Project) -> Iterator[Finding]:
         needs["train"] = needed
     for stage, needed in needs.items():
         text = f"{stage} takes about {size(needed)}, of {size(total)} with {size(free)} free"
-        remedy = {
+        hint = {
             "train": "lower train.completions_per_pass or max_prompt_tokens, or set train.lora",
             "neighbors": "run this stage on a larger machine and `dvc pull neighbors` here",
         }[stage]
         if needed > total:
-            yield Finding("memory", "problem", text, remedy)
+            yield Finding("memory", "problem", text, hint)
         elif needed > free:
-            yield Finding("memory", "warning", text, f"close other programs; or {remedy}")
+            yield Finding("memory", "warning", text, f"close other programs; or {hint}")
         else:
             yield Finding("memory", "ok", text)
 
@@ -85,8 +83,8 @@ def check_scratch(project: Project) -> Iterator[Finding]:
     stale = sum(file.st_size for file in files if max(file.st_mtime, file.st_atime) < limit)
     text = f"{size(total)} in {project.scratch}, {size(stale)} of it unused for a week"
     if stale > MUCH // 10 or total > MUCH:
-        remedy = f"rm -rf {project.scratch}: it spares work, and no result depends on it"
-        yield Finding("scratch", "warning", text, remedy)
+        hint = f"rm -rf {project.scratch}: it spares work, and no result depends on it"
+        yield Finding("scratch", "warning", text, hint)
     else:
         yield Finding("scratch", "ok", text)
 

@@ -21,8 +21,8 @@ def check_code(project: Project) -> Iterator[Finding]:
     """Whether the code that the stages depend on is in git, as dvc.lock supposes."""
     name, code = "code", sorted(_code(project))
     if git(project.root, "rev-parse", "HEAD") is None:
-        remedy = "commit: dvc.lock means something only beside the code it was made with"
-        yield Finding(name, "warning", "there is no git repository with a commit", remedy)
+        hint = "commit: dvc.lock means something only beside the code it was made with"
+        yield Finding(name, "warning", "there is no git repository with a commit", hint)
         return
     if not code:
         return
@@ -32,14 +32,14 @@ def check_code(project: Project) -> Iterator[Finding]:
     changed = git(project.root, "diff", "--name-only", "--relative", "-z", "HEAD", "--", *code)
     dirty = [path for path in (changed or "").split("\0") if path and path not in absent]
     if absent:
-        remedy = "git checkout them, or correct deps in dvc.yaml"
-        yield Finding(name, "problem", f"stages depend on {_some(absent)}, not there", remedy)
+        hint = "git checkout them, or correct deps in dvc.yaml"
+        yield Finding(name, "problem", f"stages depend on {_some(absent)}, not there", hint)
     if untracked:
-        remedy = "git add and commit: a clone lacks them"
-        yield Finding(name, "problem", f"stages depend on {_some(untracked)}, not in git", remedy)
+        hint = "git add and commit: a clone lacks them"
+        yield Finding(name, "problem", f"stages depend on {_some(untracked)}, not in git", hint)
     if dirty:
-        remedy = "commit, so that a result can be traced to its code; or git restore"
-        yield Finding(name, "warning", f"{_some(dirty)} changed since the last commit", remedy)
+        hint = "commit, so that a result can be traced to its code; or git restore"
+        yield Finding(name, "warning", f"{_some(dirty)} changed since the last commit", hint)
     if not absent and not untracked and not dirty:
         yield Finding(name, "ok", f"all {len(code)} files that stages depend on are committed")
 
@@ -86,8 +86,8 @@ def check_links(project: Project) -> Iterator[Finding]:
     linked = [kind for kind in kinds if kind in LINKS]
     if linked and root:
         text = f"cache.type is {', '.join(kinds)} and you are root: an edited file edits the cache"
-        remedy = f"dvc config{_where(project)} --unset cache.type && dvc checkout --relink"
-        yield Finding(name, "problem", text, remedy)
+        hint = f"dvc config{_where(project)} --unset cache.type && dvc checkout --relink"
+        yield Finding(name, "problem", text, hint)
     elif root and (found := _linked_outputs(project)):
         text = f"{_some(found)} still linked to the cache, and you are root"
         yield Finding(name, "problem", text, "dvc checkout --relink")

@@ -19,7 +19,7 @@ from isodense.pipeline.errors import DataError
 from isodense.pipeline.hub_errors import clear_errors
 
 SKIP = "set download.on_bad_row: skip, or pin another revision"
-REMEDY = (
+HINT = (
     "check the connection, HF_ENDPOINT (a mirror) and HF_HUB_OFFLINE, then run again: finished "
     "files are kept; or fetch the files elsewhere and name them in the `local` source"
 )
@@ -48,7 +48,7 @@ class Snapshot:
         if os.environ.get("CI"):
             disable_progress_bars()
         self.repo = repo
-        with clear_errors(repo, f"revision {revision!r}", REMEDY):
+        with clear_errors(repo, f"revision {revision!r}", HINT):
             folder = huggingface_hub.snapshot_download(
                 repo, repo_type="dataset", revision=revision, allow_patterns=["README.md"]
             )
@@ -78,21 +78,21 @@ class Snapshot:
         """
         names = fnmatch.filter(self.files, pattern)
         if not names:
-            raise DataError(f"has no file {pattern}", self.repo, remedy=self._choice(pattern))
+            raise DataError(f"has no file {pattern}", self.repo, hint=self._choice(pattern))
         for name in names:
             yield f"{self.repo}/{name}", self._fetch(name)
 
     def _fetch(self, name: str) -> Path:
         import huggingface_hub
 
-        with clear_errors(self.repo, name, REMEDY):
+        with clear_errors(self.repo, name, HINT):
             path = huggingface_hub.hf_hub_download(
                 self.repo, name, repo_type="dataset", revision=self.commit
             )
         return Path(path)
 
     def _choice(self, pattern: str) -> str:
-        """Return what there is instead of a missing file, as a remedy."""
+        """Return what there is instead of a missing file, as a hint."""
         folder = pattern.partition("*")[0].rpartition("/")[0]
         while folder and not any(name.startswith(folder + "/") for name in self.files):
             folder = folder.rpartition("/")[0]

@@ -34,7 +34,7 @@ from isodense.pipeline.errors import DataError
 from isodense.pipeline.jsonl import OnBadRow, read_jsonl
 from isodense.pipeline.params import param
 
-REMEDY = "correct the row, or set download.on_bad_row: skip"
+HINT = "correct the row, or set download.on_bad_row: skip"
 KINDS: dict[tuple[str, ...], str] = {  # the types of prompt, chosen and rejected
     ("NoneType", "str", "str"): "HH",
     ("str", "str", "str"): "strings",
@@ -97,11 +97,11 @@ def _pairs(path: Path, on_bad_row: OnBadRow) -> Iterator[dict[str, Any]]:
             continue
         pair = _pair(row, form)
         if isinstance(pair, str):
-            on_bad_row(DataError(pair, path, line, REMEDY))
+            on_bad_row(DataError(pair, path, line, HINT))
         else:
             yield pair
     if form is None:
-        empty = DataError("has no rows", path, remedy="remove it from download.local.files")
+        empty = DataError("has no rows", path, hint="remove it from download.local.files")
         raise unknown or empty
 
 
@@ -130,11 +130,11 @@ def read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     number += 1
                     yield number, row
     except FileNotFoundError:
-        raise DataError("no such file", path, remedy="check the path in params.yaml") from None
+        raise DataError("no such file", path, hint="check the path in params.yaml") from None
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         first = str(error).splitlines()[0]
         message = f"the parquet file is damaged or cut short after row {number} ({first})"
-        raise DataError(message, path, remedy="fetch the file again") from None
+        raise DataError(message, path, hint="fetch the file again") from None
 
 
 def _form(row: dict[str, Any]) -> str | None:

@@ -16,9 +16,9 @@ another value) and perhaps ``dialogues`` (turns of user and assistant; the last 
 
 How a row comes about. The intents get their shares of ``pairs`` by largest remainder, at least one
 row each. Of an intent's rows some are *fresh* (a template and an entity not combined before, a
-fifth of them typed carelessly), some *near-copies* (an earlier fresh prompt with other case,
+fifth of them typed carelessly), some *near-duplicates* (an earlier fresh prompt with other case,
 punctuation, politeness, spaces or a slip of the finger) and some *copies* (an earlier prompt as it
-was; the answers are drawn anew). Near-copies are spread evenly, copies gather in the frequent
+was; the answers are drawn anew). Near-duplicates are spread evenly, copies gather in the frequent
 intents and on their earliest prompts, as in real traffic. Rows differ only by a trailing space now
 and then, so the ``prompts`` stage merges a few more than ``duplicates`` says.
 
@@ -50,7 +50,7 @@ Edit = Callable[[str, np.random.Generator], str]
 FILES = ("sample_head.yaml", "sample_tail.yaml")
 FRESH, NEAR, COPY = range(3)
 CARELESS = 0.2  # share of fresh prompts typed in lower case
-SECOND_EDIT = 0.3  # chance that a near-copy differs in two ways
+SECOND_EDIT = 0.3  # chance that a near-duplicate differs in two ways
 ANSWERED = 0.35  # share of padded answers that say it after all
 
 
@@ -171,10 +171,11 @@ def intent_counts(pairs: int, exponent: float, intents: int) -> npt.NDArray[np.i
 def copy_counts(
     rows: npt.NDArray[np.int64], duplicates: float, near_duplicates: float
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return how many of each intent's rows are copies, and how many are near-copies.
+    """Return how many of each intent's rows are copies, and how many are near-duplicates.
 
     The first row of an intent is never a copy; if that leaves too few places, there are fewer
-    copies than asked for. Copies go by the power 3/2 of the row counts, near-copies by the counts.
+    copies than asked for. Copies go by the power 3/2 of the row counts, near-duplicates by the
+    counts.
     """
     pairs = int(rows.sum())
     places = np.maximum(rows - 1, 0)
