@@ -1,6 +1,8 @@
 """Collect preference pairs from the sources in use into one file.
 
-Example: python stages/download.py --out data/pairs --metrics reports/metrics/download.json
+Example
+-------
+python stages/download.py --raw data/raw --out data/pairs --metrics reports/metrics/download.json
 """
 
 from __future__ import annotations
@@ -14,16 +16,20 @@ from isodense.download.collect import DownloadParams, publish
 from isodense.pipeline import params, stage
 from isodense.pipeline.artifact import write_json
 from isodense.pipeline.runtime import BaseParams
+from isodense.pipeline.watched import warn_unwatched
 
 
 def main(argv: list[str]) -> str:
     """Run the stage and return its summary line."""
     parser = stage.parser("download", __doc__)
+    parser.add_argument("--raw", type=Path, required=True, help="folder of the user's files")
     parser.add_argument("--out", type=Path, required=True, help="folder of the pairs")
     parser.add_argument("--metrics", type=Path, required=True, help="metrics file")
     args = parser.parse_args(argv)
     base = params.load(args.params, "base", BaseParams)
     section = params.load(args.params, "download", DownloadParams)
+    if "local" in section.sources:
+        warn_unwatched(section.local.files, args.raw, "download.local.files")
     metrics = publish(section, lambda source: base.rng(f"download.{source}"), args.out)
     write_json(args.metrics, metrics)
     counts = metrics["download"]

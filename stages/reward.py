@@ -3,7 +3,8 @@ r"""Make the reward and check it on the pairs of the held-out prompts.
 Example
 -------
 python stages/reward.py --pairs data/pairs --prompts data/prompts --density data/density \
-    --policy models/policy --out models/reward --metrics reports/metrics/reward.json
+    --policy models/policy --raw models/raw --rewards rewards --out models/reward \
+    --metrics reports/metrics/reward.json
 """
 
 import sys
@@ -15,8 +16,10 @@ from isodense.download.pairs import load_pairs
 from isodense.pipeline import params, stage
 from isodense.pipeline.artifact import content_sha256, read_manifest, write_json
 from isodense.pipeline.runtime import BaseParams, resolve_device
+from isodense.pipeline.watched import warn_unwatched
 from isodense.prompts.reader import load_prompts
 from isodense.reward.fit import RewardParams, fit
+from isodense.reward.function import source_files
 from isodense.sampling.weights import load_weights
 
 
@@ -27,11 +30,18 @@ def main(argv: list[str]) -> str:
     parser.add_argument("--prompts", type=Path, required=True, help="prompts artifact to read")
     parser.add_argument("--density", type=Path, required=True, help="density artifact to read")
     parser.add_argument("--policy", type=Path, required=True, help="policy folder to read")
+    parser.add_argument("--raw", type=Path, required=True, help="folder of the user's models")
+    parser.add_argument("--rewards", type=Path, required=True, help="folder of reward functions")
     parser.add_argument("--out", type=Path, required=True, help="reward artifact to write")
     parser.add_argument("--metrics", type=Path, required=True, help="metrics file to write")
     args = parser.parse_args(argv)
     base = params.load(args.params, "base", BaseParams)
     section = params.load(args.params, "reward", RewardParams)
+    if section.kind == "function":
+        files = source_files(str(section.function).partition(":")[0], Path.cwd())
+        warn_unwatched(files, args.rewards, "reward.function")
+    if section.kind == "model" and section.model.source == "folder":
+        warn_unwatched([str(section.model.name)], args.raw, "reward.model.name")
     pairs, prompts = load_pairs(args.pairs), load_prompts(args.prompts)
     inputs = {
         "pairs": content_sha256(read_manifest(args.pairs, "download")),

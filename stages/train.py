@@ -19,9 +19,9 @@ from isodense.sampling.weights import load_weights
 from isodense.train.train import (
     TrainParams,
     check_reward,
-    input_hashes,
     live_folder,
     prompt_weights,
+    read_manifests,
     train,
 )
 
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> str:
     live = live_folder(args.metrics, args.plots)
     prompts = load_prompts(args.prompts).split("train")
     weights = prompt_weights(prompts, load_weights(args.density), section.sampling)
-    inputs = input_hashes(args.prompts, args.density, args.policy, args.reward)
+    inputs = read_manifests(args.prompts, args.density, args.policy, args.reward)
     check_reward(args.reward, section.on_weak_reward)
     from isodense.reward.load import load_reward  # here, so that a wrong param shows at once
 

@@ -103,6 +103,9 @@ def start(folder: Path) -> Project:
         shutil.copytree(ROOT / name, made.root / name, ignore=skip)
     for name in ("dvc.yaml", "params.yaml", ".dvcignore", ".gitignore"):
         shutil.copyfile(ROOT / name, made.root / name)
+    for name in ("data/raw", "models/raw", "rewards"):
+        (made.root / name).mkdir(parents=True)
+        shutil.copyfile(ROOT / name / ".gitkeep", made.root / name / ".gitkeep")
     (made.root / "reports" / "metrics").mkdir(parents=True)
     source = {"source": "folder", "version": None, "sha256": None, "path": None}
     encoder = source | {"name": str(tiny.encoder(folder / "tiny-encoder"))}

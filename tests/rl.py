@@ -63,7 +63,8 @@ SECTIONS: dict[str, dict[str, Any]] = {
 }
 FLAGS = {
     "reward": "--pairs data/pairs --prompts data/prompts --policy models/policy "
-    "--density data/density --out models/reward --metrics reports/metrics/reward.json",
+    "--density data/density --raw models/raw --rewards rewards --out models/reward "
+    "--metrics reports/metrics/reward.json",
     "train": "--prompts data/prompts --density data/density --policy models/policy "
     "--reward models/reward --out models/grpo --metrics reports/train/metrics.json "
     "--plots reports/train/plots/metrics",

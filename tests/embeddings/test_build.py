@@ -160,10 +160,10 @@ def test_ctrl_c_loses_only_the_shard_in_flight(tmp_path, folder, monkeypatch):
 def test_a_damaged_finished_shard_is_computed_again(tmp_path, folder, spoil):
     run(tmp_path, folder, 40)
     whole = content(tmp_path / "out")
-    shard = sorted((tmp_path / "cache" / "embeddings").glob("*.npy"))[0]
+    shard = sorted((tmp_path / "cache" / "embeddings").glob("*/rows.npy"))[0]
     data = shard.read_bytes()
     if spoil == "note":
-        shard.with_suffix(".json").unlink()
+        shard.with_name("counts.json").unlink()
     else:
         changed = data[:-1] + bytes([data[-1] ^ 1])
         shard.write_bytes({"empty": b"", "noise": b"\x93NUMPY noise", "bit": changed}[spoil])
@@ -387,7 +387,7 @@ for line in sys.stdin:
 
 
 def finished(folder):
-    return len(list((folder / "cache").glob("embeddings/*.npy")))
+    return len(list((folder / "cache").glob("embeddings/*/rows.npy")))
 
 
 def test_kill_9_at_any_moment_costs_at_most_the_shard_in_flight(tmp_path, folder):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -20,6 +18,7 @@ from isodense.neighbors.blocks import (
     search_blocks,
 )
 from isodense.neighbors.exact import Exact, nearest
+from isodense.pipeline.cache import Entry, Store
 from isodense.pipeline.errors import ArtifactError
 from isodense.pipeline.executor import Rank
 from tests.neighbors.test_exact import unit
@@ -61,7 +60,7 @@ def run(folder, given=None, rank=ALONE, find=None, last=None, order=None):
         search = exact_search(given[0], last, "cpu")
         return Search(search.order if order is None else order, find or search.find)
 
-    return search_blocks(given, prepare, folder, rank, size=64)
+    return search_blocks(given, prepare, Entry(folder), rank, size=64)
 
 
 def test_blocks_give_the_bytes_of_one_go(tmp_path):
@@ -121,9 +120,9 @@ def test_a_rank_that_falls_silent_is_named_with_its_blocks(tmp_path, monkeypatch
 def finished(store, count, held, k=7, recipe="r"):
     """Search among the first rows, as an earlier run did."""
     given = sides(X[:count], HELD[:held], k)
-    folder = store / f"{recipe}-{count}-{held}"
-    search_blocks(given, lambda: exact_search(given[0], None, "cpu"), folder, ALONE)
-    finish(folder, recipe, given, [fingerprint(side.vectors) for side in given])
+    entry = Entry(store / f"{recipe}-{count}-{held}")
+    search_blocks(given, lambda: exact_search(given[0], None, "cpu"), entry, ALONE)
+    finish(entry, recipe, given, [fingerprint(side.vectors) for side in given])
 
 
 @pytest.mark.parametrize(
@@ -133,7 +132,7 @@ def finished(store, count, held, k=7, recipe="r"):
 def test_a_grown_graph_has_the_bytes_of_a_new_one(tmp_path, count, held, k):
     finished(tmp_path, count, held, k)
     given = sides(k=k)
-    last = load_last(tmp_path, "r", given)
+    last = load_last(Store(tmp_path, ""), "r", given)
     assert last.rows == count
     assert same(run(tmp_path / "run", given, last=last), at_once(given))
 
@@ -143,21 +142,16 @@ def test_the_largest_finished_graph_that_fits_is_grown(tmp_path):
         finished(tmp_path, count, 30)
     finished(tmp_path, 280, 30, recipe="another")
     other = sides(X[::-1][:290])
-    folder = tmp_path / "other"
-    search_blocks(other, lambda: exact_search(other[0], None, "cpu"), folder, ALONE)
-    finish(folder, "r", other, [fingerprint(side.vectors) for side in other])
-    assert load_last(tmp_path, "r", sides()).rows == 250
-    assert load_last(tmp_path, "r", sides(X[:240])).rows == 200
-    assert load_last(tmp_path, "none", sides()) is None
-
-
-def test_folders_nobody_used_for_a_week_are_deleted(tmp_path):
-    for count, days in ((100, 8), (200, 6)):
-        finished(tmp_path, count, 30)
-        then = time.time() - days * 86_400
-        os.utime(tmp_path / f"r-{count}-30", (then, then))
-    finished(tmp_path, 300, 30)
-    assert {path.name for path in tmp_path.iterdir()} == {"r-200-30", "r-300-30"}
+    entry = Entry(tmp_path / "other")
+    search_blocks(other, lambda: exact_search(other[0], None, "cpu"), entry, ALONE)
+    finish(entry, "r", other, [fingerprint(side.vectors) for side in other])
+    store = Store(tmp_path, "")
+    assert load_last(store, "r", sides()).rows == 250
+    assert load_last(store, "r", sides(X[:240])).rows == 200
+    assert load_last(store, "none", sides()) is None
+    block = tmp_path / "r-250-30/train-00000.safetensors"
+    block.write_bytes(block.read_bytes()[:-1])
+    assert load_last(store, "r", sides()).rows == 200
 
 
 def test_growing_compares_old_rows_with_new_ones_only(tmp_path, monkeypatch):
@@ -169,7 +163,7 @@ def test_growing_compares_old_rows_with_new_ones_only(tmp_path, monkeypatch):
         compared.append(len(queries) * len(self.X))
         return real(self, queries, *rest, **settings)
 
-    last = load_last(tmp_path, "r", sides())
+    last = load_last(Store(tmp_path, ""), "r", sides())
     monkeypatch.setattr(Exact, "nearest", counting)
     run(tmp_path / "run", last=last)
     assert sum(compared) == 290 * 10 + 10 * 300 + 30 * 10
@@ -183,11 +177,11 @@ def test_a_first_rank_without_work_still_prepares_for_the_others(tmp_path):
     search = exact_search(sides()[0], None, "cpu")
 
     def second():
-        search_blocks(sides(), lambda: ready.wait(20) and search, tmp_path, Rank(1, 2), 64)
+        search_blocks(sides(), lambda: ready.wait(20) and search, Entry(tmp_path), Rank(1, 2), 64)
 
     other = threading.Thread(target=second)
     other.start()
-    found = search_blocks(sides(), lambda: ready.set() or search, tmp_path, Rank(0, 2), 64)
+    found = search_blocks(sides(), lambda: ready.set() or search, Entry(tmp_path), Rank(0, 2), 64)
     other.join()
     assert same(found, at_once(sides()))
 
@@ -209,11 +203,12 @@ def test_a_graph_of_other_rows_is_not_grown(tmp_path, change):
     if change == "heldout":
         heldout[0] = heldout[1]
     given = sides(train[:200] if change == "fewer" else train, heldout)
-    assert load_last(tmp_path, "r", given) is None
+    assert load_last(Store(tmp_path, ""), "r", given) is None
 
 
 def test_no_rows_are_no_trouble(tmp_path):
     given = [Side("train", X[:1], 0), Side("heldout", HELD[:0], 1)]
-    graphs = search_blocks(given, lambda: exact_search(given[0], None, "cpu"), tmp_path, ALONE)
+    search = exact_search(given[0], None, "cpu")
+    graphs = search_blocks(given, lambda: search, Entry(tmp_path), ALONE)
     assert [graph.indices.shape for graph in graphs] == [(1, 0), (0, 1)]
     assert blocks.ROWS > 1

@@ -168,7 +168,8 @@ def test_an_audit_that_fails_loses_no_block(tmp_path, monkeypatch):
         run(tmp_path, IVF)
     assert len(list((tmp_path / "cache").rglob("*-0*.safetensors"))) == 2
     monkeypatch.undo()
-    monkeypatch.setattr(blocks, "keep", lambda *_: pytest.fail("all is there"))
+    monkeypatch.setattr(blocks, "exact_search", lambda *_: pytest.fail("all is there"))
+    monkeypatch.setattr(neighbors, "_ivf_search", lambda *_: pytest.fail("all is there"))
     run(tmp_path, IVF)
 
 

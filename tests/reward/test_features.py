@@ -91,7 +91,7 @@ def test_a_killed_run_goes_on_where_it_stopped(
 def test_a_damaged_block_is_made_again(folder: Path, texts, tmp_path: Path, computed, damage: str):
     rows, _ = load(texts, folder, tmp_path)
     computed.clear()
-    path = sorted(tmp_path.glob("*/*.npy"))[1]
+    path = sorted(tmp_path.glob("reward-features/*/*.npy"))[1]
     if damage == "cut short":
         path.write_bytes(path.read_bytes()[:-7])
     else:
@@ -137,11 +137,12 @@ def test_a_layer_that_is_not_there_is_an_error(folder: Path, texts, tmp_path: Pa
 def test_what_nobody_used_for_a_week_is_deleted(folder: Path, texts, tmp_path: Path, computed):
     load(texts, folder, tmp_path)
     load(texts, folder, tmp_path, layer=1)
-    mine, other = sorted(tmp_path.iterdir(), key=lambda path: path.stat().st_mtime)
+    entries = tmp_path / "reward-features"
+    mine, other = sorted(entries.iterdir(), key=lambda path: path.stat().st_mtime)
     for path in (mine, other):
         past = path.stat().st_mtime - OLD
         os.utime(path, (past, past))
     computed.clear()
     load(texts, folder, tmp_path)
     assert computed == []
-    assert list(tmp_path.iterdir()) == [mine]
+    assert list(entries.iterdir()) == [mine]

@@ -107,5 +107,5 @@ def test_the_artifact_names_the_function_and_notices_another_one(project: Path):
     reward = load_reward(project / "models/reward", project / "models/policy", "cpu", prompts)
     assert reward.score([user("a"), user("b")], ["yes.", "no"]).tolist() == [1, 0]
     write(project, ENDS.replace("'.'", "'!'"))
-    with pytest.raises(TrainingError, match="dvc repro --force --single-item reward"):
+    with pytest.raises(TrainingError, match="dvc repro reward"):
         load_reward(project / "models/reward", project / "models/policy")

@@ -17,13 +17,16 @@ from tests.hub import Fault, Hub
 STAGE = Path(__file__).parents[2] / "stages/download.py"
 
 
+FLAGS = ("--raw", "data/raw", "--out", "data/pairs", "--metrics", "reports/download.json")
+
+
 def run(folder: Path, environ: dict[str, str] | None = None, **changes: object):
     """Run the stage as DVC does, in `folder`."""
     base = {"seed": 1, "device": "cpu"}
     text = yaml.safe_dump({"base": base, "download": SECTION | changes})
     (folder / "params.yaml").write_text(text)
     return subprocess.run(
-        [sys.executable, STAGE, "--out", "data/pairs", "--metrics", "reports/download.json"],
+        [sys.executable, STAGE, *FLAGS],
         cwd=folder,
         env={**os.environ, "CI": "1", **(environ or {})},
         capture_output=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import signal
@@ -18,11 +19,17 @@ from isodense.models.policy import load_policy, load_tokenizer
 from isodense.pipeline.errors import TrainingError
 from isodense.prompts.reader import PromptSet, load_prompts
 from isodense.sampling.weights import load_weights
-from isodense.train.checkpoints import Stop, claimed, finalize, newest
-from isodense.train.train import TrainParams, make_config, make_plan, resumable_every, train
+from isodense.train.checkpoints import Stop, finalize, newest
+from isodense.train.train import CODE, TrainParams, make_config, make_plan, resumable_every, train
 from tests.rl import FLAGS, ROOT, SECTIONS, run_stage, snapshot, write_inputs, write_reward
 
 SECTION = SECTIONS["train"] | {"max_steps": 6, "save_steps": 2}
+INPUTS = {
+    "prompts": {"kind": "prompts", "files": {"prompts.jsonl": {"sha256": "1"}}},
+    "density": {"kind": "density", "files": {"density_weights.npy": {"sha256": "2"}}},
+    "policy": {"kind": "models", "files": {"model.safetensors": {"sha256": "3"}}},
+    "reward": {"kind": "reward", "files": {}, "function": {"name": "r:f", "sha256": "4"}},
+}
 
 
 def section(**changes: object) -> TrainParams:
@@ -60,7 +67,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PromptSet]:
     return folder, write_inputs(folder).split("train")
 
 
-def run(world, name: str, score, **changes: object):
+def run(world, name: str, score, inputs=INPUTS, seed: int = 1, **changes: object):
     folder, prompts = world
     weights = load_weights(folder / "data/density").weights
     return train(
@@ -69,10 +76,10 @@ def run(world, name: str, score, **changes: object):
         lambda device: score,
         folder / "models/policy",
         section(**changes),
-        seed=1,
+        seed=seed,
         device="cpu",
         cache=folder / "cache" / name,
-        inputs={"policy": "p"},
+        inputs=inputs,
         out=folder / name / "models/grpo",
         live=folder / name / "reports/train",
     )
@@ -101,6 +108,49 @@ def test_the_bytes_are_those_of_an_unbroken_run(world, name, act, changes):
     assert run(world, f"{name}-cut", calls, **changes) == report
     assert 0 < 100 - calls.left < 6  # the steps before the checkpoint are not run again
     assert snapshot(folder / f"{name}-cut") == snapshot(folder / f"{name}-whole")
+
+
+FUNCTION = {"function": {"name": "r:f", "sha256": "another"}}  # the manifest's files stay {}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"inputs": INPUTS | {"reward": INPUTS["reward"] | FUNCTION}},
+        {"inputs": INPUTS | {"prompts": {"kind": "prompts", "files": {}}}},
+        {"inputs": INPUTS | {"density": INPUTS["density"] | {"params": {"k": 10}}}},
+        {"inputs": INPUTS | {"policy": {"kind": "models", "files": {}}}},
+        {"learning_rate": 0.02},
+        {"seed": 2},
+        "library",
+        "code",
+        "processes",
+    ],
+    ids=lambda change: change if isinstance(change, str) else "-".join(change),
+)
+def test_a_run_goes_on_only_where_all_that_shapes_it_is_the_same(
+    world, change, request, monkeypatch: pytest.MonkeyPatch
+):
+    name = f"other-{request.node.callspec.id}"
+    with pytest.raises(KeyboardInterrupt):
+        run(world, name, Until(4, interrupt))
+    if change == "library":
+        real = importlib.metadata.version
+        newer = {"trl": "99"}
+        monkeypatch.setattr(
+            "importlib.metadata.version", lambda name: newer.get(name) or real(name)
+        )
+    elif change == "code":
+        monkeypatch.setattr("isodense.pipeline.cache.source_sha256", lambda packages: "other")
+    elif change == "processes":
+        monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    calls = Until(100, interrupt)
+    run(world, name, calls, **(change if isinstance(change, dict) else {}))
+    assert 100 - calls.left == 6  # all steps, from the first
+
+
+def test_the_source_of_all_that_trains_is_in_the_key():
+    assert set(CODE) >= {"models", "reward", "sampling", "train"}
 
 
 def test_a_crash_after_the_last_step_trains_no_step_more(world, monkeypatch: pytest.MonkeyPatch):
@@ -143,18 +193,14 @@ def test_an_unfinished_checkpoint_is_never_chosen(tmp_path: Path):
     assert newest(tmp_path) is None
     for step in (8, 9, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
-    (tmp_path / "checkpoint-8/complete").touch()
-    assert newest(tmp_path) == tmp_path / "checkpoint-8"
+        (tmp_path / f"checkpoint-{step}/weights").write_bytes(b"1234")
+    (tmp_path / "checkpoint-9/complete").touch()  # a kill while the mark was written
+    assert newest(tmp_path) is None
     finalize(tmp_path / "checkpoint-10")
     assert newest(tmp_path) == tmp_path / "checkpoint-10"
     assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_two_runs_of_the_same_settings_do_not_mix(tmp_path: Path):
-    with claimed(tmp_path), pytest.raises(TrainingError, match="wait for it"), claimed(tmp_path):
-        pass
-    with claimed(tmp_path):
-        pass
+    (tmp_path / "checkpoint-10/weights").write_bytes(b"12")  # a crash before it was on disk
+    assert newest(tmp_path) is None
 
 
 def test_ctrl_c_twice_interrupts_at_once(monkeypatch: pytest.MonkeyPatch):

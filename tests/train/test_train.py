@@ -16,11 +16,11 @@ from isodense.train.train import (
     TrainParams,
     check_reward,
     draws_needed,
-    input_hashes,
     live_folder,
     make_config,
     make_plan,
     prompt_weights,
+    read_manifests,
     train,
 )
 from tests.rl import snapshot, write_density, write_inputs, write_reward
@@ -215,7 +215,7 @@ def run(world, name: str, reward, seed: int = 1, **changes: object):
         seed=seed,
         device="cpu",
         cache=folder / "cache",
-        inputs={"policy": "p"},
+        inputs={"policy": {"kind": "models", "files": {}}},
         out=folder / name / "models/grpo",
         live=folder / name / "reports/train",
     )
@@ -347,9 +347,9 @@ def test_hashes_of_the_inputs_follow_their_content(tmp_path: Path):
     write_reward(tmp_path, prompts, 40, layer=1, pooling="last", l2=0.1)
     policy, reward = tmp_path / "models/policy", tmp_path / "models/reward"
     paths = (tmp_path / "data/prompts", tmp_path / "data/density", policy, reward)
-    before = input_hashes(*paths)
+    before = read_manifests(*paths)
     assert set(before) == {"prompts", "density", "policy", "reward"}
     flat = PromptSet(prompts.rows[1:])
     write_density(tmp_path / "data/density", flat)
-    after = input_hashes(*paths)
+    after = read_manifests(*paths)
     assert {name for name in before if before[name] != after[name]} == {"density"}

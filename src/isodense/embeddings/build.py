@@ -1,22 +1,18 @@
 """Embedding every prompt once, in shards that can be resumed, appended to and shared.
 
 A shard is computed from its own prompts alone, so its bytes depend on those, the encoder and the
-params, and on nothing else. A finished shard is kept in a scratch folder outside the DVC outputs,
-named by the hash of all it depends on: a run that was cut off, or whose prompts have grown,
-computes only what is not there. Ranks started by torchrun take turns at the missing shards and
-share nothing but that folder. Prompts are read a shard at a time, so memory does not grow with
-their number.
+params, and on nothing else. A finished shard is kept in :mod:`isodense.pipeline.cache`: a run that
+was cut off, or whose prompts have grown, computes only what is not there. Ranks started by torchrun
+take turns at the missing shards and share nothing but that folder. Prompts are read a shard at a
+time, so memory does not grow with their number.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
-import importlib.util
 import json
 import logging
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -29,14 +25,13 @@ from isodense.embeddings import postprocess
 from isodense.embeddings.preflight import preflight
 from isodense.embeddings.reader import ids_name, shard_name
 from isodense.pipeline.artifact import (
-    FORMAT_VERSION,
     content_sha256,
     load_array,
     publishing,
     read_manifest,
-    sha256_file,
     write_manifest,
 )
+from isodense.pipeline.cache import Entry, Store, cache_key
 from isodense.pipeline.errors import ArtifactError, ModelError, TextError
 from isodense.pipeline.executor import Progress, Rank
 from isodense.pipeline.jsonl import read_jsonl
@@ -51,13 +46,9 @@ log = logging.getLogger("isodense")
 
 SAMPLE = 200  # prompts whose cosines show the error of a projection
 TRUNCATED = 0.05  # share of cut prompts above which a person is told
-CODE = (  # modules that decide a row's bytes
-    "embeddings.encoder",
-    "embeddings.packing",
-    "embeddings.dense",
-    "embeddings.logits",
-    "models.backbone",
-)
+RECIPE = 1  # to be raised with any change to a row's values; see tests/recipes.py
+LIBRARIES = ("torch", "transformers")
+ROWS, COUNTS = "rows.npy", "counts.json"  # pieces of a finished shard, in the cache
 NOT_IN_ROWS = ("batch_tokens", "rows_per_shard", "postprocess", "components", "fit_rows")
 
 
@@ -105,13 +96,13 @@ class Shard:
     ----------
     number : int
     rows : int
-    path : Path
-        Where it is kept once finished; beside it ``.json`` with its hash and token counts.
+    entry : Entry
+        Where its vectors and token counts are kept once finished.
     """
 
     number: int
     rows: int
-    path: Path
+    entry: Entry
 
 
 def embed(
@@ -159,21 +150,28 @@ def embed(
     """
     rank = rank or Rank.current()
     load = load or (lambda: load_with(encoder, as_dict(params), device))
-    recipe = _recipe(encoder, resolve_device(device), params)
+    model, where = read_manifest(encoder, "models"), resolve_device(device)
     manifest = read_manifest(prompts, "prompts")
-    shards = _plan(prompts, manifest, params.rows_per_shard, recipe, cache / "embeddings")
+    store = Store(cache, "embeddings")
+
+    def key(texts: list[str]) -> str:
+        return _key(texts, model, params, where)
+
+    shards = _plan(prompts, manifest, params.rows_per_shard, key, store)
     watched = shards[rank.index :: rank.world] if rank.index else shards  # the first waits for all
-    missing = [shard for shard in watched if not _is_valid(shard, params)]
+    missing = [shard for shard in watched if not _is_finished(shard)]
     mine = [shard for shard in missing if shard.number % rank.world == rank.index]
-    run = cache / "embeddings" / "runs" / _digest(recipe, manifest["ids_sha256"])
-    with Progress(run, rank, sum(shard.rows for shard in missing)) as bar:
+    run = Store(cache, "embeddings-progress").entry(key([manifest["ids_sha256"]]))
+    with Progress(run.folder, rank, sum(shard.rows for shard in missing)) as bar:
         if mine:
             _compute(prompts, mine, params, load(), bar)
         if rank.index:
             return None
-        bar.wait([s.number for s in missing], lambda number: _is_valid(shards[number], params))
+        bar.wait([s.number for s in missing], lambda number: _is_finished(shards[number]))
     log.info("%d of %d shards computed, the rest were in %s", len(missing), len(shards), cache)
-    return _publish(prompts, encoder, manifest, shards, params, recipe, out)
+    report = _publish(prompts, encoder, manifest, model, shards, params, where, out)
+    store.clean()
+    return report
 
 
 def load_with(folder: Path, params: dict[str, Any], device: str) -> Encoder:
@@ -184,24 +182,21 @@ def load_with(folder: Path, params: dict[str, Any], device: str) -> Encoder:
     return load_encoder(folder, device=device, **{n: params[n] for n in names if n in params})
 
 
-def _recipe(encoder: Path, device: str, params: EmbeddingsParams) -> dict[str, Any]:
-    """Return what a shard's bytes depend on besides its prompts."""
-    specs = [importlib.util.find_spec(f"isodense.{name}") for name in CODE]  # none is imported
-    settings = {key: value for key, value in as_dict(params).items() if key not in NOT_IN_ROWS}
-    if params.space != "logits_projected":
-        del settings["projection"]
-    return {
-        "format_version": FORMAT_VERSION,
-        "code": [sha256_file(str(spec and spec.origin)) for spec in specs],
-        "versions": [importlib.metadata.version(name) for name in ("torch", "transformers")],
-        "device": device,
-        "encoder": content_sha256(read_manifest(encoder, "models")),
-        "params": settings,
-    }
+def _key(texts: list[str], encoder: dict[str, Any], params: EmbeddingsParams, device: str) -> str:
+    """Return the key of a shard of `texts`."""
+    return cache_key(
+        inputs={"encoder": encoder, "texts": texts},
+        params={**_shaping(params), "dtype": params.dtype},
+        code=RECIPE,
+        libraries=LIBRARIES,
+        device=device,
+    )
 
 
-def _digest(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:40]
+def _shaping(params: EmbeddingsParams) -> dict[str, Any]:
+    """Return the params that decide a row's bytes."""
+    unused = {*NOT_IN_ROWS, *(() if params.space == "logits_projected" else ("projection",))}
+    return {name: value for name, value in as_dict(params).items() if name not in unused}
 
 
 def _chunks(prompts: Path, size: int) -> Iterator[list[dict[str, Any]]]:
@@ -212,15 +207,19 @@ def _chunks(prompts: Path, size: int) -> Iterator[list[dict[str, Any]]]:
 
 
 def _plan(
-    prompts: Path, manifest: dict[str, Any], size: int, recipe: dict[str, Any], store: Path
+    prompts: Path,
+    manifest: dict[str, Any],
+    size: int,
+    key: Callable[[list[str]], str],
+    store: Store,
 ) -> list[Shard]:
     """Return all shards, having checked that the prompts are those of their manifest."""
     ids = hashlib.sha256()
     shards: list[Shard] = []
     for number, chunk in enumerate(_chunks(prompts, size)):
         ids.update(("\n" * (number > 0) + "\n".join(row["id"] for row in chunk)).encode())
-        key = _digest(recipe, [row["text"] for row in chunk])
-        shards.append(Shard(number, len(chunk), store / f"{key}.npy"))
+        entry = store.entry(key([row["text"] for row in chunk]))
+        shards.append(Shard(number, len(chunk), entry))
     if not shards or ids.hexdigest() != manifest["ids_sha256"]:
         message = f"{prompts / PROMPTS} does not hold the prompts of its manifest"
         raise ArtifactError(message, "run `dvc repro prompts`")
@@ -247,48 +246,35 @@ def _compute(
         counts: dict[str, Any] = {"cut": cut, "tokens": sum(map(len, ids))}
         if number == 0 and params.space == "logits_projected":
             counts["projection_error"] = encoder.projection_error(ids[:SAMPLE])
-        _keep(wanted[number].path, rows, counts)
+        with wanted[number].entry.writing(COUNTS) as path:
+            path.write_text(json.dumps(counts), encoding="utf-8")
+        with wanted[number].entry.writing(ROWS) as path, path.open("wb") as stream:
+            np.save(stream, rows, allow_pickle=False)
 
 
-def _keep(path: Path, rows: np.ndarray, counts: dict[str, Any]) -> None:
-    """Write a finished shard, whole or not at all, also where experiments run side by side."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, suffix=".tmp") as folder:
-        array, note = Path(folder, "rows.npy"), Path(folder, "counts.json")
-        np.save(array, rows, allow_pickle=False)
-        note.write_text(json.dumps({"sha256": sha256_file(array), **counts}), encoding="utf-8")
-        note.replace(path.with_suffix(".json"))
-        array.replace(path)
+def _is_finished(shard: Shard) -> bool:
+    return shard.entry.holds(COUNTS) and shard.entry.holds(ROWS)
 
 
 def _counts(shard: Shard) -> dict[str, Any]:
-    counts: dict[str, Any] = json.loads(shard.path.with_suffix(".json").read_text("utf-8"))
+    counts: dict[str, Any] = json.loads(shard.entry.path(COUNTS).read_text(encoding="utf-8"))
     return counts
-
-
-def _is_valid(shard: Shard, params: EmbeddingsParams) -> bool:
-    """Return whether a finished shard is there and whole; a power cut can leave a stump."""
-    try:
-        rows = load_array(shard.path, mmap=True)
-        whole = _counts(shard)["sha256"] == sha256_file(shard.path)
-    except (ArtifactError, OSError, ValueError, KeyError):
-        return False
-    return whole and rows.ndim == 2 and len(rows) == shard.rows and rows.dtype == params.dtype
 
 
 def _publish(
     prompts: Path,
     encoder: Path,
     manifest: dict[str, Any],
+    model: dict[str, Any],
     shards: list[Shard],
     params: EmbeddingsParams,
-    recipe: dict[str, Any],
+    device: str,
     out: Path,
 ) -> dict[str, Any]:
-    dim = load_array(shards[0].path, mmap=True).shape[1]
+    dim = load_array(shards[0].entry.path(ROWS), mmap=True).shape[1]
     with publishing(out) as scratch:
         for shard, chunk in zip(shards, _chunks(prompts, params.rows_per_shard), strict=True):
-            shutil.copyfile(shard.path, scratch / shard_name(shard.number))
+            shutil.copyfile(shard.entry.path(ROWS), scratch / shard_name(shard.number))
             ids = "\n".join(row["id"] for row in chunk)
             (scratch / ids_name(shard.number)).write_text(ids, encoding="ascii")
         write_manifest(
@@ -299,10 +285,10 @@ def _publish(
             dtype=params.dtype,
             rows_per_shard=params.rows_per_shard,
             ids_sha256=manifest["ids_sha256"],
-            device=recipe["device"],
-            params=recipe["params"],
+            device=device,
+            params=_shaping(params),
             transform=_fit(prompts, encoder, shards, params, scratch),
-            inputs={"encoder": recipe["encoder"], "prompts": content_sha256(manifest)},
+            inputs={"encoder": content_sha256(model), "prompts": content_sha256(manifest)},
         )
     return _report(shards, dim)
 
@@ -332,7 +318,7 @@ def _training_rows(
     left = params.fit_rows
     for shard, chunk in zip(shards, _chunks(prompts, params.rows_per_shard), strict=False):
         train = [row for row, prompt in enumerate(chunk) if prompt["split"] == "train"][:left]
-        yield load_array(shard.path, mmap=True)[train]
+        yield load_array(shard.entry.path(ROWS), mmap=True)[train]
         left -= len(train)
         if not left:
             return

@@ -27,7 +27,7 @@ from isodense.pipeline.artifact import (
     require_same_ids,
     write_json,
 )
-from isodense.pipeline.cache import folder_name, mark_used
+from isodense.pipeline.cache import Store, cache_key
 from isodense.pipeline.errors import ArtifactError, TrainingError
 from isodense.pipeline.params import as_dict, param
 from isodense.prompts.conversations import Message
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 Score = Callable[[Sequence[list[Message]], Sequence[str]], np.ndarray]
 
+CODE = ("evaluate", "models")  # packages that compute the completions
+LIBRARIES = ("torch", "transformers")
+COMPLETIONS = "completions.json"  # in the cache
 ENCODER_TOKENS = 256  # of a completion that the encoder reads; the last ones
 ENCODER_MULTIPLE = 16  # lengths that encoders take
 
@@ -221,14 +224,21 @@ def respond_once(
     """Do as :func:`respond` does, unless the same was done before and is in `cache`."""
     from isodense.models.generation import Completion
 
-    settings = {**as_dict(params), "seed": seed, "device": device, "asked": asked}
-    folder = cache / "evaluate" / folder_name(policy, settings, [])
-    path = folder / "answers.json"
-    if not path.is_file():
+    store = Store(cache, "completions")
+    key = cache_key(
+        inputs={"policy": read_manifest(policy, "models"), "prompts": list(asked)},
+        params={**as_dict(params), "seed": seed},
+        code=CODE,
+        libraries=LIBRARIES,
+        device=device,
+    )
+    entry = store.entry(key)
+    if not entry.holds(COMPLETIONS):
         made = respond(policy, asked, params, seed, device)
-        write_json(path, [[asdict(completion) for completion in group] for group in made])
-    mark_used(folder)
-    groups = json.loads(path.read_text(encoding="utf-8"))
+        with entry.writing(COMPLETIONS) as path:
+            write_json(path, [[asdict(completion) for completion in group] for group in made])
+    store.clean()
+    groups = json.loads(entry.path(COMPLETIONS).read_text(encoding="utf-8"))
     return [
         [Completion(**fields | {"ids": tuple(fields["ids"])}) for fields in group]
         for group in groups

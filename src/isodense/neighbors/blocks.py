@@ -1,11 +1,10 @@
-"""Neighbour search in blocks of queries: kept in a scratch folder, shared by ranks, grown.
+"""Neighbour search in blocks of queries: cached, shared by ranks, grown.
 
-A finished block is kept outside the DVC outputs, in a folder named by the hash of the vectors and
-of all else that its bytes depend on: a run that was cut off computes only what is not there, and
-ranks started by torchrun take turns at the missing blocks. The folder stays when the graph is
-published. If the present rows begin with those of an exact graph that was finished earlier, old
-rows are compared with the new ones only: what they had and what they find hold the k nearest, in
-the bytes of a search from nothing. Folders that nobody has used for a week are deleted.
+A finished block is kept in :mod:`isodense.pipeline.cache`: a run that was cut off computes only
+what is not there, and ranks started by torchrun take turns at the missing blocks. The blocks stay
+when the graph is published. If the present rows begin with those of an exact graph that was
+finished earlier, old rows are compared with the new ones only: what they had and what they find
+hold the k nearest, in the bytes of a search from nothing.
 """
 
 from __future__ import annotations
@@ -13,20 +12,17 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from isodense.neighbors.exact import Exact
 from isodense.neighbors.graph import Graph
-from isodense.pipeline.artifact import replacing, write_json
-from isodense.pipeline.cache import mark_used
+from isodense.pipeline.artifact import write_json
+from isodense.pipeline.cache import Entry, Store
 from isodense.pipeline.errors import ArtifactError
 from isodense.pipeline.executor import Progress, Rank
 
@@ -93,11 +89,6 @@ class Last:
     graphs: dict[str, Graph]
 
 
-def digest(*parts: Any) -> str:
-    """Return the name of what depends on `parts`."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:40]
-
-
 def fingerprint(vectors: np.ndarray) -> str:
     """Return a hash of all rows."""
     found = hashlib.sha256(str(vectors.shape[1:]).encode())
@@ -106,7 +97,7 @@ def fingerprint(vectors: np.ndarray) -> str:
 
 
 def search_blocks(
-    sides: list[Side], prepare: Callable[[], Search], run: Path, rank: Rank, size: int = ROWS
+    sides: list[Side], prepare: Callable[[], Search], entry: Entry, rank: Rank, size: int = ROWS
 ) -> list[Graph] | None:
     """Find the neighbours of all rows of all sides, taking finished blocks from a folder.
 
@@ -115,8 +106,8 @@ def search_blocks(
     sides : list of Side
     prepare : callable
         Makes the Search; called only if a block is missing.
-    run : Path
-        Where blocks are kept, shared by the ranks; named after all that they depend on.
+    entry : Entry
+        Where blocks are kept, shared by the ranks.
     rank : Rank
     size : int
         Queries of a block.
@@ -127,11 +118,11 @@ def search_blocks(
         Of each side; None on ranks but the first.
     """
     blocks = [(side, start) for side in sides for start in range(0, len(side.vectors), size)]
-    paths = [path for side in sides for path in _paths(run, side, size)]
-    missing = [number for number, path in enumerate(paths) if not is_valid(path)]
+    names = [name for side in sides for name in _names(side, size)]
+    missing = [number for number, name in enumerate(names) if not entry.holds(name)]
     mine = [number for number in missing if number % rank.world == rank.index]
     counts = [min(size, len(side.vectors) - start) for side, start in blocks]
-    with Progress(run, rank, sum(counts[number] for number in missing), "blocks") as bar:
+    with Progress(entry.folder, rank, sum(counts[number] for number in missing), "blocks") as bar:
         if mine or (missing and not rank.index):  # others may wait for what the first prepares
             search = prepare()
             for number in mine:
@@ -139,13 +130,16 @@ def search_blocks(
                 order = search.order if side.name == "train" else np.arange(len(side.vectors))
                 rows = order[start : start + size]
                 graph = search.find(side, rows, bar.add)
-                keep(paths[number], rows=rows, indices=graph.indices, distances=graph.distances)
+                arrays = {"rows": rows, "indices": graph.indices, "distances": graph.distances}
+                with entry.writing(names[number]) as path:
+                    save_file(arrays, path)
         if rank.index:
             return None
-        bar.wait(missing, lambda number: is_valid(paths[number]))
+        bar.wait(missing, lambda number: entry.holds(names[number]))
     if len(missing) < len(blocks):
-        log.info("%d of %d blocks computed, the rest were in %s", len(missing), len(blocks), run)
-    return [_joined(side, _paths(run, side, size)) for side in sides]
+        where = entry.folder
+        log.info("%d of %d blocks computed, the rest were in %s", len(missing), len(blocks), where)
+    return [_joined(entry, side, size) for side in sides]
 
 
 def exact_search(train: Side, last: Last | None, device: str) -> Search:
@@ -175,35 +169,29 @@ def exact_search(train: Side, last: Last | None, device: str) -> Search:
     return Search(np.arange(len(train.vectors)), find)
 
 
-def keep(path: Path, **arrays: np.ndarray) -> None:
-    """Write arrays as safetensors, whole or not at all, also where experiments run side by side."""
-    with replacing(path) as scratch:
-        save_file(arrays, scratch)
-        with scratch.open("rb") as stream:
-            os.fsync(stream.fileno())
-
-
-def finish(run: Path, recipe: str, sides: list[Side], prints: list[str]) -> None:
-    """Note in the folder of a finished search what it is of, and delete what nobody uses."""
+def finish(entry: Entry, recipe: str, sides: list[Side], prints: list[str]) -> None:
+    """Note in the entry of a finished search what it is of, so that a larger set can grow it."""
     rows = {s.name: [len(s.vectors), p] for s, p in zip(sides, prints, strict=True)}
-    write_json(run / NOTE, {"recipe": recipe, "rows": rows, "k": [side.k for side in sides]})
-    mark_used(run)
+    note = {"recipe": recipe, "rows": rows, "k": [side.k for side in sides]}
+    with entry.writing(NOTE) as path:
+        write_json(path, note)
 
 
-def load_last(store: Path, recipe: str, sides: list[Side]) -> Last | None:
+def load_last(store: Store, recipe: str, sides: list[Side]) -> Last | None:
     """Return the largest finished graph of rows that the present ones begin with.
 
     Parameters
     ----------
-    store : Path
-        Folder of the folders of searches.
+    store : Store
+        Finished searches.
     recipe : str
         What the graph must depend on besides the vectors.
     sides : list of Side
         The present rows.
     """
-    notes = [note for note in map(_note, store.glob(f"*/{NOTE}")) if note["recipe"] == recipe]
-    for note in sorted(notes, key=lambda note: -note["rows"]["train"][0]):
+    found = [(_note(entry), entry) for entry in store.entries(NOTE) if entry.holds(NOTE)]
+    fitting = [(note, entry) for note, entry in found if note["recipe"] == recipe]
+    for note, entry in sorted(fitting, key=lambda pair: -pair[0]["rows"]["train"][0]):
         known = [note["rows"][side.name] for side in sides]
         if all(_begins(s, *found) for s, found in zip(sides, known, strict=True)):
             log.info("growing the graph of the first %d training prompts", known[0][0])
@@ -211,13 +199,16 @@ def load_last(store: Path, recipe: str, sides: list[Side]) -> Last | None:
                 Side(side.name, side.vectors[:count], k)
                 for side, (count, _), k in zip(sides, known, note["k"], strict=True)
             ]
-            graphs = {side.name: _joined(side, _paths(note["run"], side)) for side in old}
+            if not all(entry.holds(name) for side in old for name in _names(side)):
+                continue
+            graphs = {side.name: _joined(entry, side) for side in old}
             return Last(known[0][0], graphs)
     return None
 
 
-def _note(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) | {"run": path.parent}
+def _note(entry: Entry) -> dict[str, Any]:
+    note: dict[str, Any] = json.loads(entry.path(NOTE).read_text(encoding="utf-8"))
+    return note
 
 
 def _begins(side: Side, rows: int, known: str) -> bool:
@@ -236,31 +227,21 @@ def _grown(last: Last, side: Side, rows: np.ndarray, new: Exact, done: OnDone) -
     )
 
 
-def is_valid(path: Path) -> bool:
-    """Return whether a finished block is there; safetensors knows a stump by its length."""
-    try:
-        with safe_open(path, "numpy"):
-            return True
-    except (OSError, SafetensorError):
-        return False
+def _names(side: Side, size: int = ROWS) -> list[str]:
+    """Return the names of the pieces that hold a side's blocks."""
+    blocks = range(-(-len(side.vectors) // size))
+    return [f"{side.name}-{number:05d}.safetensors" for number in blocks]
 
 
-def _paths(run: Path, side: Side, size: int = ROWS) -> list[Path]:
-    return [
-        run / f"{side.name}-{number:05d}.safetensors"
-        for number in range(-(-len(side.vectors) // size))
-    ]
-
-
-def _joined(side: Side, paths: list[Path]) -> Graph:
+def _joined(entry: Entry, side: Side, size: int = ROWS) -> Graph:
     """Put blocks together; each row has to be in one of them."""
     graph, found = Graph.empty(len(side.vectors), side.k), np.zeros(len(side.vectors), dtype=int)
-    for path in paths:
-        block = load_file(path)
+    for name in _names(side, size):
+        block = load_file(entry.path(name))
         graph.indices[block["rows"]] = block["indices"]
         graph.distances[block["rows"]] = block["distances"]
         found[block["rows"]] += 1
     if (found != 1).any():
-        message = f"the blocks in {paths[0].parent} do not hold each row once"
+        message = f"the blocks in {entry.folder} do not hold each row once"
         raise ArtifactError(message, "delete that folder and run it again")
     return graph

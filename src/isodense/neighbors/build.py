@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import time
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from isodense.embeddings.reader import load_vectors
 from isodense.neighbors.approximate import InvertedFile, centroids, descent
@@ -19,12 +18,9 @@ from isodense.neighbors.blocks import (
     OnDone,
     Search,
     Side,
-    digest,
     exact_search,
     fingerprint,
     finish,
-    is_valid,
-    keep,
     load_last,
     search_blocks,
 )
@@ -39,14 +35,13 @@ from isodense.neighbors.graph import (
     recall,
 )
 from isodense.pipeline.artifact import (
-    FORMAT_VERSION,
     content_sha256,
     publishing,
     read_manifest,
     require_same_ids,
-    sha256_file,
     write_manifest,
 )
+from isodense.pipeline.cache import Entry, Store, cache_key
 from isodense.pipeline.errors import IsodenseError
 from isodense.pipeline.executor import Rank
 from isodense.pipeline.params import as_dict, param
@@ -56,8 +51,9 @@ from isodense.prompts.reader import Columns
 Method = Literal["auto", "exact", "ivf", "pynndescent"]
 
 EXACT_LIMIT = 100_000  # rows; a minute on 2 cores
-CODE = ("exact", "approximate", "blocks", "build")  # modules that decide a graph's bytes
-PACKAGES = {"ivf": "faiss-cpu", "pynndescent": "pynndescent"}
+RECIPE = 1  # to be raised with any change to a graph's bytes; see tests/recipes.py
+LIBRARIES = {"exact": ("numpy",), "ivf": ("faiss-cpu",), "pynndescent": ("pynndescent",)}
+LISTS = "lists.safetensors"  # the inverted file's centroids and depth, in the cache
 
 log = logging.getLogger("isodense")
 
@@ -246,26 +242,28 @@ def publish(
     sides, manifest = _sides(embeddings, prompts, params.k_max)
     train = sides[0]
     method = resolve_method(params.method, len(train.vectors), device) if train.k else "exact"
-    recipe, store = _recipe(params, method, seed), cache / "neighbors"
     prints = [fingerprint(side.vectors) for side in sides]
-    run = store / digest(recipe, prints)
+    recipe, key = (_key(params, method, device, seed, vectors) for vectors in ([], prints))
+    store = Store(cache, "neighbors")
+    entry = store.entry(key)
 
     def prepare() -> Search:
         if method == "exact":
             return exact_search(train, load_last(store, recipe, sides), device)
         if method == "pynndescent":
             return _descent_search(train, params, device, seed)
-        return _ivf_search(train, params, device, seed, run / "lists.safetensors", rank)
+        return _ivf_search(train, params, device, seed, entry, rank)
 
     size = len(train.vectors) if method == "pynndescent" else ROWS
-    graphs = search_blocks(sides, prepare, run, rank, size)
+    graphs = search_blocks(sides, prepare, entry, rank, size)
     if graphs is None:
         return None
     report = {"method": method, "rows": len(train.vectors), "k_max": train.k, "recall": 1.0}
     if method != "exact":
         report["recall"] = _audited(train, graphs[0], params, method, device, seed + 1)
     _write(graphs, prompts, train, params, report, manifest, out)
-    finish(run, recipe, sides, prints)
+    finish(entry, recipe, sides, prints)
+    store.clean()
     return report
 
 
@@ -292,33 +290,42 @@ def _sides(embeddings: Path, prompts: Columns, k: int) -> tuple[list[Side], dict
     return sides, manifest
 
 
-def _recipe(params: NeighborsParams, method: Method, seed: int) -> str:
-    """Return the hash of what a graph's bytes depend on besides the vectors."""
-    code = [sha256_file(Path(__file__).with_name(f"{name}.py")) for name in CODE]
-    recipe: list[Any] = [FORMAT_VERSION, code, method, params.k_max]
+def _key(
+    params: NeighborsParams, method: Method, device: str, seed: int, vectors: list[str]
+) -> str:
+    """Return the key of a graph of the vectors with these hashes, or of any with none."""
+    shaping: dict[str, Any] = {"method": method, "k_max": params.k_max}
     if method != "exact":
-        recipe += [seed, importlib.metadata.version(PACKAGES[method])]
+        shaping |= {"seed": seed}
     if method == "ivf":
-        recipe += [params.recall_floor, params.recall_sample]
+        shaping |= {"recall_floor": params.recall_floor, "recall_sample": params.recall_sample}
     if method == "pynndescent":
-        recipe += [params.n_jobs]
-    return digest(recipe)
+        shaping |= {"n_jobs": params.n_jobs}
+    return cache_key(
+        inputs={"vectors": vectors},
+        params=shaping,
+        code=RECIPE,
+        libraries=LIBRARIES[method],
+        device=resolve_device(device),
+    )
 
 
 def _ivf_search(
-    train: Side, params: NeighborsParams, device: str, seed: int, lists: Path, rank: Rank
+    train: Side, params: NeighborsParams, device: str, seed: int, entry: Entry, rank: Rank
 ) -> Search:
     """Build the index; the first rank finds its centroids and its depth, for all."""
-    while rank.index and not is_valid(lists):  # torchrun ends all ranks if the first one fails
+    while rank.index and not entry.holds(LISTS):  # torchrun ends all ranks if the first one fails
         time.sleep(0.25)
-    if not is_valid(lists):
+    if not entry.holds(LISTS):
         middle = centroids(train.vectors, seed)
         index = InvertedFile(train.vectors, middle)
         rows = sample(len(train.vectors), params.recall_sample, seed)
         index.tune(rows, _exact(train, rows, device), _aim(params.recall_floor))
-        keep(lists, centroids=middle, probes=np.array([index.probes]), order=index.order())
+        probes = np.array([index.probes])
+        with entry.writing(LISTS) as path:
+            save_file({"centroids": middle, "probes": probes, "order": index.order()}, path)
     else:
-        known = load_file(lists)
+        known = load_file(entry.path(LISTS))
         index = InvertedFile(train.vectors, known["centroids"], int(known["probes"][0]))
 
     def find(side: Side, rows: np.ndarray, done: OnDone) -> Graph:
@@ -326,7 +333,7 @@ def _ivf_search(
         done(len(rows))
         return graph
 
-    return Search(load_file(lists)["order"], find)
+    return Search(load_file(entry.path(LISTS))["order"], find)
 
 
 def _descent_search(train: Side, params: NeighborsParams, device: str, seed: int) -> Search:

@@ -157,8 +157,13 @@ def verify_files(folder: str | Path, manifest: dict[str, Any]) -> None:
 
 
 def content_sha256(manifest: dict[str, Any]) -> str:
-    """Return a hash of all files an artifact holds, wherever they came from."""
-    text = json.dumps(manifest["files"], sort_keys=True)
+    """Return the hash by which other artifacts know this one, as hex digits.
+
+    It covers the whole manifest: a reward function has no files, only a name and the hash of its
+    source. A frozen model is its files alone, wherever they came from.
+    """
+    content = manifest["files"] if manifest["kind"] == "models" else manifest
+    text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

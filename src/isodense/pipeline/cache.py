@@ -1,8 +1,21 @@
-"""Keeping what is costly to make outside all outputs, under a name of all that it depends on.
+"""Finished pieces of work, kept outside all DVC outputs under a key of everything they depend on.
 
-DVC deletes a stage's outputs before it runs and cannot know that a density experiment leaves a
-uniformly sampled reward, or the answers of the untrained policy, as they are. What is kept here
-spares such runs minutes. Folders that nobody has used for a week are deleted.
+DVC deletes a stage's outputs before the stage runs, and cannot know which parts of them would come
+out the same. What is costly is therefore kept here as well: shards of vectors, blocks of neighbours
+and of features, completions, checkpoints. A run that was cut off goes on from its finished pieces,
+and an experiment computes only what its settings change.
+
+Two rules hold for every cache:
+
+* **One key.** :func:`cache_key` names all that a result depends on: the whole manifests of the
+  inputs, the params that shape it, what computes it, the versions of libraries, the device and,
+  where bytes depend on them, the processes. What computes it is the source of whole packages where
+  a piece is cheap or a mistake would be costly (checkpoints), and a recipe version where a piece is
+  costly (shards, blocks): a test ties that number to the values of a small fixed input, so a
+  comment costs nobody a night of embedding.
+* **One store.** A :class:`Store` holds a folder per key. A piece is written beside, renamed, and
+  compared with its SHA-256 before it is used; folders that no run has used for a week (or
+  ``ISODENSE_CACHE_DAYS``) are deleted.
 """
 
 from __future__ import annotations
@@ -10,66 +23,217 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import os
 import shutil
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
+from filelock import FileLock, Timeout
 
-from isodense.pipeline.artifact import content_sha256, read_manifest, sha256_file
+from isodense.pipeline.artifact import sha256_file
+from isodense.pipeline.errors import IsodenseError
 
-FORMAT_VERSION = 1
-KEPT = 7 * 86_400  # seconds for which a folder is kept after its last use
-LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate")
-CODE = (
-    "models/generation",
-    "train/grpo",
-    "models/policy",
-    "models/backbone",
-    "reward/classifier",
-    "reward/trl",
-    "reward/load",
-)
+FORMAT_VERSION = 2
+DAY = 86_400  # seconds
+PACKAGE = Path(__file__).parents[1]
 
 
-def folder_name(policy: Path, settings: dict[str, Any], numbers: Iterable[Sequence[int]]) -> str:
-    """Return the name of what depends on a policy, settings and tokens.
+def cache_key(
+    *,
+    inputs: Mapping[str, Any],
+    params: Mapping[str, Any],
+    code: int | Sequence[str],
+    libraries: Sequence[str],
+    device: str | None,
+    processes: Mapping[str, Any] | None = None,
+) -> str:
+    """Return the name of what depends on all of the arguments.
 
     Parameters
     ----------
-    policy : Path
-        The policy's artifact.
-    settings : dict
-        Of JSON values.
-    numbers : iterable of sequence of int
-        Tokens and the like; their lengths enter as well.
+    inputs : mapping of str to JSON value
+        Manifests of the artifacts that are read, whole, or what is read itself (texts, digests of
+        arrays).
+    params : mapping of str to JSON value
+        Params and settings that shape the result, seeds included.
+    code : int or sequence of str
+        A recipe version, or the packages of isodense (``"train"``) whose source computes it.
+    libraries : sequence of str
+        Distributions whose versions count.
+    device : str or None
+        Torch device that computes it; None where none does.
+    processes : mapping, optional
+        How the work is shared by processes, where the bytes depend on it.
 
     Returns
     -------
     str
-        40 hex digits, also of the format here, of the code that computes what is kept, and of the
-        libraries' versions.
+        40 hex digits.
     """
-    recipe = {
+    parts = {
         "format_version": FORMAT_VERSION,
-        "code": [sha256_file(Path(__file__).parents[1] / f"{name}.py") for name in CODE],
-        "versions": [importlib.metadata.version(library) for library in LIBRARIES],
-        "policy": content_sha256(read_manifest(policy, "models")),
-        **settings,
+        "inputs": inputs,
+        "params": params,
+        "code": code if isinstance(code, int) else source_sha256(tuple(code)),
+        "libraries": {name: importlib.metadata.version(name) for name in libraries},
+        "device": device,
+        "processes": processes,
     }
-    found = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
-    for values in numbers:
-        found.update(np.array([len(values), *values], dtype="<u4").tobytes())
-    return found.hexdigest()[:40]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:40]
 
 
-def mark_used(folder: Path) -> None:
-    """Note that `folder` was used, and delete those beside it that nobody uses."""
-    folder.touch()
-    for other in folder.parent.iterdir():
-        with suppress(FileNotFoundError):  # another run has deleted it
-            if time.time() - other.stat().st_mtime > KEPT:
-                shutil.rmtree(other, ignore_errors=True)
+@lru_cache
+def source_sha256(packages: tuple[str, ...]) -> str:
+    """Return the hash of all Python files of packages of isodense, as hex digits."""
+    digest = hashlib.sha256()
+    for package in packages:
+        files = sorted((PACKAGE / package).rglob("*.py"))
+        if not files:
+            raise FileNotFoundError(f"isodense has no package {package!r}")
+        for file in files:
+            digest.update(f"{file.relative_to(PACKAGE).as_posix()}:{sha256_file(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def sequences_sha256(sequences: Iterable[Sequence[int]]) -> str:
+    """Return the hash of sequences of integers (tokens), lengths included, as hex digits."""
+    digest = hashlib.sha256()
+    for values in sequences:
+        digest.update(np.array([len(values), *values], dtype="<u4").tobytes())
+    return digest.hexdigest()
+
+
+class Store:
+    """All cached pieces of one kind of work, a folder per key.
+
+    Parameters
+    ----------
+    cache : Path
+        The cache's root: :func:`isodense.pipeline.stage.cache`.
+    kind : str
+        What the pieces are, for example ``embeddings``.
+    """
+
+    def __init__(self, cache: Path, kind: str) -> None:
+        self.folder = cache / kind
+
+    def entry(self, key: str) -> Entry:
+        """Return the entry of a key, marked as used."""
+        return Entry(self.folder / key)
+
+    def entries(self, having: str) -> Iterator[Entry]:
+        """Yield the entries that hold a piece of the name `having`."""
+        for path in sorted(self.folder.glob(f"*/{having}")):
+            yield Entry(path.parent)
+
+    def clean(self) -> None:
+        """Delete entries that no run has used for :func:`days_kept`."""
+        limit = time.time() - days_kept() * DAY
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+            with suppress(FileNotFoundError):  # another run has deleted it
+                if path.stat().st_mtime < limit:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+class Entry:
+    """Folder of what was computed under one key.
+
+    Parameters
+    ----------
+    folder : Path
+        Need not exist.
+
+    Attributes
+    ----------
+    folder : Path
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        if folder.exists():
+            os.utime(folder)  # used now
+
+    def path(self, name: str) -> Path:
+        """Return where the piece `name` is kept."""
+        return self.folder / name
+
+    def holds(self, name: str) -> bool:
+        """Return whether the piece `name` is there, with the bytes that were written."""
+        try:
+            return _digest_file(self.path(name)).read_text("ascii") == _sha256(self.path(name))
+        except (FileNotFoundError, UnicodeDecodeError):
+            return False
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """Give a path to write the piece `name` to, a file or a folder; it is kept at the end.
+
+        Nothing is kept if the block raises. Runs side by side may write the same piece.
+        """
+        target = self.path(name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path = target.with_name(f"{target.name}.{uuid4().hex}.tmp")
+        digest = _digest_file(path)
+        try:
+            yield path
+            digest.write_text(_sha256(path, sync=True), encoding="ascii")
+            digest.replace(_digest_file(target))
+            if target.is_dir():  # a folder does not replace another
+                shutil.rmtree(target)
+            path.replace(target)
+        finally:
+            digest.unlink(missing_ok=True)
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+    @contextmanager
+    def claimed(self, what: str) -> Iterator[None]:
+        """Keep other processes of this machine from working in the folder meanwhile.
+
+        Raises
+        ------
+        IsodenseError
+            If one does already; `what` says what it does.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / "lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            message = f"another run with the same settings is {what} in {self.folder}"
+            raise IsodenseError(message, "wait for it, or stop it") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def days_kept() -> float:
+    """Return for how many days an entry stays after its last use: 7, or ISODENSE_CACHE_DAYS."""
+    text = os.environ.get("ISODENSE_CACHE_DAYS", "7")
+    try:
+        return float(text)
+    except ValueError:
+        message = f"ISODENSE_CACHE_DAYS is {text!r}, not a number of days"
+        raise IsodenseError(message, "correct it, or unset it") from None
+
+
+def _digest_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _sha256(path: Path, sync: bool = False) -> str:
+    """Return the hash of a file or of all files of a folder; with `sync`, once on disk."""
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    for file in files:
+        if sync:
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+        digest.update(f"{file.relative_to(path).as_posix()}:{sha256_file(file)}\n".encode())
+    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Features of kind ``head``, kept in blocks in a folder of :mod:`isodense.pipeline.cache`.
+"""Features of kind ``head``, kept in blocks by :mod:`isodense.pipeline.cache`.
 
 A run that was cut off computes only the blocks that are not there, and a fit with another penalty
 or other weights computes none. A row's bytes do not depend on its batch
@@ -11,21 +11,21 @@ import itertools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from isodense.models.policy import load_tokenizer
-from isodense.pipeline.artifact import load_array, replacing
-from isodense.pipeline.cache import folder_name, mark_used
-from isodense.pipeline.errors import ArtifactError
+from isodense.pipeline.artifact import load_array, read_manifest
+from isodense.pipeline.cache import Entry, Store, cache_key, sequences_sha256
 from isodense.pipeline.stage import progress
 from isodense.prompts.conversations import Message
 from isodense.reward.fit import RewardParams
 from isodense.reward.load import Features, tokenize
 
 BLOCK = 256  # answers
+RECIPE = 1  # to be raised with any change to the features' values; see tests/recipes.py
+LIBRARIES = ("torch", "transformers")
 
 Text = tuple[tuple[int, ...], tuple[int, ...]]  # tokens of a prompt and of an answer
 
@@ -38,9 +38,9 @@ def load_features(
     policy: Path,
     params: RewardParams,
     device: str,
-    store: Path,
+    cache: Path,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the feature of each answer, computing what is not in the store.
+    """Return the feature of each answer, computing what is not in the cache.
 
     Parameters
     ----------
@@ -54,8 +54,8 @@ def load_features(
         Says which features.
     device : str
         A torch device.
-    store : Path
-        Folder of the folders of blocks.
+    cache : Path
+        The cache's root.
 
     Returns
     -------
@@ -71,23 +71,31 @@ def load_features(
     asked, answered, cut = tokenize(load_tokenizer(policy), prompts, answers, params.max_tokens)
     texts = [(tuple(a), tuple(b)) for a, b in zip(asked, answered, strict=True)]
     distinct = sorted(set(texts), key=lambda text: (-len(text[0]), text))  # long prompts first
-    run = store / folder_name(policy, _settings(params, device), itertools.chain(*distinct))
-    rows = _in_blocks(distinct, policy, params, device, run)
-    place = {text: row for row, text in enumerate(distinct)}
-    mark_used(run)
-    return rows[[place[text] for text in texts]], np.array(cut)
+    store = Store(cache, "reward-features")
+    entry = store.entry(_key(distinct, policy, params, device))
+    rows = _in_blocks(distinct, policy, params, device, entry)
+    position = {text: row for row, text in enumerate(distinct)}
+    store.clean()
+    return rows[[position[text] for text in texts]], np.array(cut)
 
 
-def _settings(params: RewardParams, device: str) -> dict[str, Any]:
-    return {"layer": params.layer, "pooling": params.pooling, "device": device}
+def _key(texts: Sequence[Text], policy: Path, params: RewardParams, device: str) -> str:
+    tokens = sequences_sha256(itertools.chain(*texts))
+    return cache_key(
+        inputs={"policy": read_manifest(policy, "models"), "texts": tokens},
+        params={"layer": params.layer, "pooling": params.pooling, "block": BLOCK},
+        code=RECIPE,
+        libraries=LIBRARIES,
+        device=device,
+    )
 
 
 def _in_blocks(
-    texts: Sequence[Text], policy: Path, params: RewardParams, device: str, run: Path
+    texts: Sequence[Text], policy: Path, params: RewardParams, device: str, entry: Entry
 ) -> np.ndarray:
     parts = [texts[start : start + BLOCK] for start in range(0, len(texts), BLOCK)]
-    paths = [run / f"{number:05d}.npy" for number in range(len(parts))]
-    missing = [number for number, path in enumerate(paths) if not _sound(path, len(parts[number]))]
+    names = [f"{number:05d}.npy" for number in range(len(parts))]
+    missing = [number for number, name in enumerate(names) if not entry.holds(name)]
     if missing:
         features = Features(
             policy, params.layer, params.pooling, params.max_tokens, params.batch_tokens, device
@@ -97,23 +105,11 @@ def _in_blocks(
             for number in missing:
                 asked = [list(prompt) for prompt, _ in parts[number]]
                 answered = [list(answer) for _, answer in parts[number]]
-                _keep(paths[number], features.of_tokens(asked, answered, bar.update))
+                block = features.of_tokens(asked, answered, bar.update)
+                with entry.writing(names[number]) as path, path.open("wb") as stream:
+                    np.save(stream, block)
     if len(missing) < len(parts):
-        log.info("%d of %d blocks computed, the rest were in %s", len(missing), len(parts), run)
-    return np.concatenate([load_array(path) for path in paths])
-
-
-def _sound(path: Path, rows: int) -> bool:
-    """Return whether a finished block is there and whole."""
-    try:
-        block = load_array(path)
-    except ArtifactError:
-        return False
-    shaped = block.ndim == 2 and len(block) == rows and block.dtype == np.float32
-    return shaped and bool(np.isfinite(block).all())
-
-
-def _keep(path: Path, block: np.ndarray) -> None:
-    """Write a block whole or not at all, also where experiments run side by side."""
-    with replacing(path) as scratch, scratch.open("wb") as stream:
-        np.save(stream, block)
+        log.info(
+            "%d of %d blocks computed, the rest were in %s", len(missing), len(parts), entry.folder
+        )
+    return np.concatenate([load_array(entry.path(name)) for name in names])

@@ -6,14 +6,17 @@ The function is called as TRL calls reward functions, with keywords and lists of
        completions=[[{"role": "assistant", "content": "4"}]],
        prompt_id=["…"], label=["addition"]) -> [1.0]
 
-DVC does not watch the module's source file, so the artifact holds its SHA-256: whoever loads the
-reward after the file has changed is told to check it anew.
+The artifact holds a hash of the source of the module and of what it imports inside the project:
+whoever loads the reward after that has changed is asked to check it anew.
 """
 
 from __future__ import annotations
 
+import ast
 import difflib
+import hashlib
 import importlib
+import importlib.util
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -41,7 +44,7 @@ class FunctionReward:
     Attributes
     ----------
     sha256 : str
-        Of the module's source file.
+        Hash of the function's source; see :func:`source_sha256`.
 
     Raises
     ------
@@ -94,7 +97,7 @@ class FunctionReward:
 
 
 def find(name: str) -> tuple[Callable[..., Any], str]:
-    """Return the function ``module:function`` and the SHA-256 of its module's source file.
+    """Return the function ``module:function`` and the hash of its source.
 
     Raises
     ------
@@ -116,11 +119,67 @@ def find(name: str) -> tuple[Callable[..., Any], str]:
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         message = f"reward.function {name}: {module_name} has no function {attribute!r}{hint}"
         raise TrainingError(message, "correct reward.function")
-    source = getattr(module, "__file__", None)
-    if source is None:
+    if getattr(module, "__file__", None) is None:
         message = f"reward.function {name}: {module_name} has no source file"
         raise TrainingError(message, "put the function into a file of its own")
-    return function, sha256_file(source)
+    return function, source_sha256(module_name, Path.cwd())
+
+
+def source_sha256(module: str, root: Path) -> str:
+    """Return the hash of a module's source and of all that it imports inside the project.
+
+    Parameters
+    ----------
+    module : str
+        Dotted name; need not be imported yet.
+    root : Path
+        The project's root. Installed packages and isodense itself do not count.
+    """
+    files = source_files(module, root)
+    lines = [f"{path.name}:{sha256_file(path)}\n" for path in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def source_files(module: str, root: Path) -> list[Path]:
+    """Return the source file of a module, and those of what it imports inside the project."""
+    importlib.invalidate_caches()
+    found: dict[Path, None] = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop(0)
+        path = _origin(name)
+        if path is None or path in found:
+            continue
+        inside = path.is_relative_to(root.resolve()) and "site-packages" not in path.parts
+        if name == module or (inside and name.partition(".")[0] != "isodense"):
+            found[path] = None
+            waiting += _imports(path, name) if inside else []
+    return list(found)
+
+
+def _origin(name: str) -> Path | None:
+    """Return the Python file of a module, None where there is none."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, AttributeError, ValueError):
+        return None
+    origin = None if spec is None else spec.origin
+    return Path(origin).resolve() if origin and origin.endswith(".py") else None
+
+
+def _imports(path: Path, name: str) -> list[str]:
+    """Return the names of the modules, or of things in them, that a module imports."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    names = []
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                base = importlib.util.resolve_name("." * node.level + base, package)
+            names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    return names
 
 
 def load_function(found: dict[str, str], prompts: PromptSet | None) -> FunctionReward:
@@ -134,7 +193,9 @@ def load_function(found: dict[str, str], prompts: PromptSet | None) -> FunctionR
     reward = FunctionReward(found["name"], prompts)
     if reward.sha256 != found["sha256"]:
         message = f"the source of reward.function {reward.name} has changed since it was checked"
-        raise TrainingError(message, "run `dvc repro --force --single-item reward`")
+        raise TrainingError(
+            message, "run `dvc repro reward`; with --force if it is not in rewards/"
+        )
     return reward
 
 

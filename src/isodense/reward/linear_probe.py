@@ -92,9 +92,7 @@ def make(task: Task, out: Path) -> Outcome:
 
     pairs = task.train + task.heldout
     prompts, answers = sides(pairs)
-    rows, cut = load_features(
-        prompts, answers, task.policy, task.params, task.device, task.cache / "reward"
-    )
+    rows, cut = load_features(prompts, answers, task.policy, task.params, task.device, task.cache)
     chosen, rejected = np.split(rows, 2)
     size = len(task.train)
     head = fit_head(chosen[:size], rejected[:size], task.params.l2, task.weights)

@@ -30,7 +30,8 @@ from trl.trainer.reward_trainer import RewardTrainer
 
 from isodense.models.backbone import quiet
 from isodense.models.policy import load_tokenizer
-from isodense.pipeline.cache import folder_name, mark_used
+from isodense.pipeline.artifact import read_manifest
+from isodense.pipeline.cache import Store, cache_key, sequences_sha256
 from isodense.pipeline.errors import ModelError, TrainingError
 from isodense.pipeline.params import as_dict
 from isodense.pipeline.stage import progress
@@ -40,6 +41,8 @@ from isodense.reward.pretrained import score_pairs
 from isodense.reward.truncation import margins, sides
 from isodense.sampling.draw import draw
 
+CODE = ("models", "reward", "sampling")  # packages that compute the model
+LIBRARIES = ("torch", "transformers", "trl", "accelerate")
 NEW = "score.weight"  # the output that a language model does not have
 
 
@@ -48,29 +51,38 @@ def make(task: Task, out: Path) -> Outcome:
     tokenizer = load_tokenizer(task.policy)
     ids, _ = conversation_tokens(tokenizer, *sides(task.train), task.params.max_tokens)
     plan = plan_pairs(task.weights, task.params, task.seed)
-    settings = {"full": as_dict(task.params.full), "seed": task.seed, "device": task.device}
-    kept = task.cache / "reward-full" / folder_name(task.policy, settings, [*ids, plan.tolist()])
-    if not kept.exists():
-        _train(task, tokenizer, ids, plan, kept)
-    shutil.copytree(kept, out / MODEL)
-    mark_used(kept)
+    store = Store(task.cache, "reward-full")
+    key = cache_key(
+        inputs={
+            "policy": read_manifest(task.policy, "models"),
+            "pairs": sequences_sha256(ids),
+            "plan": sequences_sha256([plan.tolist()]),
+        },
+        params={"full": as_dict(task.params.full), "seed": task.seed},
+        code=CODE,
+        libraries=LIBRARIES,
+        device=task.device,
+    )
+    entry = store.entry(key)
+    if not entry.holds(MODEL):
+        with entry.writing(MODEL) as path:
+            _train(task, tokenizer, ids, plan, path)
+    shutil.copytree(entry.path(MODEL), out / MODEL)
+    store.clean()
     scores, cut = score_pairs(task, out, task.train + task.heldout)
     train, heldout = np.split(margins(scores), [len(task.train)])
     return Outcome(heldout, train, cut)
 
 
-def _train(task: Task, tokenizer: Any, ids: list[list[int]], plan: np.ndarray, kept: Path) -> None:
-    """Train and keep the model, whole or not at all."""
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
-        config = make_config(task.params, task.seed, task.device, str(Path(scratch, "trainer")))
+def _train(task: Task, tokenizer: Any, ids: list[list[int]], plan: np.ndarray, out: Path) -> None:
+    """Train the model and save it as the folder `out`."""
+    with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
+        config = make_config(task.params, task.seed, task.device, scratch)
         model = start(task.policy, task.seed)
         require_context(model.config, task.params.max_tokens)
         make_trainer(model, tokenizer, ids, plan, config).train()
-        model.save_pretrained(Path(scratch, MODEL))
-        tokenizer.save_pretrained(Path(scratch, MODEL))
-        if not kept.exists():  # another run may have been faster
-            Path(scratch, MODEL).rename(kept)
+        model.save_pretrained(out)
+        tokenizer.save_pretrained(out)
 
 
 def plan_pairs(weights: np.ndarray, params: RewardParams, seed: int) -> np.ndarray:

@@ -1,25 +1,22 @@
 """Going on where a training run was cut off, and stopping one without losing a step.
 
-The trainer writes ``checkpoint-N`` folders into the run's scratch. One counts once it holds the
+The trainer writes ``checkpoint-N`` folders into the run's cache entry. One counts once it holds the
 mark that is written last; only then are older ones deleted, so that a kill at any moment leaves
 one to go on from.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
+import json
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from isodense.pipeline.errors import TrainingError
+from isodense.pipeline.artifact import write_json
 
 MARK = "complete"
 SAME = 2.0  # seconds within which a second signal is the same Ctrl-C, passed on by a launcher
@@ -27,43 +24,38 @@ SAME = 2.0  # seconds within which a second signal is the same Ctrl-C, passed on
 
 def newest(folder: Path) -> Path | None:
     """Return the last complete checkpoint in `folder`, or None."""
-    marks = folder.glob(f"checkpoint-*/{MARK}")
-    return max((mark.parent for mark in marks), key=_step, default=None)
+    marked = [mark.parent for mark in folder.glob(f"checkpoint-*/{MARK}")]
+    return max(filter(_is_whole, marked), key=_step, default=None)
 
 
 def finalize(checkpoint: Path) -> None:
-    """Mark a checkpoint as complete and delete all others beside it."""
-    (checkpoint / MARK).touch()
+    """Mark a checkpoint as complete and delete all others beside it.
+
+    The mark lists the size of every file: hashing tens of gigabytes would cost minutes a
+    checkpoint, and what a crash leaves behind is short.
+    """
+    write_json(checkpoint / MARK, _sizes(checkpoint))
     for other in checkpoint.parent.glob("checkpoint-*"):
         if other != checkpoint:
             shutil.rmtree(other)
 
 
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        sizes: dict[str, int] = json.loads((checkpoint / MARK).read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return sizes.items() <= _sizes(checkpoint).items()
+
+
+def _sizes(checkpoint: Path) -> dict[str, int]:
+    """Return the bytes of each file, by its path inside the folder."""
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
+    return {file.relative_to(checkpoint).as_posix(): file.stat().st_size for file in files}
+
+
 def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
-
-
-@contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Keep other processes of this machine from training in `folder` meanwhile.
-
-    Raises
-    ------
-    TrainingError
-        If one does already.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(lock)
-        message = f"another run with the same settings is training in {folder}"
-        raise TrainingError(message, "wait for it, or stop it") from None
-    try:
-        yield
-    finally:
-        os.close(lock)
 
 
 class Stop:

@@ -39,7 +39,7 @@ from isodense.pipeline.artifact import (
     require_same_ids,
     write_manifest,
 )
-from isodense.pipeline.cache import folder_name, mark_used
+from isodense.pipeline.cache import Store, cache_key
 from isodense.pipeline.config_fields import wrong_names
 from isodense.pipeline.errors import TrainingError
 from isodense.pipeline.params import as_dict, param
@@ -47,7 +47,7 @@ from isodense.prompts.conversations import Message
 from isodense.prompts.reader import PromptSet
 from isodense.reward.check import require_better_than_length
 from isodense.sampling.weights import Weights
-from isodense.train.checkpoints import Stop, claimed, newest
+from isodense.train.checkpoints import Stop, newest
 
 if TYPE_CHECKING:
     from trl.trainer.grpo_config import GRPOConfig
@@ -96,6 +96,8 @@ OWN_LORA_FIELDS = {
 HOLDING_PATHS = shutil.ignore_patterns("training_args.bin", "README.md")
 LAUNCH = ("WORLD_SIZE", "OMP_NUM_THREADS", "ACCELERATE_USE_FSDP", "ACCELERATE_MIXED_PRECISION")
 NOT_SHAPING = ("save_steps", "on_weak_reward")  # params that change nothing about the result
+CODE = ("models", "prompts", "reward", "sampling", "train")  # packages that compute a checkpoint
+LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate")
 TRIES = 20  # draws per prompt wanted before the search for prompts that fit is given up
 
 
@@ -221,15 +223,17 @@ def prompt_weights(prompts: PromptSet, weights: Weights, sampling: str) -> np.nd
     return np.array(counts, dtype=np.float64)
 
 
-def input_hashes(prompts: Path, density: Path, policy: Path, reward: Path) -> dict[str, str]:
-    """Return the content hashes of the artifacts that training reads."""
+def read_manifests(
+    prompts: Path, density: Path, policy: Path, reward: Path
+) -> dict[str, dict[str, Any]]:
+    """Return the manifests of the artifacts that training reads."""
     kinds = {
         "prompts": (prompts, "prompts"),
         "density": (density, "density"),
         "policy": (policy, "models"),
         "reward": (reward, "reward"),
     }
-    return {name: content_sha256(read_manifest(*entry)) for name, entry in kinds.items()}
+    return {name: read_manifest(*entry) for name, entry in kinds.items()}
 
 
 def check_reward(reward: Path, on_weak_reward: str) -> None:
@@ -407,7 +411,7 @@ def train(
     seed: int,
     device: str,
     cache: Path,
-    inputs: dict[str, str],
+    inputs: dict[str, dict[str, Any]],
     out: Path,
     live: Path,
 ) -> dict[str, Any]:
@@ -431,8 +435,8 @@ def train(
     device : {"cpu", "cuda"}
     cache : Path
         Where the run keeps its checkpoints until it is done.
-    inputs : dict
-        Hashes of the manifests of what went in, for the manifest.
+    inputs : dict of str to dict
+        Manifests of what went in.
     out : Path
         The trained policy's artifact.
     live : Path
@@ -450,16 +454,18 @@ def train(
     """
     from isodense.train.grpo import Checkpoints, Record, make_trainer, quarters, save_policy
 
-    scratch = cache / "train" / _key(policy, params, inputs, seed, device)
+    store = Store(cache, "train")
+    entry = store.entry(_key(params, inputs, seed, device))
+    scratch = entry.folder
     first = os.environ.get("RANK", "0") == "0"
-    with claimed(scratch) if first else nullcontext():  # before the processes wait for each other
+    with entry.claimed("training") if first else nullcontext():  # before processes meet
         config = make_config(params, seed, device, scratch)
         plan = _plan(prompts, weights, policy, params, config, seed)
         facts = plan_facts(plan, prompts)
         rows = [prompts.rows[row] for row in plan.rows]
         trainer = make_trainer(policy, reward(str(config.device)), config, rows, params.lora)
         if first:
-            mark_used(scratch)
+            store.clean()
             trainer.add_callback(Record(live, facts))
         with Stop() as stop:
             trainer.add_callback(Checkpoints(stop, resumable_every(config)))
@@ -469,18 +475,23 @@ def train(
         save_policy(trainer, policy, scratch / "policy")
         trainer.accelerator.wait_for_everyone()
         if first:
-            fields = {"params": as_dict(params), "plan": facts, "inputs": inputs}
+            hashes = {name: content_sha256(manifest) for name, manifest in inputs.items()}
+            fields = {"params": as_dict(params), "plan": facts, "inputs": hashes}
             _publish(scratch / "policy", out, ids_sha256=prompts.ids_sha256, **fields)
             shutil.rmtree(scratch)
     return {**facts, **quarters(trainer.state.log_history)}
 
 
-def _key(policy: Path, params: TrainParams, inputs: dict[str, str], seed: int, device: str) -> str:
-    """Return a name of what shapes the run, bytes included."""
+def _key(params: TrainParams, inputs: dict[str, dict[str, Any]], seed: int, device: str) -> str:
+    """Return the key of what shapes the run, bytes included."""
     shaping = {name: value for name, value in as_dict(params).items() if name not in NOT_SHAPING}
-    launched = {name: os.environ.get(name) for name in LAUNCH}
-    return folder_name(
-        policy, {**shaping, **launched, "inputs": inputs, "seed": seed, "device": device}, []
+    return cache_key(
+        inputs=inputs,
+        params={**shaping, "seed": seed},
+        code=CODE,
+        libraries=LIBRARIES,
+        device=device,
+        processes={name: os.environ.get(name) for name in LAUNCH},
     )
 
 

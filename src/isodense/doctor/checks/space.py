@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from isodense.doctor.checks.project import Finding, Project, size
-from isodense.pipeline.cache import KEPT
+from isodense.pipeline.cache import DAY, days_kept
 from isodense.pipeline.errors import ArtifactError
 
 BASE = 800_000_000  # bytes of Python with torch and TRL
@@ -79,7 +79,7 @@ def check_scratch(project: Project) -> Iterator[Finding]:
         return
     files = [path.stat() for path in project.scratch.rglob("*") if path.is_file()]
     total = sum(file.st_size for file in files)
-    limit = time.time() - KEPT
+    limit = time.time() - days_kept() * DAY
     stale = sum(file.st_size for file in files if max(file.st_mtime, file.st_atime) < limit)
     text = f"{size(total)} in {project.scratch}, {size(stale)} of it unused for a week"
     if stale > MUCH // 10 or total > MUCH:

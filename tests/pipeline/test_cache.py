@@ -1,0 +1,187 @@
+"""One key for what a result depends on, and one store for finished pieces."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from isodense.pipeline import cache
+from isodense.pipeline.cache import Entry, Store, cache_key, sequences_sha256, source_sha256
+from isodense.pipeline.errors import IsodenseError
+
+EVERYTHING = {
+    "inputs": {"policy": {"kind": "models", "files": {"a": 1}}},
+    "params": {"layer": 2},
+    "code": ("sampling",),
+    "libraries": ("numpy",),
+    "device": "cpu",
+    "processes": {"WORLD_SIZE": "1"},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("inputs", {"policy": {"kind": "models", "files": {"a": 2}}}),
+        ("inputs", {"policy": {"kind": "reward", "files": {"a": 1}}}),
+        ("inputs", {"prompts": {"kind": "models", "files": {"a": 1}}}),
+        ("params", {"layer": 3}),
+        ("params", {"layer": 2, "pooling": "last"}),
+        ("code", ("sampling", "train")),
+        ("code", 1),
+        ("libraries", ("torch",)),
+        ("device", "cuda"),
+        ("processes", {"WORLD_SIZE": "2"}),
+        ("processes", None),
+    ],
+)
+def test_every_part_is_in_the_key(name, other):
+    assert cache_key(**EVERYTHING) == cache_key(**EVERYTHING)
+    assert cache_key(**EVERYTHING | {name: other}) != cache_key(**EVERYTHING)
+
+
+def test_versions_and_source_are_in_the_key(tmp_path, monkeypatch):
+    before = cache_key(**EVERYTHING)
+    with monkeypatch.context() as patch:
+        patch.setattr("importlib.metadata.version", lambda name: "0")
+        assert cache_key(**EVERYTHING) != before
+    (tmp_path / "sampling/deep").mkdir(parents=True)
+    (tmp_path / "sampling/draw.py").write_text("one = 1\n")
+    (tmp_path / "sampling/deep/more.py").write_text("two = 2\n")
+    monkeypatch.setattr(cache, "PACKAGE", tmp_path)
+    keys = []
+    for text in ("two = 2\n", "two = 3\n"):
+        (tmp_path / "sampling/deep/more.py").write_text(text)
+        source_sha256.cache_clear()
+        keys.append(cache_key(**EVERYTHING))
+    (tmp_path / "sampling/deep/more.py").rename(tmp_path / "sampling/deep/moved.py")
+    source_sha256.cache_clear()
+    keys.append(cache_key(**EVERYTHING))
+    assert len({before, *keys}) == 4
+    with pytest.raises(FileNotFoundError, match="no package 'samplign'"):
+        cache_key(**EVERYTHING | {"code": ("samplign",)})
+    source_sha256.cache_clear()
+
+
+def test_lengths_of_sequences_are_hashed_too():
+    assert sequences_sha256([[1, 2], [3]]) != sequences_sha256([[1], [2, 3]])
+    assert sequences_sha256([[1, 2]]) == sequences_sha256(iter([(1, 2)]))
+
+
+def test_a_piece_is_there_once_it_is_whole(tmp_path: Path):
+    entry = Store(tmp_path, "kind").entry("key")
+    assert not entry.holds("piece")
+    with suppress(KeyboardInterrupt), entry.writing("piece") as path:
+        path.write_bytes(b"half of")
+        raise KeyboardInterrupt
+    assert not entry.holds("piece")
+    assert list(entry.folder.iterdir()) == []
+    with entry.writing("piece") as path:
+        path.write_bytes(b"all of it")
+        assert not entry.holds("piece")
+    assert entry.holds("piece")
+    assert entry.path("piece").read_bytes() == b"all of it"
+    with entry.writing("piece") as path:
+        path.write_bytes(b"another")
+    assert entry.holds("piece")
+
+
+def test_a_folder_is_a_piece_too(tmp_path: Path):
+    entry = Entry(tmp_path)
+    for text in ("first", "second"):
+        with entry.writing("model") as path:
+            (path / "inner").mkdir(parents=True)
+            (path / "inner/weights").write_text(text)
+    assert entry.holds("model")
+    assert (entry.path("model") / "inner/weights").read_text() == "second"
+    (entry.path("model") / "more").touch()
+    assert not entry.holds("model")
+
+
+@pytest.mark.parametrize("damage", ["short", "bit", "no digest", "other digest", "gone"])
+def test_a_damaged_piece_counts_as_missing(tmp_path: Path, damage: str):
+    entry = Entry(tmp_path)
+    with entry.writing("piece") as path:
+        path.write_bytes(b"0123456789")
+    digest = entry.path("piece.sha256")
+    if damage == "short":
+        entry.path("piece").write_bytes(b"01234")
+    elif damage == "bit":
+        entry.path("piece").write_bytes(b"0123456788")
+    elif damage == "no digest":
+        digest.unlink()
+    elif damage == "other digest":
+        digest.write_bytes(b"\xff" * 64)
+    else:
+        entry.path("piece").unlink()
+    assert not entry.holds("piece")
+
+
+def test_a_kill_at_any_moment_leaves_a_piece_whole_or_missing(tmp_path: Path):
+    """The moments are those between the renames: the digest comes first."""
+    entry = Entry(tmp_path)
+    with entry.writing("piece") as path:
+        path.write_bytes(b"old")
+    real = Path.replace
+
+    def full(self, target):
+        if not str(target).endswith(".sha256"):
+            raise OSError("no space left")
+        return real(self, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "replace", full)
+        with pytest.raises(OSError, match="no space"), entry.writing("piece") as path:
+            path.write_bytes(b"new")
+    assert not entry.holds("piece")  # the new digest, the old bytes
+
+
+def test_entries_are_cleaned_a_week_after_their_last_use(tmp_path: Path, monkeypatch):
+    store, now = Store(tmp_path, "kind"), time.time()
+    store.clean()  # of a kind that has none
+    for days in (1, 6, 8, 20):
+        (store.folder / f"{days}").mkdir(parents=True)
+        (store.folder / f"{days}/piece").touch()
+        os.utime(store.folder / f"{days}", (now - days * 86_400,) * 2)
+    (store.folder / "left.npy").touch()  # of an older version
+    os.utime(store.folder / "left.npy", (0, 0))
+    store.entry("20")  # used now
+    store.clean()
+    assert {path.name for path in store.folder.iterdir()} == {"1", "6", "20"}
+    monkeypatch.setenv("ISODENSE_CACHE_DAYS", "2")
+    store.clean()
+    assert {path.name for path in store.folder.iterdir()} == {"1", "20"}
+    monkeypatch.setenv("ISODENSE_CACHE_DAYS", "two")
+    with pytest.raises(IsodenseError, match="'two', not a number of days"):
+        store.clean()
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from isodense.pipeline.cache import Entry
+
+with Entry(Path(sys.argv[1])).claimed("training"):
+    print("claimed", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_claim_ends_with_its_process(tmp_path: Path):
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, tmp_path / "entry"], stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout.readline() == "claimed\n"
+    entry = Entry(tmp_path / "entry")
+    with pytest.raises(IsodenseError, match=r"is training in .*entry"), entry.claimed("training"):
+        pass
+    holder.kill()
+    holder.wait()
+    with entry.claimed("training"):
+        pass
