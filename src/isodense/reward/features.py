@@ -22,8 +22,8 @@ from isodense.pipeline.cache import folder_name, mark_used
 from isodense.pipeline.errors import ArtifactError
 from isodense.pipeline.stage import progress
 from isodense.prompts.conversations import Message
-from isodense.reward.fit import RewardParams
 from isodense.reward.load import Features, tokenize
+from isodense.reward.params import RewardParams
 
 BLOCK = 256  # answers
 
