@@ -1,5 +1,5 @@
 # make repro   set up and run the whole pipeline          make test    set up and run the tests
-# make check   lint, types, docs site                       make bench   run the benchmarks
+# make check   lint, types, layers, docs site               make bench   run the benchmarks
 # make lock    resolve requirements*.lock anew            make clean   forget the virtual environment
 
 PYTHON ?= python3
@@ -34,6 +34,7 @@ check: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: .venv/dev

@@ -35,11 +35,15 @@ from sklearn.neighbors import KernelDensity
 
 import isodense
 from isodense.density.balance import effective_sample_size, label_statistics
-from isodense.density.estimate import DensityParams, estimate, intrinsic_dimension
+from isodense.density.estimate import estimate, intrinsic_dimension
+from isodense.density.params import DensityParams
 from isodense.download.sources import sample
 from isodense.pipeline.jsonl import raise_bad_row
 from isodense.prompts.deduplicate import unique_prompts
 
+PARAMS = DensityParams(
+    k=50, method="soft_count", ess=0.8, bandwidth=1.0, dup=0.15, alpha_max=1.25, count_power=0.0
+)
 SKETCH = importlib.util.find_spec("geosketch") is not None
 OURS, CUT_OFF = "**ours**, soft_count", "ours, kernel cut off at k = 20"
 EVEN, EPS = 0.97, 0.1  # label entropy from which a gap means nothing; 1 - cosine of duplicates
@@ -74,7 +78,7 @@ class Data:
     @cached_property
     def duplicates(self) -> np.ndarray:
         """Duplicate clusters as the default finds them."""
-        return estimate(self.graph, DensityParams(50, "soft_count", 0.8, 1, 0.15, 1.25, 0)).clusters
+        return estimate(self.graph, PARAMS).clusters
 
     @property
     def distances(self) -> np.ndarray:
@@ -85,7 +89,13 @@ class Data:
 def texts(embed: Embed, seed: int, junk: int = 0, repeat: bool = False, **changes: float) -> Data:
     """Embed the prompts of 2,000 pairs, and random strings; `repeat` leaves exact copies in."""
     chosen = {"tail": 1.0, "copies": 0.08, "near": 0.15} | changes
-    params = sample.SampleParams(2000, *chosen.values(), 0.1)
+    params = sample.SampleParams(
+        pairs=2000,
+        exponent=chosen["tail"],
+        duplicates=chosen["copies"],
+        near_duplicates=chosen["near"],
+        multi_turn=0.1,
+    )
     pairs = sample.load(params, np.random.default_rng(seed), raise_bad_row)
     prompts = unique_prompts([row | {"source": "sample"} for row in pairs], heldout=0.0)
     rng = np.random.default_rng(seed)

@@ -153,7 +153,9 @@ def short_prompts(count: int) -> list[str]:
     from isodense.pipeline.jsonl import raise_bad_row
     from isodense.prompts.conversations import encoder_text
 
-    params = sample.SampleParams(2 * count, 1.0, 0.0, 0.15, 0.0)
+    params = sample.SampleParams(
+        pairs=2 * count, exponent=1.0, duplicates=0.0, near_duplicates=0.15, multi_turn=0.0
+    )
     rows = sample.load(params, np.random.default_rng(0), raise_bad_row)
     texts = dict.fromkeys(encoder_text(row["prompt"]) for row in rows)
     return list(texts)[:count]
@@ -215,7 +217,18 @@ def write(count: int) -> None:
         write_manifest(folder / "encoder", "models", role="encoder")
         embeddings.preflight = lambda *_: 1.0  # a stub has nothing to check
         params = embeddings.EmbeddingsParams(
-            "hidden", "mean", None, 1, 256, "float32", None, 4096, "float32", "none", 0, 10
+            space="hidden",
+            pooling="mean",
+            layer=None,
+            projection=1,
+            max_tokens=256,
+            precision="float32",
+            batch_tokens=None,
+            rows_per_shard=4096,
+            dtype="float32",
+            postprocess="none",
+            components=0,
+            fit_rows=10,
         )
         before = peak()
         arguments = folder / "prompts", folder / "encoder", params, "cpu", folder / "cache"

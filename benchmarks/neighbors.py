@@ -28,7 +28,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -196,7 +195,8 @@ def grow(k: int, rows: int = 50_000, more: int = 500) -> None:
 
 def weights(rows: int = 1_000_000, copies: int = 100_000) -> None:
     """Time the estimate alone on a made graph with pairs of near-duplicates."""
-    from isodense.density.estimate import DensityParams, estimate
+    from isodense.density.estimate import estimate
+    from isodense.density.params import DensityParams
     from isodense.neighbors.graph import Graph
     from isodense.pipeline.params import load
 
@@ -214,7 +214,7 @@ def weights(rows: int = 1_000_000, copies: int = 100_000) -> None:
         seconds = []
         for _ in range(7):
             begin = time.perf_counter()
-            estimate(Graph(indices, distances), replace(params, k=k))
+            estimate(Graph(indices, distances), params.model_copy(update={"k": k}))
             seconds.append(time.perf_counter() - begin)
         print(f"| density and weights, k = {k} | {np.median(seconds):.2f} |", flush=True)
     print()

@@ -23,7 +23,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 from tests.browser import Page, browser  # noqa: E402
 
-from isodense.density.estimate import DensityParams, estimate, publish  # noqa: E402
+from isodense.density.estimate import estimate, publish  # noqa: E402
+from isodense.density.params import DensityParams  # noqa: E402
 from isodense.map.reader import COORDINATES  # noqa: E402
 from isodense.neighbors.graph import (  # noqa: E402
     DISTANCES,
@@ -108,7 +109,9 @@ def write_graph(folder: Path, train: list[str], heldout: int, rng: np.random.Gen
         for name, array in arrays.items():
             np.save(made / name, array)
         manifest = write_manifest(made, "neighbors", rows=len(train), k=K, **hashes)
-    params = DensityParams(K, "soft_count", 0.8, 1.0, 0.15, 1.25, 0.0)
+    params = DensityParams(
+        k=K, method="soft_count", ess=0.8, bandwidth=1.0, dup=0.15, alpha_max=1.25, count_power=0.0
+    )
     found = estimate(graph, params)
     inputs = content_sha256(manifest)
     publish(found, np.zeros(heldout), train, params, manifest, inputs, folder / "density")

@@ -1,6 +1,6 @@
 """What the site is built of besides the pages in this folder.
 
-- ``reference/``: params from the stages' dataclasses and ``params.yaml``, commands from the
+- ``reference/``: params from the stages' models and ``params.yaml``, commands from the
   parsers, and the list of Python names that mkdocstrings fills in;
 - ``project/``: files outside this folder that pages link to (as they must for GitHub), each as a
   page of its own;
@@ -197,20 +197,19 @@ def _comments(text: str) -> dict[tuple[str, ...], str]:
 
 
 def _table(
-    cls: Any, values: dict[str, Any], key: tuple[str, ...], comments: dict[Any, str]
+    cls: type[params.Params], values: dict[str, Any], key: tuple[str, ...], comments: dict[Any, str]
 ) -> Iterator[str]:
-    """Yield the table of a dataclass's fields, and those of the dataclasses in it."""
-    hints = typing.get_type_hints(cls)
+    """Yield the table of a model's fields, and those of the models in it."""
     rows, nested = [], []
-    for field in dataclasses.fields(cls):
-        child, hint = (*key, field.name), hints[field.name]
-        if dataclasses.is_dataclass(hint):
-            nested.append((hint, values[field.name], child))
+    for name, field in cls.model_fields.items():
+        child, hint = (*key, name), field.annotation
+        if isinstance(hint, type) and issubclass(hint, params.Params):
+            nested.append((hint, values[name], child))
             continue
-        shown = yaml.safe_dump(values[field.name], default_flow_style=True, width=1000)
+        shown = yaml.safe_dump(values[name], default_flow_style=True, width=1000)
         cells = (
             f"`{'.'.join(child)}`",
-            _type(hint) + _range(field.metadata, hint),
+            _type(hint) + _range(field.metadata),
             f"`{shown.removesuffix(chr(10)).removesuffix('...').strip()}`",
             _meaning(comments[child], hint),
         )
@@ -245,10 +244,11 @@ def _type(hint: Any) -> str:
     return f"list of {_type(args[0])}" if origin is list else "mapping"
 
 
-def _range(bounds: Any, hint: Any) -> str:
-    low, high = bounds.get("minimum"), bounds.get("maximum")
-    if typing.get_origin(hint) is list:
-        return ", not empty" if low == 1 else ""
+def _range(bounds: list[Any]) -> str:
+    limits = {name: limit for bound in bounds for name, limit in dataclasses.asdict(bound).items()}
+    low, high = limits.get("ge"), limits.get("le")
+    if "min_length" in limits:
+        return ", not empty"
     if low is not None and high is not None:
         return f", {low:,} to {high:,}"
     if low is not None:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from isodense.download.collect import DownloadParams, publish
+from isodense.download.collect import publish
+from isodense.download.params import DownloadParams
 from isodense.pipeline import params, stage
 from isodense.pipeline.artifact import write_json
 from isodense.pipeline.runtime import BaseParams

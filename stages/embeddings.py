@@ -16,7 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from isodense.embeddings.build import EmbeddingsParams, embed
+from isodense.embeddings.build import embed
+from isodense.embeddings.params import EmbeddingsParams
 from isodense.pipeline import params, stage
 from isodense.pipeline.artifact import write_json
 from isodense.pipeline.runtime import BaseParams

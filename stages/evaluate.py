@@ -13,8 +13,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from isodense.evaluate.evaluate import EvaluateParams, evaluate, load_heldout
+from isodense.evaluate.evaluate import evaluate, load_heldout
 from isodense.evaluate.metrics import write_tables
+from isodense.evaluate.params import EvaluateParams
 from isodense.pipeline import params, stage
 from isodense.pipeline.artifact import write_json
 from isodense.pipeline.runtime import BaseParams, resolve_device

@@ -10,7 +10,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from isodense.map.layout import MapParams, publish
+from isodense.map.layout import publish
+from isodense.map.params import MapParams
 from isodense.pipeline import params, stage
 from isodense.pipeline.runtime import BaseParams
 from isodense.prompts.reader import load_columns

@@ -10,7 +10,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from isodense.models.publish import ModelsParams, publish
+from isodense.models.params import ModelsParams
+from isodense.models.publish import publish
 from isodense.pipeline import params, stage
 from isodense.pipeline.watched import warn_unwatched
 

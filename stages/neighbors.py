@@ -11,7 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from isodense.neighbors.build import NeighborsParams, publish
+from isodense.neighbors.build import publish
+from isodense.neighbors.params import NeighborsParams
 from isodense.pipeline import params, stage
 from isodense.pipeline.artifact import write_json
 from isodense.pipeline.runtime import BaseParams

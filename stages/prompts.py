@@ -14,7 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 from isodense.download.pairs import load_pairs
 from isodense.pipeline import params, stage
 from isodense.pipeline.artifact import content_sha256, read_manifest, write_json
-from isodense.prompts.deduplicate import PromptsParams, publish
+from isodense.prompts.deduplicate import publish
+from isodense.prompts.params import PromptsParams
 
 
 def main(argv: list[str]) -> str:

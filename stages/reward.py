@@ -18,8 +18,9 @@ from isodense.pipeline.artifact import content_sha256, read_manifest, write_json
 from isodense.pipeline.runtime import BaseParams, resolve_device
 from isodense.pipeline.watched import warn_unwatched
 from isodense.prompts.reader import load_prompts
-from isodense.reward.fit import RewardParams, fit
+from isodense.reward.fit import fit
 from isodense.reward.function import source_files
+from isodense.reward.params import RewardParams
 from isodense.sampling.weights import load_weights
 
 

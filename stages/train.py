@@ -16,14 +16,9 @@ from isodense.pipeline import params, stage
 from isodense.pipeline.runtime import BaseParams, resolve_device
 from isodense.prompts.reader import load_prompts
 from isodense.sampling.weights import load_weights
-from isodense.train.train import (
-    TrainParams,
-    check_reward,
-    live_folder,
-    prompt_weights,
-    read_manifests,
-    train,
-)
+from isodense.train.params import TrainParams
+from isodense.train.plan import prompt_weights
+from isodense.train.train import check_reward, live_folder, read_manifests, train
 
 
 def main(argv: list[str]) -> str:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
-from isodense.density.estimate import DensityParams, estimate, heldout_density, publish
+from isodense.density.estimate import estimate, heldout_density, publish
+from isodense.density.params import DensityParams
 from isodense.embeddings.build import embed
-from isodense.neighbors.build import NeighborsParams
 from isodense.neighbors.build import publish as publish_neighbors
 from isodense.neighbors.graph import load_graph, load_heldout_graph
+from isodense.neighbors.params import NeighborsParams
 from isodense.pipeline.artifact import content_sha256, read_manifest
-from isodense.prompts.deduplicate import PromptsParams
 from isodense.prompts.deduplicate import publish as publish_prompts
+from isodense.prompts.params import PromptsParams
 from isodense.prompts.reader import load_columns
 from tests.embeddings.test_build import PARAMS as EMBEDDINGS
 
-DENSITY = DensityParams(12, "soft_count", 0.8, 1.0, 0.15, 1.25, 0.0)
+DENSITY = DensityParams(
+    k=12, method="soft_count", ess=0.8, bandwidth=1.0, dup=0.15, alpha_max=1.25, count_power=0.0
+)
 
 
 def make(data: Path, conversations: list, encoder: Path, **density: object) -> Path:
@@ -26,8 +28,8 @@ def make(data: Path, conversations: list, encoder: Path, **density: object) -> P
     """
     answers = {side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
     pairs = ({"prompt": one, **answers, "source": "test"} for one in conversations)
-    publish_prompts(pairs, PromptsParams(0.2), "0" * 64, data / "prompts")
-    settings = dataclasses.replace(EMBEDDINGS, max_tokens=24)
+    publish_prompts(pairs, PromptsParams(heldout=0.2), "0" * 64, data / "prompts")
+    settings = EMBEDDINGS.model_copy(update={"max_tokens": 24})
     cache = data.parent / "cache"
     embed(data / "prompts", encoder, settings, "cpu", cache, data / "embeddings")
     columns = load_columns(data / "prompts")
@@ -42,7 +44,7 @@ def make(data: Path, conversations: list, encoder: Path, **density: object) -> P
 
 def write_density(data: Path, **changes: object) -> None:
     """Write density anew, with other params."""
-    params = dataclasses.replace(DENSITY, **changes)
+    params = DENSITY.model_copy(update=changes)
     train = load_columns(data / "prompts").split("train")
     graph, manifest = load_graph(data / "neighbors")
     found = estimate(graph, params, train.counts)

@@ -15,7 +15,8 @@ from isodense.pipeline.artifact import ids_sha256, publishing, write_manifest
 from isodense.pipeline.jsonl import write_jsonl
 from isodense.prompts.deduplicate import unique_prompts
 from isodense.prompts.reader import FILE, PromptSet
-from isodense.reward.fit import FullParams, RewardParams, SourceParams, fit
+from isodense.reward.fit import fit
+from isodense.reward.params import RewardParams
 from isodense.sampling.weights import DENSITY, HELDOUT_DENSITY, IDS, WEIGHTS
 from tests.tiny import WORDS, policy, user
 
@@ -128,9 +129,7 @@ def write_inputs(folder: Path, count: int = 60, heldout: float = 0.3) -> PromptS
 
 def reward_params(**changes: Any) -> RewardParams:
     """Return the params of the reward stage, with `changes`."""
-    section = SECTIONS["reward"] | changes
-    full, model = FullParams(**section["full"]), SourceParams(**section["model"])
-    return RewardParams(**(section | {"full": full, "model": model}))
+    return RewardParams(**(SECTIONS["reward"] | changes))
 
 
 def write_reward(folder: Path, prompts: PromptSet, count: int = 60, **changes: Any) -> None:

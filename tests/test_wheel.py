@@ -82,7 +82,7 @@ def test_the_wheel_has_every_file_of_the_package(wheel):
     with zipfile.ZipFile(wheel) as archive:
         found = {name for name in archive.namelist() if ".dist-info/" not in name}
         (licence,) = [name for name in archive.namelist() if name.endswith("LICENSE")]
-    assert {"isodense/py.typed", "isodense/report.html", "isodense/cli.py"} <= expected
+    assert {"isodense/py.typed", "isodense/report/offline.html", "isodense/cli/main.py"} <= expected
     assert len([name for name in expected if name.endswith(".yaml")]) >= 2
     assert found == expected
     assert ".dist-info/" in licence
@@ -109,7 +109,7 @@ from isodense.download.sources.sample import SampleParams, load
 w = isodense.load_weights("density")
 print(isodense.__file__)
 print(isodense.draw(w.weights, 1000, seed=1).tolist().count(4))
-params = SampleParams(50, 1.0, 0.08, 0.15, 0.1)
+params = SampleParams(pairs=50, exponent=1.0, duplicates=0.08, near_duplicates=0.15, multi_turn=0.1)
 print(len(list(load(params, numpy.random.default_rng(0), None))))
 """
     where, heaviest, pairs = run(clean / "python", "-c", code, cwd=tmp_path).splitlines()

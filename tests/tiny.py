@@ -123,8 +123,9 @@ def texts(count: int) -> list[str]:
 def prompts(folder: Path, count: int, heldout: float = 0.2) -> Path:
     """Publish that many prompts of mixed lengths as the prompts stage does."""
     from isodense.prompts import deduplicate as stage
+    from isodense.prompts.params import PromptsParams
 
     answers = {side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
     pairs = ({"prompt": user(text), **answers, "source": "test"} for text in texts(count))
-    stage.publish(pairs, stage.PromptsParams(heldout), "0" * 64, folder)
+    stage.publish(pairs, PromptsParams(heldout=heldout), "0" * 64, folder)
     return folder

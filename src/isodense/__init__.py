@@ -15,7 +15,7 @@ _EXPORTS = {
     "draw": "isodense.sampling.draw",
     "DistributedWeightedSampler": "isodense.sampling.draw",
     "select": "isodense.sampling.draw",
-    "load_weights": "isodense.sampling.weights",
+    "load_weights": "isodense.sampling.load",
     "Weights": "isodense.sampling.weights",
     "Graph": "isodense.neighbors.graph",
     "knn_graph": "isodense.neighbors.build",

@@ -21,7 +21,8 @@ from isodense.cli.main import main
 from isodense.embeddings.postprocess import Transform
 from isodense.pipeline.artifact import publishing, write_manifest
 from isodense.pipeline.errors import ArtifactError, IsodenseError
-from isodense.prompts.deduplicate import PromptsParams, publish
+from isodense.prompts.deduplicate import publish
+from isodense.prompts.params import PromptsParams
 from isodense.prompts.reader import load_prompts
 from tests import tiny
 from tests.prompts.test_deduplicate import pair
@@ -57,7 +58,7 @@ def data(tmp_path, monkeypatch):
 
 
 def write(data, pairs, heldout=0.2):
-    publish(pairs, PromptsParams(heldout), "0", data / "prompts")
+    publish(pairs, PromptsParams(heldout=heldout), "0", data / "prompts")
     prompts = load_prompts(data / "prompts")
     train = prompts.split("train")
     assert (0 < len(train) < len(prompts)) == bool(heldout)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 
@@ -13,7 +12,8 @@ from isodense.cli.main import main
 from isodense.embeddings.build import embed
 from isodense.embeddings.reader import load_vectors, read_ids
 from isodense.pipeline.artifact import publishing, read_manifest, write_manifest
-from isodense.prompts.deduplicate import PromptsParams, publish
+from isodense.prompts.deduplicate import publish
+from isodense.prompts.params import PromptsParams
 from isodense.prompts.reader import load_prompts
 from isodense.sampling.draw import draw
 from tests import tiny
@@ -34,7 +34,12 @@ def rising_weights(train, folder):
 
 @pytest.fixture
 def flags(tmp_path):
-    publish([pair(user(f"prompt {i}")) for i in range(30)], PromptsParams(0.1), "0", tmp_path / "p")
+    publish(
+        [pair(user(f"prompt {i}")) for i in range(30)],
+        PromptsParams(heldout=0.1),
+        "0",
+        tmp_path / "p",
+    )
     train = load_prompts(tmp_path / "p").split("train")
     rising_weights(train, tmp_path / "d")
     return ["--density", str(tmp_path / "d"), "--prompts", str(tmp_path / "p")], train
@@ -72,7 +77,7 @@ def models(tmp_path_factory):
 def data_folder(folder, encoder, count, **changes):
     """Write prompts, their embeddings and weights, as the stages do."""
     tiny.prompts(folder / "prompts", count)
-    params = dataclasses.replace(PARAMS, **changes)
+    params = PARAMS.model_copy(update=changes)
     cache = folder.parent / "cache"
     embed(folder / "prompts", encoder, params, "cpu", cache, folder / "embeddings")
     train = load_prompts(folder / "prompts").split("train")

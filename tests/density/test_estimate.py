@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import warnings
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,6 @@ from scipy.stats import linregress, spearmanr, vonmises_fisher
 
 from isodense.density import estimate as density
 from isodense.density.estimate import (
-    DensityParams,
     density_weights,
     effective_sample_size,
     estimate,
@@ -32,6 +31,7 @@ from isodense.density.estimate import (
     publish,
     statistics,
 )
+from isodense.density.params import DensityParams
 from isodense.neighbors.build import knn_graph, nearest
 from isodense.neighbors.graph import (
     DISTANCES,
@@ -44,12 +44,14 @@ from isodense.neighbors.graph import (
 from isodense.pipeline.artifact import publishing, read_manifest, write_manifest
 from isodense.pipeline.errors import IsodenseError
 from isodense.pipeline.params import as_dict
-from isodense.prompts.deduplicate import PromptsParams
 from isodense.prompts.deduplicate import publish as publish_prompts
+from isodense.prompts.params import PromptsParams
 from isodense.prompts.reader import load_prompts
 from tests.tiny import user
 
-PARAMS = DensityParams(50, "soft_count", 0.8, 1.0, 0.15, 1.25, 0.0)
+PARAMS = DensityParams(
+    k=50, method="soft_count", ess=0.8, bandwidth=1.0, dup=0.15, alpha_max=1.25, count_power=0.0
+)
 METHODS = ["soft_count", "knn", "balance"]
 
 
@@ -88,7 +90,8 @@ def reordered(graph, order):
 @pytest.mark.parametrize("method", METHODS)
 def test_the_sign_on_a_known_density(method):
     X, truth = lopsided()
-    found = estimate(knn_graph(X, 50), DensityParams(50, method, 0.7, 1.0, 0.15, 1.25, 0.0))
+    params = PARAMS.model_copy(update={"method": method, "ess": 0.7})
+    found = estimate(knn_graph(X, 50), params)
     assert spearmanr(found.density, truth)[0] > 0.8
     assert spearmanr(found.weights, truth)[0] < -0.8
     sparse, dense = truth < np.quantile(truth, 0.2), truth > np.quantile(truth, 0.8)
@@ -111,7 +114,7 @@ def test_density_follows_a_mixture_of_von_mises_fisher(dim):
 def test_density_follows_a_projected_gaussian(method):
     X = np.random.default_rng(0).normal(size=(2000, 8)) + 2 * np.eye(8)[0]
     X = unit(X)  # its density rises with the cosine to the mean (Mardia and Jupp 2000, section 9.3)
-    found = estimate(knn_graph(X, 50), replace(PARAMS, k=50, method=method))
+    found = estimate(knn_graph(X, 50), PARAMS.model_copy(update={"k": 50, "method": method}))
     assert spearmanr(found.density, X[:, 0])[0] > 0.9
     assert spearmanr(found.weights, X[:, 0])[0] < -0.9
 
@@ -136,8 +139,8 @@ def test_more_exponent_where_the_target_asks_for_it():
     assert sizes[0] > sizes[1] > sizes[2]
     for ess, size in zip((0.75, 0.6, 0.4), sizes, strict=True):
         assert size / len(X) == pytest.approx(ess, abs=0.03)
-    assert estimate(graph, replace(PARAMS, ess=0.05)).exponent == PARAMS.alpha_max
-    assert estimate(graph, replace(PARAMS, ess=1.0)).exponent == density.ALPHA_MIN
+    assert estimate(graph, PARAMS.model_copy(update={"ess": 0.05})).exponent == PARAMS.alpha_max
+    assert estimate(graph, PARAMS.model_copy(update={"ess": 1.0})).exponent == density.ALPHA_MIN
 
 
 def test_copies_share_one_weight_and_stay_known():
@@ -177,7 +180,7 @@ def test_no_group_outweighs_another_beyond_the_documented_bound(seed, copies, es
     rng = np.random.default_rng(seed)
     X = unit(rng.normal(size=(80, 5)))
     X = np.concatenate([X, np.repeat(X[:1], copies, axis=0), unit(-10 * X[:1])])
-    params = replace(PARAMS, ess=ess, alpha_max=alpha_max)
+    params = PARAMS.model_copy(update={"ess": ess, "alpha_max": alpha_max})
     found = estimate(knn_graph(X, 50), params)
     groups = np.bincount(found.clusters, weights=found.weights)
     assert 0.5 <= found.exponent <= alpha_max
@@ -209,7 +212,7 @@ def test_a_prompt_moved_away_from_its_neighbours_never_loses(seed, n, factor):
     row = rng.choice(np.argsort(reach)[3 * n // 4 + 1 :])  # r₀ is a median: it stays
     distances = graph.distances.copy()
     distances[row] *= np.float32(factor)
-    fixed = replace(PARAMS, alpha_max=0.5)  # the exponent is found from all prompts together
+    fixed = PARAMS.model_copy(update={"alpha_max": 0.5})  # it is found from all prompts together
     near, far = estimate(graph, fixed), estimate(Graph(graph.indices, distances), fixed)
     assume(near.scales.scale == far.scales.scale and (near.clusters == far.clusters).all())
     assume((near.clusters == near.clusters[row]).sum() == 1)
@@ -254,6 +257,24 @@ def test_k_beyond_the_graph_is_refused_and_beyond_the_rows_is_not():
     with pytest.raises(IsodenseError, match=r"raise neighbors\.k_max"):
         density_weights(graph, k=6)
     assert len(density_weights(knn_graph(circle(np.linspace(0, 2, 4)), 20), k=20)) == 4
+
+
+def test_wrong_keywords_are_one_clear_error():
+    graph = knn_graph(circle(np.linspace(0, 2, 6)), 5)
+    with pytest.raises(IsodenseError) as caught:
+        density_weights(graph, k=5, ess=1.5, method="soft")
+    assert str(caught.value) == (
+        "density_weights has 2 faults:\n"
+        "  method: 'soft' is not one of 'soft_count', 'knn', 'balance', 'uniform'\n"
+        "  ess: 1.5 is above the maximum, 1.0\n"
+        "  -> correct them and call it again"
+    )
+
+
+def test_numbers_of_numpy_are_numbers():
+    graph = knn_graph(circle(np.linspace(0, 2, 6)), 5)
+    given = density_weights(graph, k=np.int64(4), ess=np.float32(0.5))
+    assert np.array_equal(given, density_weights(graph, k=4, ess=0.5))
 
 
 def test_unusable_graphs_are_refused():
@@ -303,7 +324,7 @@ def test_a_reordered_graph_gives_reordered_weights(seed, method, power):
     graph = with_copies(seed)
     rng = np.random.default_rng(seed)
     order, counts = rng.permutation(len(graph)), rng.integers(1, 50, size=len(graph))
-    params = replace(PARAMS, method=method, count_power=power)
+    params = PARAMS.model_copy(update={"method": method, "count_power": power})
     found = estimate(graph, params, counts)
     other = estimate(reordered(graph, order), params, counts[order])
     np.testing.assert_allclose(other.weights, found.weights[order], rtol=1e-9)
@@ -312,7 +333,7 @@ def test_a_reordered_graph_gives_reordered_weights(seed, method, power):
 
 def test_blocks_strides_and_memory_maps_change_no_byte(tmp_path, monkeypatch):
     graph = with_copies(1)
-    expected = estimate(graph.first(15), replace(PARAMS, k=15))
+    expected = estimate(graph.first(15), PARAMS.model_copy(update={"k": 15}))
     for name in ("indices", "distances"):
         np.save(tmp_path / name, np.ascontiguousarray(getattr(graph, name)[:, :15]))
     mapped = Graph(
@@ -320,7 +341,7 @@ def test_blocks_strides_and_memory_maps_change_no_byte(tmp_path, monkeypatch):
     )
     for block in (1, 7, 10**6):
         monkeypatch.setattr(density, "BLOCK", block)
-        found = estimate(mapped, replace(PARAMS, k=15))
+        found = estimate(mapped, PARAMS.model_copy(update={"k": 15}))
         assert found.weights.tobytes() == expected.weights.tobytes()
         assert found.density.tobytes() == expected.density.tobytes()
 
@@ -350,10 +371,10 @@ def test_a_held_out_copy_has_the_density_of_its_group(size):
 def test_counts_multiply_weights_and_nothing_else(seed, method):
     graph = with_copies(seed)
     counts = np.random.default_rng(seed).integers(1, 1000, size=len(graph))
-    params = replace(PARAMS, method=method)
+    params = PARAMS.model_copy(update={"method": method})
     plain = estimate(graph, params)
     for power in (0.0, 0.5, 1.0):
-        found = estimate(graph, replace(params, count_power=power), counts)
+        found = estimate(graph, params.model_copy(update={"count_power": power}), counts)
         ratio = found.weights / plain.weights
         np.testing.assert_allclose(ratio / ratio[0], (counts / counts[0]) ** power, rtol=1e-9)
         assert found.weights.sum() == pytest.approx(1, abs=1e-9)
@@ -390,7 +411,7 @@ def test_unusable_counts_are_refused(counts, fault):
 @pytest.mark.parametrize("method", [*METHODS, "uniform"])
 @pytest.mark.parametrize("k", [1, 2, 20])
 def test_statistics_are_finite_whatever_the_prompts(method, k):
-    params = replace(PARAMS, method=method, k=k)
+    params = PARAMS.model_copy(update={"method": method, "k": k})
     angles = [np.zeros(1), np.array([0.0, 1]), np.arange(3.0), np.zeros(30), np.linspace(0, 2, 30)]
     for X in map(circle, angles):
         graph = knn_graph(X, 50)
@@ -426,7 +447,7 @@ def test_intrinsic_dimension_has_no_bias(dim, n):
     assert distances.max() < 0.5  # a ball does not meet itself
     graph = Graph(indices[:, 1:].astype(np.int32), distances[:, 1:].astype(np.float32))
     assert intrinsic_dimension(graph) == pytest.approx(dim, rel=0.03)
-    found = estimate(graph, replace(PARAMS, k=20))
+    found = estimate(graph, PARAMS.model_copy(update={"k": 20}))
     assert found.scales.dimension == pytest.approx(dim, rel=0.05)
 
 
@@ -445,7 +466,7 @@ def test_the_count_beyond_k_is_that_of_all_pairs(dim, n):
     graph, rows = knn_graph(X, 50), np.arange(400)
     expected = all_pairs(X, rows, dim)
     for k in (20, 50):
-        ratio = np.exp(estimate(graph, replace(PARAMS, k=k)).density[rows]) / expected
+        ratio = np.exp(estimate(graph, PARAMS.model_copy(update={"k": k})).density[rows]) / expected
         assert np.median(ratio) == pytest.approx(1, abs=0.15)
         assert np.median(np.abs(ratio / np.median(ratio) - 1)) < 0.15
 
@@ -453,11 +474,11 @@ def test_the_count_beyond_k_is_that_of_all_pairs(dim, n):
 @pytest.mark.parametrize("dim", [3, 6])
 def test_with_every_prompt_listed_nothing_is_added(dim):
     X = unit(np.random.default_rng(dim).normal(size=(300, dim + 1)))
-    found = estimate(knn_graph(X, 299), replace(PARAMS, k=299, dup=0.0))
+    found = estimate(knn_graph(X, 299), PARAMS.model_copy(update={"k": 299, "dup": 0.0}))
     distances = cdist(X.astype(np.float64), X.astype(np.float64))
     expected = np.exp(-(distances**2) / (2 * found.scales.width**2)).sum(axis=1)
     np.testing.assert_allclose(np.exp(found.density), expected, rtol=1e-5)
-    cut = estimate(knn_graph(X, 298), replace(PARAMS, k=298, dup=0.0))
+    cut = estimate(knn_graph(X, 298), PARAMS.model_copy(update={"k": 298, "dup": 0.0}))
     assert (cut.density > found.density - 1e-5).mean() > 0.9  # something is, with one left out
 
 
@@ -468,7 +489,7 @@ def test_crowds_larger_than_k_are_told_apart(k):
     centres = np.eye(12)[:5]
     X = unit(np.repeat(centres, sizes, axis=0) + 0.1 * rng.normal(size=(sum(sizes), 12)))
     crowd = np.repeat(np.arange(5), sizes)
-    found = estimate(knn_graph(X, k), replace(PARAMS, k=k))
+    found = estimate(knn_graph(X, k), PARAMS.model_copy(update={"k": k}))
     typical = [np.median(found.density[crowd == number]) for number in range(5)]
     assert (np.diff(typical) > 0.25).all()  # log 2 each, were the tails of the kernel not wide
     mean = [found.weights[crowd == number].mean() for number in range(5)]
@@ -566,7 +587,7 @@ def test_the_radius_is_that_of_the_groups(dim):
 
 def test_a_group_counts_as_one_neighbour():
     X, group = with_groups(5, 40, 15, 200, 0.0, dim=4)
-    found = estimate(knn_graph(X, 799), replace(PARAMS, k=799, dup=0.0))
+    found = estimate(knn_graph(X, 799), PARAMS.model_copy(update={"k": 799, "dup": 0.0}))
     distinct = X[np.unique(group, return_index=True)[1]].astype(np.float64)
     width = found.scales.width
     expected = np.exp(-(cdist(X.astype(np.float64), distinct) ** 2) / (2 * width**2)).sum(axis=1)
@@ -604,7 +625,15 @@ def test_any_distances_give_finite_density_and_weights(
     others = np.array([rng.permutation(np.delete(np.arange(n), row)) for row in range(n)])
     indices = others[:, : shape[1]].astype(np.int32)
     graph = Graph(indices, np.sort(distances.astype(np.float32), axis=1))
-    params = DensityParams(k, method, 0.5, bandwidth, dup, alpha_max, 0.0)
+    params = DensityParams(
+        k=k,
+        method=method,
+        ess=0.5,
+        bandwidth=bandwidth,
+        dup=dup,
+        alpha_max=alpha_max,
+        count_power=0.0,
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = estimate(graph, params)
@@ -614,7 +643,7 @@ def test_any_distances_give_finite_density_and_weights(
         assert (log_count <= np.log(n + 1) + 1e-9).all()
     assert (found.weights.astype(np.float32) > 0).all()
     assert found.weights.sum() == pytest.approx(1, abs=1e-9)
-    assert np.isfinite([*as_dict(found.scales).values(), found.exponent]).all()
+    assert np.isfinite([*asdict(found.scales).values(), found.exponent]).all()
 
 
 def test_noise_of_many_dimensions_is_even():
@@ -677,7 +706,7 @@ def test_the_stage_reads_counts_labels_and_recall(tmp_path):
         {"prompt": user(t), "chosen": answer, "rejected": answer, "source": "s", "label": t[-1]}
         for t in texts
     ]
-    publish_prompts(pairs, PromptsParams(0.2), "0", tmp_path / "prompts")
+    publish_prompts(pairs, PromptsParams(heldout=0.2), "0", tmp_path / "prompts")
     prompts = load_prompts(tmp_path / "prompts")
     train, heldout = prompts.split("train"), prompts.split("heldout")
     X = unit(np.random.default_rng(0).normal(size=(len(prompts), 4)))
@@ -694,7 +723,7 @@ def test_the_stage_reads_counts_labels_and_recall(tmp_path):
             np.save(scratch / name, array)
         hashes = {"ids_sha256": train.ids_sha256, "heldout_ids_sha256": heldout.ids_sha256}
         write_manifest(scratch, "neighbors", rows=len(train), dim=4, recall=0.97, **hashes)
-    section = as_dict(replace(PARAMS, count_power=1.0))
+    section = as_dict(PARAMS.model_copy(update={"count_power": 1.0}))
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({"density": section}))
     command = "--prompts prompts --neighbors neighbors --out density --metrics m.json --plots plots"
     script = Path(__file__).parents[2] / "stages/density.py"

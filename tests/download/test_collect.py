@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import yaml
 
-from isodense.download.collect import DownloadParams, publish
+from isodense.download.collect import publish
 from isodense.download.pairs import fault, load_pairs, pair_id
+from isodense.download.params import DownloadParams
 from isodense.pipeline import params as params_module
 from isodense.pipeline.artifact import ids_sha256, read_manifest, verify_files
 from isodense.pipeline.errors import DataError, ParamsError
@@ -167,7 +168,7 @@ def test_no_valid_pairs_is_an_error_that_says_what_to_do(tmp_path: Path):
     [
         ({"sources": []}, "sources: [] is below the minimum"),
         ({"sources": ["sample", "sample"]}, "sources names 'sample' 2 times"),
-        ({"sources": ["samples"]}, "is not a list, each one of 'sample'"),
+        ({"sources": ["samples"]}, "sources[0]: 'samples' is not one of 'sample'"),
         ({"sources": ["local"]}, "list your files there"),
         ({"on_bad_row": "ignore"}, "'ignore' is not one of"),
         ({"hh": SECTION["hh"] | {"subsets": ["red-team-attempts"]}}, "red-team-attempts"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import random
@@ -17,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from isodense.embeddings.build import EmbeddingsParams, embed
+from isodense.embeddings.build import embed
 from isodense.embeddings.encoder import load_encoder
+from isodense.embeddings.params import EmbeddingsParams
 from isodense.embeddings.postprocess import load_transform
 from isodense.embeddings.reader import load_vectors, read_ids
 from isodense.pipeline.artifact import ids_sha256, read_manifest
@@ -65,7 +65,7 @@ def folder(tmp_path_factory):
 
 def run(tmp_path, folder, count, out="out", rank=None, **changes):
     """Embed and return how many texts were encoded, or None if no encoder was loaded."""
-    params = dataclasses.replace(PARAMS, **changes)
+    params = PARAMS.model_copy(update=changes)
     prompts = tmp_path / f"prompts{count}"
     if not prompts.exists():
         tiny.prompts(prompts, count)
@@ -359,7 +359,7 @@ def stage(tmp_path, folder, out, count=100, **environ):
 
 
 def write_params(folder):
-    section = dataclasses.asdict(PARAMS)
+    section = PARAMS.model_dump()
     text = json.dumps({"base": {"seed": 0, "device": "cpu"}, "embeddings": section})
     (folder / "params.yaml").write_text(text)
 

@@ -22,7 +22,8 @@ from isodense.pipeline.artifact import (
     write_manifest,
 )
 from isodense.pipeline.errors import ArtifactError
-from isodense.prompts.deduplicate import PromptsParams, publish
+from isodense.prompts.deduplicate import publish
+from isodense.prompts.params import PromptsParams
 from isodense.prompts.reader import load_prompts
 from tests.prompts.test_deduplicate import pair
 from tests.tiny import user
@@ -67,7 +68,7 @@ def by_id(folder):
 def data_folder(folder, texts, seed=0, heldout=0.2, **changes):
     """Write prompts asked as in `texts`, with embeddings of them; a text's end is its source."""
     pairs = [pair(user(text[:-1]), source=text[-1], label=text[:3]) for text in texts]
-    publish(pairs, PromptsParams(heldout), "0", folder / "prompts")
+    publish(pairs, PromptsParams(heldout=heldout), "0", folder / "prompts")
     embeddings(folder / "embeddings", load_prompts(folder / "prompts").ids, seed, **changes)
     return folder
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 
@@ -25,7 +23,7 @@ def embedded(root, encoder, count=40, **changes):
     prompts = root / "prompts"
     if not prompts.exists():
         tiny.prompts(prompts, count)
-    params = dataclasses.replace(PARAMS, **changes)
+    params = PARAMS.model_copy(update=changes)
     embed(prompts, encoder, params, "cpu", root / "cache", root / "embeddings")
     return root / "embeddings", prompts
 

@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 import isodense.evaluate.evaluate
-from isodense.evaluate.evaluate import EvaluateParams, evaluate, load_heldout, open_encoder, sample
+from isodense.evaluate.evaluate import evaluate, load_heldout, open_encoder, sample
 from isodense.evaluate.metrics import Comparison, Heldout
+from isodense.evaluate.params import EvaluateParams
 from isodense.models.policy import load_policy
 from isodense.pipeline import params
 from isodense.pipeline.artifact import content_sha256, read_manifest, write_manifest
@@ -17,8 +18,12 @@ from isodense.prompts.reader import PromptSet, load_prompts
 from tests import tiny
 from tests.rl import SECTIONS, write_density, write_inputs, write_reward
 
-SAMPLED = EvaluateParams(12, 3, 8, 1.0, 512)
-GREEDY = EvaluateParams(12, 1, 8, 0.0, 512)
+SAMPLED = EvaluateParams(
+    max_prompts=12, num_generations=3, max_completion_tokens=8, temperature=1.0, batch_tokens=512
+)
+GREEDY = EvaluateParams(
+    max_prompts=12, num_generations=1, max_completion_tokens=8, temperature=0.0, batch_tokens=512
+)
 
 
 def test_a_sample_keeps_order_and_changes_little_when_prompts_are_added():
@@ -106,14 +111,19 @@ def test_another_policy_answers_otherwise_diverges_and_the_result_repeats(world:
 def test_the_divergence_is_of_the_policies_as_drawn_from(world: Path):
     metrics = compare(world, "other", GREEDY).metrics()
     assert "kl" not in metrics["trained"]
-    cold = compare(world, "other", EvaluateParams(12, 1, 8, 0.2, 512)).metrics()
-    hot = compare(world, "other", EvaluateParams(12, 1, 8, 5.0, 512)).metrics()
+    cold = compare(world, "other", GREEDY.model_copy(update={"temperature": 0.2})).metrics()
+    hot = compare(world, "other", GREEDY.model_copy(update={"temperature": 5.0})).metrics()
     assert hot["trained"]["kl_high"] < cold["trained"]["kl_low"]
 
 
 def test_batches_do_not_change_what_greedy_policies_measure(world: Path):
     one, other = (
-        compare(world, "other", EvaluateParams(12, 1, 8, 0.0, batch)) for batch in (64, 4096)
+        compare(
+            world,
+            "other",
+            GREEDY.model_copy(update={"batch_tokens": batch}),
+        )
+        for batch in (64, 4096)
     )
     assert one.base.completions == other.base.completions
     assert one.trained.completions == other.trained.completions

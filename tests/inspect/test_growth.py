@@ -12,7 +12,8 @@ import yaml
 
 from isodense.cli.append import _restored_on_failure, add_files
 from isodense.cli.commands.update import describe
-from isodense.density.estimate import DensityParams, estimate, heldout_density, publish
+from isodense.density.estimate import estimate, heldout_density, publish
+from isodense.density.params import DensityParams
 from isodense.inspect.growth import compare, remember
 from isodense.neighbors.build import knn_graph
 from isodense.neighbors.graph import Graph
@@ -20,13 +21,16 @@ from isodense.pipeline.artifact import content_sha256, publishing, write_manifes
 from isodense.pipeline.errors import IsodenseError
 from isodense.prompts import deduplicate as stage
 from isodense.prompts.conversations import is_heldout, prompt_id
+from isodense.prompts.params import PromptsParams
 from isodense.prompts.reader import load_columns
 from tests.tiny import user
 
 ROOT = Path(__file__).parents[2]
 HELDOUT = 0.3
 K = 10
-PARAMS = DensityParams(K, "soft_count", 0.8, 1.0, 0.15, 1.25, 0.0)
+PARAMS = DensityParams(
+    k=K, method="soft_count", ess=0.8, bandwidth=1.0, dup=0.15, alpha_max=1.25, count_power=0.0
+)
 SHARD = 16
 
 
@@ -57,7 +61,7 @@ def write(data, rows, asked=()):
     """Write the artifacts of `rows`, pairs of a text and a vector; `asked` are asked once more."""
     answers = {side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
     pairs = [{"prompt": user(t), **answers, "source": "test"} for t in [*dict(rows), *asked]]
-    stage.publish(pairs, stage.PromptsParams(HELDOUT), "0" * 64, data / "prompts")
+    stage.publish(pairs, PromptsParams(heldout=HELDOUT), "0" * 64, data / "prompts")
     columns = load_columns(data / "prompts")
     vectors = cluster(np.stack(list(dict(rows).values())))
     train, heldout = columns.positions("train"), columns.positions("heldout")

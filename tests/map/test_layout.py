@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
-from isodense.map.layout import MapParams, beside, layout
+from isodense.map.layout import beside, layout
+from isodense.map.params import MapParams
 from isodense.neighbors.build import knn_graph
 from isodense.neighbors.graph import Graph
 
 CLUSTERS, SIZE = 6, 60
-PARAMS = MapParams(15, 0.1, 60)
+PARAMS = MapParams(neighbors=15, min_dist=0.1, epochs=60)
 
 
 def unit(X):
@@ -61,7 +62,7 @@ def test_a_curve_is_laid_out_as_a_curve():
     """On an arc, each point's nearest in the plane are the nearest on the arc, not just near."""
     angles = np.random.default_rng(0).permutation(np.linspace(0, 3, 300))
     X = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-    coordinates = layout(graph_of(X), MapParams(15, 0.1, 200), 0)
+    coordinates = layout(graph_of(X), MapParams(neighbors=15, min_dist=0.1, epochs=200), 0)
     found = cKDTree(coordinates).query(coordinates, 6)[1][:, 1:]
     steps = np.abs(angles[found] - angles[:, None]) / (3 / 299)
     assert np.quantile(steps, 0.9) < 8
@@ -112,7 +113,13 @@ def test_a_graph_of_few_neighbours_is_enough(made):
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("params", [MapParams(1, 0.0, 1), MapParams(1, 1.0, 12)])
+@pytest.mark.parametrize(
+    "params",
+    [
+        MapParams(neighbors=1, min_dist=0.0, epochs=1),
+        MapParams(neighbors=1, min_dist=1.0, epochs=12),
+    ],
+)
 def test_the_ends_of_the_params_ranges_give_places(made, params):
     _, _, graph, _ = made
     coordinates = layout(graph, params, 0)

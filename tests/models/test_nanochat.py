@@ -21,7 +21,8 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from isodense.models import nanochat
-from isodense.models.publish import ModelParams, publish
+from isodense.models.params import ModelParams
+from isodense.models.publish import publish
 from isodense.pipeline.artifact import read_manifest
 from isodense.pipeline.errors import ModelError
 
@@ -490,7 +491,9 @@ def test_a_converted_checkpoint_is_a_folder_that_the_models_stage_publishes(tmp_
         content = path.read_bytes()
         assert content == (tmp_path / "again" / path.name).read_bytes()
         assert str(tmp_path).encode() not in content
-    params = ModelParams("folder", str(tmp_path / "out"), None, None, None)
+    params = ModelParams(
+        source="folder", name=str(tmp_path / "out"), version=None, sha256=None, path=None
+    )
     publish("encoder", params, tmp_path / "published", tmp_path / "cache")
     assert "chat_template.jinja" in read_manifest(tmp_path / "published", "models")["files"]
     whole = AutoModelForCausalLM.from_pretrained(tmp_path / "published")

@@ -21,7 +21,8 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from isodense.embeddings.encoder import load_encoder
 from isodense.embeddings.preflight import preflight
-from isodense.models.publish import ModelParams, ModelsParams, publish
+from isodense.models.params import ModelParams, ModelsParams
+from isodense.models.publish import publish
 from isodense.pipeline.artifact import content_sha256, read_manifest
 from isodense.pipeline.errors import DataError, IsodenseError, ModelError, ParamsError
 from isodense.pipeline.params import load
@@ -79,6 +80,10 @@ def build_wheel(folder, source, version="1.0"):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def params_of(source, name, version=None, sha256=None, path=None):
+    return ModelParams(source=source, name=name, version=version, sha256=sha256, path=path)
+
+
 def same_model(one, other):
     first, second = (AutoModel.from_pretrained(folder).state_dict() for folder in (one, other))
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
@@ -86,7 +91,7 @@ def same_model(one, other):
 
 def test_a_wheel_is_fetched_once_verified_and_unpacked(tmp_path, encoder, index):
     sha256 = build_wheel(index, encoder)
-    model = ModelParams("wheel", "Tiny_Model", "1.0", sha256, "tiny_model/model")
+    model = params_of("wheel", "Tiny_Model", "1.0", sha256, "tiny_model/model")
     manifest = publish("encoder", model, tmp_path / "out", tmp_path / "cache")
     assert same_model(tmp_path / "out", encoder)
     assert AutoTokenizer.from_pretrained(tmp_path / "out")("red")["input_ids"]
@@ -100,7 +105,7 @@ def test_a_wheel_is_fetched_once_verified_and_unpacked(tmp_path, encoder, index)
 
 def test_a_wheel_with_another_hash_is_refused_and_not_kept(tmp_path, encoder, index):
     build_wheel(index, encoder)
-    model = ModelParams("wheel", "tiny-model", "1.0", "0" * 64, "tiny_model/model")
+    model = params_of("wheel", "tiny-model", "1.0", "0" * 64, "tiny_model/model")
     with pytest.raises(ModelError, match="not the pinned 0000"):
         publish("encoder", model, tmp_path / "out", tmp_path / "cache")
     assert not (tmp_path / "out").exists()
@@ -109,7 +114,7 @@ def test_a_wheel_with_another_hash_is_refused_and_not_kept(tmp_path, encoder, in
 
 def test_a_damaged_cached_wheel_is_fetched_again(tmp_path, encoder, index):
     sha256 = build_wheel(index, encoder)
-    model = ModelParams("wheel", "tiny-model", "1.0", sha256, "tiny_model/model")
+    model = params_of("wheel", "tiny-model", "1.0", sha256, "tiny_model/model")
     publish("encoder", model, tmp_path / "out", tmp_path / "cache")
     (wheel,) = (tmp_path / "cache").rglob("*.whl")
     whole = wheel.read_bytes()
@@ -124,7 +129,7 @@ def test_a_damaged_cached_wheel_is_fetched_again(tmp_path, encoder, index):
 )
 def test_a_missing_wheel_or_path_is_named(tmp_path, encoder, index, version, path, words):
     sha256 = build_wheel(index, encoder)
-    model = ModelParams("wheel", "tiny-model", version, sha256, path)
+    model = params_of("wheel", "tiny-model", version, sha256, path)
     with pytest.raises(ModelError, match=words):
         publish("encoder", model, tmp_path / "out", tmp_path / "cache")
 
@@ -133,7 +138,7 @@ def test_a_hub_revision_is_that_revision(tmp_path, encoder, hub):
     other = tiny.encoder(tmp_path / "newer", seed=5)
     old = hub.add("team/tiny", encoder, kind="model", revision="a" * 40)
     hub.add("team/tiny", other, kind="model", revision="b" * 40)
-    model = ModelParams("hub", "team/tiny", old, None, None)
+    model = params_of("hub", "team/tiny", old)
     publish("encoder", model, tmp_path / "out", tmp_path / "cache")
     assert same_model(tmp_path / "out", encoder)
     assert not same_model(tmp_path / "out", other)
@@ -141,8 +146,8 @@ def test_a_hub_revision_is_that_revision(tmp_path, encoder, hub):
 
 def test_hub_and_folder_give_the_same_content(tmp_path, encoder, hub):
     revision = hub.add("team/tiny", encoder, kind="model")
-    from_hub = ModelParams("hub", "team/tiny", revision, None, None)
-    from_folder = ModelParams("folder", str(encoder), None, None, None)
+    from_hub = params_of("hub", "team/tiny", revision)
+    from_folder = params_of("folder", str(encoder))
     one = publish("encoder", from_hub, tmp_path / "one", tmp_path / "cache")
     two = publish("encoder", from_folder, tmp_path / "two", tmp_path / "cache")
     assert content_sha256(one) == content_sha256(two)
@@ -150,7 +155,7 @@ def test_hub_and_folder_give_the_same_content(tmp_path, encoder, hub):
 
 def test_a_dropped_connection_is_retried_and_a_dead_one_is_an_error(tmp_path, encoder, hub):
     revision = hub.add("team/tiny", encoder, kind="model")
-    model = ModelParams("hub", "team/tiny", revision, None, None)
+    model = params_of("hub", "team/tiny", revision)
     hub.faults["model.safetensors"] = Fault(drop_at=1000)
     with pytest.raises(DataError, match="team/tiny"):
         publish("encoder", model, tmp_path / "out", tmp_path / "cache")
@@ -164,7 +169,7 @@ def test_a_closed_or_missing_repository_says_what_to_do(tmp_path, encoder, hub):
     revision = hub.add("team/tiny", encoder, kind="model")
     hub.faults["team/tiny"] = Fault(status=403)
     for name, words in (("team/tiny", "gated"), ("team/none", "no such repository")):
-        model = ModelParams("hub", name, revision, None, None)
+        model = params_of("hub", name, revision)
         with pytest.raises(DataError, match=words) as caught:
             publish("encoder", model, tmp_path / "out", tmp_path / "cache")
         assert "HF_TOKEN" in str(caught.value)
@@ -173,27 +178,27 @@ def test_a_closed_or_missing_repository_says_what_to_do(tmp_path, encoder, hub):
 def test_pickled_weights_are_not_read(tmp_path, encoder):
     folder = shutil.copytree(encoder, tmp_path / "pickled")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    model = ModelParams("folder", str(folder), None, None, None)
+    model = params_of("folder", str(folder))
     with pytest.raises(ModelError, match="safetensors only"):
         publish("encoder", model, tmp_path / "out", tmp_path / "cache")
 
 
 def test_a_manifest_does_not_name_the_folder_of_this_machine(tmp_path, encoder):
-    model = ModelParams("folder", str(encoder), None, None, None)
+    model = params_of("folder", str(encoder))
     manifest = publish("encoder", model, tmp_path / "out", tmp_path / "cache")
     assert manifest["params"]["name"] == "encoder"
     assert str(encoder.parent) not in (tmp_path / "out" / "manifest.json").read_text()
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    model = ModelParams("folder", str(tmp_path / "none"), None, None, None)
+    model = params_of("folder", str(tmp_path / "none"))
     with pytest.raises(ModelError, match="no such folder"):
         publish("encoder", model, tmp_path / "out", tmp_path / "cache")
 
 
 def test_a_gguf_file_is_dequantised(tmp_path):
     source = tiny_gguf(tmp_path / "tiny.gguf")
-    model = ModelParams("folder", str(source), None, None, None)
+    model = params_of("folder", str(source))
     publish("policy", model, tmp_path / "out", tmp_path / "cache")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     assert not hasattr(loaded.config, "quantization_config")
@@ -322,7 +327,7 @@ def nanochat_base(tmp_path_factory):
 )
 def test_a_nanochat_checkpoint_is_the_one_its_path_names(tmp_path, nanochat_base, path, which):
     base, heads = nanochat_base
-    model = ModelParams("nanochat", str(base), None, None, path)
+    model = params_of("nanochat", str(base), path=path)
     manifest = publish("policy", model, tmp_path / "out", tmp_path / "cache")
     assert read_manifest(tmp_path / "out", "models") == manifest
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
@@ -333,7 +338,7 @@ def test_a_nanochat_checkpoint_is_the_one_its_path_names(tmp_path, nanochat_base
 
 def test_no_file_of_a_nanochat_artifact_names_this_machine(tmp_path, nanochat_base):
     base, _ = nanochat_base
-    model = ModelParams("nanochat", str(base), None, None, "mid/d2")
+    model = params_of("nanochat", str(base), path="mid/d2")
     manifest = publish("encoder", model, tmp_path / "out", tmp_path / "cache")
     assert manifest["params"]["name"] == "nanochat"
     assert manifest["params"]["path"] == "mid/d2"
@@ -341,7 +346,7 @@ def test_no_file_of_a_nanochat_artifact_names_this_machine(tmp_path, nanochat_ba
     assert {"manifest.json", "config.json", "model.safetensors"} <= {path.name for path in files}
     assert not [path for path in files if str(tmp_path.parent).encode() in path.read_bytes()]
     moved = shutil.copytree(base, tmp_path / "elsewhere" / "nanochat")
-    other = ModelParams("nanochat", str(moved), None, None, "mid/d2")
+    other = params_of("nanochat", str(moved), path="mid/d2")
     publish("encoder", other, tmp_path / "again", tmp_path / "cache")
     for path in files:
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
@@ -350,7 +355,7 @@ def test_no_file_of_a_nanochat_artifact_names_this_machine(tmp_path, nanochat_ba
 @pytest.mark.parametrize("space", ["hidden", "logits_full", "logits_projected"])
 def test_a_nanochat_artifact_is_an_encoder(tmp_path, nanochat_base, space):
     base, _ = nanochat_base
-    model = ModelParams("nanochat", str(base), None, None, "sft")
+    model = params_of("nanochat", str(base), path="sft")
     publish("encoder", model, tmp_path / "out", tmp_path / "cache")
     encoder = load_encoder(tmp_path / "out", max_tokens=32, space=space, projection=64)
     texts = ["the theme", "banana", "there these bananas", "a" * 200]
@@ -372,7 +377,7 @@ def test_a_nanochat_artifact_is_an_encoder(tmp_path, nanochat_base, space):
     ],
 )
 def test_a_nanochat_checkpoint_that_is_not_there_is_named(tmp_path, nanochat_base, path, words):
-    model = ModelParams("nanochat", str(nanochat_base[0]), None, None, path)
+    model = params_of("nanochat", str(nanochat_base[0]), path=path)
     with pytest.raises(ModelError, match=words):
         publish("policy", model, tmp_path / "out", tmp_path / "cache")
     assert not (tmp_path / "out").exists()
@@ -391,7 +396,7 @@ def test_code_in_a_nanochat_pickle_never_runs_and_nothing_is_published(
     else:
         path = base / "tokenizer" / "tokenizer.pkl"
         path.write_bytes(pickle.dumps(Shell(marker)))
-    model = ModelParams("nanochat", str(base), None, None, "sft")
+    model = params_of("nanochat", str(base), path="sft")
     with pytest.raises(ModelError, match=rf"{path.name}(?s:.)*nothing in it was run"):
         publish("encoder", model, tmp_path / "out", tmp_path / "cache")
     assert not marker.exists()

@@ -16,9 +16,10 @@ import yaml
 
 from isodense.neighbors import blocks
 from isodense.neighbors import build as neighbors
-from isodense.neighbors.build import NeighborsParams, knn_graph, publish
+from isodense.neighbors.build import knn_graph, publish
 from isodense.neighbors.exact import nearest
 from isodense.neighbors.graph import Graph, load_graph, load_heldout_graph, recall
+from isodense.neighbors.params import NeighborsParams
 from isodense.pipeline.artifact import ids_sha256, publishing, write_manifest
 from isodense.pipeline.errors import ArtifactError, IsodenseError
 from isodense.prompts.reader import load_columns
@@ -56,8 +57,8 @@ def content(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-EXACT = NeighborsParams(5, "auto", 200, 0.9, 1)
-IVF = NeighborsParams(10, "ivf", 200, 0.9, 1)
+EXACT = NeighborsParams(k_max=5, method="auto", recall_sample=200, recall_floor=0.9, n_jobs=1)
+IVF = NeighborsParams(k_max=10, method="ivf", recall_sample=200, recall_floor=0.9, n_jobs=1)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +135,10 @@ def exact_graph(folder, X, k):
 @pytest.mark.parametrize("method", ["auto", "ivf", "pynndescent"])
 def test_one_training_prompt_and_no_held_out_ones_still_publish(tmp_path, method):
     artifacts(tmp_path, unit(1))
-    run(tmp_path, NeighborsParams(5, method, 10, 0.9, 1))
+    run(
+        tmp_path,
+        NeighborsParams(k_max=5, method=method, recall_sample=10, recall_floor=0.9, n_jobs=1),
+    )
     assert load_graph(tmp_path / "out")[0].indices.shape == (1, 0)
     assert len(load_heldout_graph(tmp_path / "out")) == 0
 
@@ -146,7 +150,7 @@ def test_one_training_prompt_and_no_held_out_ones_still_publish(tmp_path, method
 def test_approximate_neighbours_are_audited_and_a_poor_graph_fails(tmp_path, method, monkeypatch):
     X = unit(1500, dim=8)
     artifacts(tmp_path, X)
-    params = NeighborsParams(10, method, 200, 0.9, 1)
+    params = NeighborsParams(k_max=10, method=method, recall_sample=200, recall_floor=0.9, n_jobs=1)
     report = run(tmp_path, params)
     graph, manifest = load_graph(tmp_path / "out")
     assert report["method"] == manifest["method"] == method
@@ -192,7 +196,11 @@ def test_other_params_never_take_the_blocks_of_these(tmp_path):
     X = unit(300)
     artifacts(tmp_path, X)
     run(tmp_path, EXACT)
-    run(tmp_path, NeighborsParams(9, "auto", 200, 0.9, 1), out="wider")
+    run(
+        tmp_path,
+        NeighborsParams(k_max=9, method="auto", recall_sample=200, recall_floor=0.9, n_jobs=1),
+        out="wider",
+    )
     assert (load_graph(tmp_path / "wider")[0].indices == exact_graph(tmp_path, X, 9).indices).all()
 
 

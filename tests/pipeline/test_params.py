@@ -2,36 +2,48 @@
 
 from __future__ import annotations
 
-import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import pytest
+from pydantic import Field, model_validator
 
-from isodense.pipeline.errors import ParamsError
-from isodense.pipeline.params import load, param
+from isodense.doctor.checks.project import section_class
+from isodense.pipeline.errors import IsodenseError, ParamsError
+from isodense.pipeline.params import SECTIONS, CrossFieldError, Params, as_dict, build, load
 
 ROOT = Path(__file__).parents[2]
 
 
-@dataclasses.dataclass(frozen=True)
-class Inner:
-    files: list[str] = param(minimum=1)
+class Inner(Params):
+    files: list[str] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _no_file_is_a_folder(self) -> Self:
+        if faults := [f"{file} is a folder" for file in self.files if file.endswith("/")]:
+            raise CrossFieldError(faults)
+        return self
 
 
-@dataclasses.dataclass(frozen=True)
-class Section:
-    k: int = param(minimum=1, maximum=100)
-    rate: float = param(minimum=0.0)
-    kind: Literal["a", "b"] = param()
-    limit: int | None = param()
-    more: dict[str, object] = param()
-    inner: Inner = param()
+class Section(Params):
+    k: int = Field(ge=1, le=100)
+    rate: float = Field(ge=0.0)
+    kind: Literal["a", "b"]
+    limit: int | None = Field(ge=1)
+    more: dict[str, object]
+    inner: Inner
 
-    def faults(self) -> list[str]:
-        return ["k exceeds limit"] if self.limit is not None and self.k > self.limit else []
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        faults = ["k exceeds limit"] if self.limit is not None and self.k > self.limit else []
+        if self.kind == "a" and not self.rate:
+            faults.append("kind 'a' needs a rate above 0")
+        if faults:
+            raise CrossFieldError(faults)
+        return self
 
 
 GOOD = """density:
@@ -52,8 +64,19 @@ def read(tmp_path: Path, text: str) -> Section:
 
 def test_values_arrive_with_their_types(tmp_path):
     section = read(tmp_path, GOOD)
-    assert section == Section(5, 1e-5, "b", None, {"x": 1}, Inner(["one"]))
-    assert isinstance(section.rate, float)
+    inner = Inner(files=["one"])
+    assert section == Section(k=5, rate=1e-5, kind="b", limit=None, more={"x": 1}, inner=inner)
+    whole = read(tmp_path, GOOD.replace("1e-5", "3")).rate
+    assert (whole, type(whole)) == (3.0, float)
+
+
+def test_the_plain_mapping_has_the_order_of_the_fields(tmp_path):
+    lines = GOOD.splitlines(keepends=True)
+    written = as_dict(read(tmp_path, "".join([lines[0], *lines[:0:-1]])))
+    assert json.dumps(written) == (
+        '{"k": 5, "rate": 1e-05, "kind": "b", "limit": null, "more": {"x": 1}, '
+        '"inner": {"files": ["one"]}}'
+    )
 
 
 def test_every_fault_is_listed_with_its_line(tmp_path):
@@ -76,21 +99,83 @@ def test_every_fault_is_listed_with_its_line(tmp_path):
     [
         ("k: 5", "k: 5.5", "5.5 is not an integer"),
         ("k: 5", "k: true", "True is not an integer"),
-        ("k: 5", "k: 101", "above the maximum, 100"),
+        ("k: 5", "k: 101", "101 is above the maximum, 100"),
+        ("rate: 1e-5", "rate: true", "True is not a number"),
         ("rate: 1e-5", "rate: fast", "'fast' is not a number"),
         ("rate: 1e-5", "rate: .nan", "is below the minimum"),
         ("limit: null", "limit: none", "'none' is not an integer or null"),
-        ("limit: null", "limit: 4", "k exceeds limit"),
-        ("inner: {files: [one]}", "inner: {files: []}", "density.inner.files: [] is below"),
-        ("inner: {files: [one]}", "inner: {files: [1]}", "is not a list, each a string"),
+        ("limit: null", "limit: 0", "0 is below the minimum, 1"),
+        ("limit: null", "limit: 4", "density: k exceeds limit"),
+        ("files: [one]", "files: []", "density.inner.files: [] is below the minimum, 1 item"),
+        ("files: [one]", "files: [one, 1]", "line 7: density.inner.files[1]: 1 is not a string"),
+        ("files: [one]", "files: one", "'one' is not a list, each a string"),
+        ("files: [one]", "fils: [one], files: [one]", "fils: unknown key (did you mean 'files'?)"),
         ("inner: {files: [one]}", "inner: 3", "3 is not a mapping"),
-        ("more: {x: 1}", "more: [x]", "is not a mapping"),
+        ("more: {x: 1}", "more: [x]", "['x'] is not a mapping"),
+        ("more: {x: 1}", "more: {1: x}", "line 6: density.more.1: 1 is not a string"),
+        ("k: 5", "k: 5\n  3: 4", "line 3: density.3: unknown key"),
+        ("k: 5", "k: 5\n  k: 6", "line 3: density.k stands on line 2 already"),
     ],
 )
 def test_a_wrong_value_is_named(tmp_path, old, new, words):
     with pytest.raises(ParamsError, match="1 fault") as caught:
         read(tmp_path, GOOD.replace(old, new))
     assert words in str(caught.value)
+
+
+def test_an_infinite_number_is_one_where_there_is_no_maximum(tmp_path):
+    assert read(tmp_path, GOOD.replace("1e-5", ".inf")).rate == float("inf")
+
+
+def test_all_faults_between_fields_are_listed(tmp_path):
+    text = GOOD.replace("rate: 1e-5", "rate: 0").replace("kind: b", "kind: a")
+    with pytest.raises(ParamsError) as caught:
+        read(tmp_path, text.replace("limit: null", "limit: 4"))
+    assert caught.value.faults == [
+        "line 1: density: k exceeds limit",
+        "line 1: density: kind 'a' needs a rate above 0",
+    ]
+
+
+def test_faults_within_a_mapping_are_listed_beside_those_around_it(tmp_path):
+    text = GOOD.replace("k: 5", "k: 0").replace("[one]", "[a/, b, c/]")
+    with pytest.raises(ParamsError) as caught:
+        read(tmp_path, text)
+    assert caught.value.faults == [
+        "line 2: density.k: 0 is below the minimum, 1",
+        "line 7: density.inner: a/ is a folder",
+        "line 7: density.inner: c/ is a folder",
+    ]
+
+
+def test_values_of_a_caller_get_the_same_words():
+    values = {"k": 0, "rate": 1, "kind": "b", "limit": None, "more": {}, "inner": {"files": ["a/"]}}
+    with pytest.raises(IsodenseError) as caught:
+        build(Section, values, "the call")
+    assert caught.value.message == (
+        "the call has 2 faults:\n  k: 0 is below the minimum, 1\n  inner: a/ is a folder"
+    )
+
+
+def test_no_param_has_a_default():
+    seen = [section_class(name) for name in SECTIONS]
+    for cls in seen:  # grows
+        for field in cls.model_fields.values():
+            assert field.is_required()
+            if isinstance(field.annotation, type) and issubclass(field.annotation, Params):
+                seen.append(field.annotation)
+    assert len(seen) == len(SECTIONS) + 9
+
+
+def test_params_are_imported_without_what_the_stages_compute_with():
+    code = (
+        "import sys, importlib\n"
+        f"for name in {SECTIONS[1:]}:\n"
+        "    importlib.import_module(f'isodense.{name}.params')\n"
+        "print({'torch', 'transformers', 'trl', 'peft', 'scipy', 'dvc'} & set(sys.modules))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 @pytest.mark.parametrize("text", ["", "density: [", "- 1", "density: 3"])

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from isodense.pipeline.artifact import write_manifest
 from isodense.pipeline.errors import ArtifactError, DataError
 from isodense.prompts.conversations import canonical, encoder_text, is_heldout, prompt_id
-from isodense.prompts.deduplicate import PromptsParams, publish, statistics, unique_prompts
+from isodense.prompts.deduplicate import publish, statistics, unique_prompts
+from isodense.prompts.params import PromptsParams
 from isodense.prompts.reader import load_columns, load_prompts
 from tests.tiny import user
 
@@ -106,7 +107,9 @@ def test_statistics_count_what_is_there():
 
 
 def test_a_published_set_reads_back_and_is_checked(tmp_path):
-    publish([pair(user(f"p{i}")) for i in range(50)], PromptsParams(0.2), "0", tmp_path / "p")
+    publish(
+        [pair(user(f"p{i}")) for i in range(50)], PromptsParams(heldout=0.2), "0", tmp_path / "p"
+    )
     prompts = load_prompts(tmp_path / "p")
     assert prompts.texts[:2] == ["p0", "p1"]
     assert len(prompts.split("train")) + len(prompts.split("heldout")) == 50
@@ -119,11 +122,11 @@ def test_a_published_set_reads_back_and_is_checked(tmp_path):
 
 def test_no_prompts_and_nothing_to_train_on_say_what_to_run(tmp_path):
     with pytest.raises(DataError, match="no valid prompts found") as caught:
-        publish([pair(user(" "))], PromptsParams(0.1), "0", tmp_path / "p")
+        publish([pair(user(" "))], PromptsParams(heldout=0.1), "0", tmp_path / "p")
     assert "dvc repro download" in str(caught.value)
     held = next(pair(user(f"p{i}")) for i in range(99) if is_heldout(prompt_id(user(f"p{i}")), 0.5))
     with pytest.raises(DataError, match="all 1 prompts are held out"):
-        publish([held], PromptsParams(0.5), "0", tmp_path / "p")
+        publish([held], PromptsParams(heldout=0.5), "0", tmp_path / "p")
     assert not (tmp_path / "p").exists()
 
 
@@ -149,7 +152,7 @@ def test_columns_are_those_of_the_rows(tmp_path, unlabelled):
     pairs = [pair(user(f"p{i % 50}"), label=f"label {i % 3}") for i in range(70)]
     for one in pairs[:unlabelled] + pairs[50 : 50 + unlabelled]:
         del one["label"]
-    publish(pairs, PromptsParams(0.3), "0", tmp_path / "p")
+    publish(pairs, PromptsParams(heldout=0.3), "0", tmp_path / "p")
     prompts, columns = load_prompts(tmp_path / "p"), load_columns(tmp_path / "p")
     columns_agree(columns, prompts)
     assert columns.counts.dtype == np.int64
@@ -164,14 +167,16 @@ def test_columns_are_those_of_the_rows(tmp_path, unlabelled):
 def test_a_split_may_have_labels_that_the_whole_has_not(tmp_path):
     held = [is_heldout(prompt_id(user(f"p{i}")), 0.5) for i in range(40)]
     pairs = [pair(user(f"p{i}"), **({} if held[i] else {"label": "x"})) for i in range(40)]
-    publish(pairs, PromptsParams(0.5), "0", tmp_path / "p")
+    publish(pairs, PromptsParams(heldout=0.5), "0", tmp_path / "p")
     columns = load_columns(tmp_path / "p")
     assert columns.labels is None
     assert set(columns.split("train").labels) == {"x"}
 
 
 def test_columns_of_damaged_or_other_prompts_are_refused_alike(tmp_path):
-    publish([pair(user(f"p{i}")) for i in range(9)], PromptsParams(0.2), "0", tmp_path / "p")
+    publish(
+        [pair(user(f"p{i}")) for i in range(9)], PromptsParams(heldout=0.2), "0", tmp_path / "p"
+    )
     path = tmp_path / "p" / "prompts.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[::-1]))
     (tmp_path / "other").mkdir()

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from isodense.cli.main import main
-from isodense.density.estimate import DensityParams, estimate, publish
+from isodense.density.estimate import estimate, publish
+from isodense.density.params import DensityParams
 from isodense.density.plots import density_plots
 from isodense.map.reader import COORDINATES
 from isodense.neighbors.build import knn_graph
@@ -110,7 +111,9 @@ def write_artifacts(data: Path, labels: bool = True, aside: tuple[int, ...] = AS
         for name, array in arrays.items():
             np.save(made / name, array)
         manifest = write_manifest(made, "neighbors", rows=TRAIN, k=20, dim=2, **hashes)
-    params = DensityParams(20, "soft_count", 0.8, 1.0, 0.15, 1.25, 0.0)
+    params = DensityParams(
+        k=20, method="soft_count", ess=0.8, bandwidth=1.0, dup=0.15, alpha_max=1.25, count_power=0.0
+    )
     found, inputs = estimate(graph, params), content_sha256(manifest)
     publish(found, np.zeros(len(aside)), of_train, params, manifest, inputs, data / "density")
     number = np.arange(len(ids))

@@ -9,8 +9,9 @@ from isodense.pipeline.artifact import read_manifest
 from isodense.pipeline.errors import ParamsError
 from isodense.pipeline.params import load
 from isodense.prompts.reader import PromptSet
-from isodense.reward.fit import RewardParams, fit
+from isodense.reward.fit import fit
 from isodense.reward.load import load_reward
+from isodense.reward.params import RewardParams
 from isodense.reward.truncation import margins, sides
 from isodense.sampling.weights import load_weights
 from tests.rl import SECTIONS, make_pairs, reward_params, snapshot, write_inputs

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +12,13 @@ from trl.trainer.reward_trainer import RewardTrainer
 
 from isodense.models.policy import load_tokenizer
 from isodense.pipeline.artifact import read_manifest
-from isodense.pipeline.errors import ModelError, TrainingError
+from isodense.pipeline.errors import IsodenseError, ModelError, TrainingError
+from isodense.pipeline.params import build
 from isodense.prompts.reader import PromptSet, load_prompts
 from isodense.reward.classifier import Classifier, conversation_tokens
-from isodense.reward.fit import FullParams, fit
+from isodense.reward.fit import fit
 from isodense.reward.load import load_reward
+from isodense.reward.params import FullParams
 from isodense.reward.trl import make_config, plan_pairs, start
 from isodense.reward.truncation import sides
 from isodense.sampling.weights import load_weights
@@ -43,7 +44,7 @@ def prompts(folder: Path) -> PromptSet:
 def make(folder: Path, prompts: PromptSet, name: str, weights=None, **changes):
     params = reward_params(kind="full", full=FULL | changes)
     if weights is not None:
-        params = replace(params, sampling="density")
+        params = params.model_copy(update={"sampling": "density"})
     return fit(
         make_pairs(PAIRS),
         prompts,
@@ -178,12 +179,14 @@ def test_settings_reach_trl(tmp_path: Path):
 
 def test_wrong_names_are_told_with_the_nearest():
     trainer = {"weight_decy": 0.1, "learning_rate": 1, "gradient_accumulation_steps": 3}
-    faults = FullParams(**(FULL | {"trainer": trainer})).faults()
+    with pytest.raises(IsodenseError) as caught:
+        build(FullParams, FULL | {"trainer": trainer}, "full")
+    faults = caught.value.message.split("\n  ")[1:]
     assert len(faults) == 3
     assert "did you mean 'weight_decay'" in faults[0]
     assert faults[1] == "trainer.learning_rate is set by reward.full.learning_rate"
     assert "3 does not divide batch_size 8" in faults[2]
-    assert FullParams(**(FULL | {"trainer": {"weight_decay": 0.1}})).faults() == []
+    assert build(FullParams, FULL | {"trainer": {"weight_decay": 0.1}}, "full")
 
 
 def test_a_policy_that_is_no_language_model_is_told(tmp_path: Path):

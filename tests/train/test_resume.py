@@ -20,7 +20,9 @@ from isodense.pipeline.errors import TrainingError
 from isodense.prompts.reader import PromptSet, load_prompts
 from isodense.sampling.weights import load_weights
 from isodense.train.checkpoints import Stop, finalize, newest
-from isodense.train.train import CODE, TrainParams, make_config, make_plan, resumable_every, train
+from isodense.train.params import TrainParams
+from isodense.train.plan import make_plan
+from isodense.train.train import CODE, train
 from tests.rl import FLAGS, ROOT, SECTIONS, run_stage, snapshot, write_inputs, write_reward
 
 SECTION = SECTIONS["train"] | {"max_steps": 6, "save_steps": 2}
@@ -182,13 +184,6 @@ def test_a_request_to_stop_finishes_the_step(world):
     assert newest(scratch) == scratch / "checkpoint-3"
 
 
-def test_checkpoints_fall_where_completions_are_drawn_anew(tmp_path: Path):
-    config = make_config(section(grpo={"num_iterations": 4}, save_steps=6), 0, "cpu", tmp_path)
-    assert (resumable_every(config), config.save_steps) == (4, 8)
-    apart = section(grpo={"num_iterations": 3, "steps_per_generation": 2}, completions_per_pass=2)
-    assert resumable_every(make_config(apart, 0, "cpu", tmp_path)) == 3
-
-
 def test_an_unfinished_checkpoint_is_never_chosen(tmp_path: Path):
     assert newest(tmp_path) is None
     for step in (8, 9, 10):
@@ -240,13 +235,6 @@ def test_an_adapter_is_merged_and_kept(world):
 def test_what_trl_refuses_is_one_clear_error(world, changes, said):
     with pytest.raises(TrainingError, match=f"TRL refuses to train(.|\n)*{said}"):
         run(world, "refused", length, **changes)
-
-
-def test_wrong_fields_of_lora_are_named():
-    assert section(lora={"r": 4, "lora_alfa": 8, "task_type": "CAUSAL_LM"}).faults() == [
-        "lora.lora_alfa is not a field of LoraConfig (did you mean 'lora_alpha'?)",
-        "lora.task_type is set by the stage",
-    ]
 
 
 def test_kill_9_of_the_stage_loses_only_the_steps_since_the_checkpoint(tmp_path: Path):

@@ -8,21 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from isodense.pipeline.errors import ArtifactError, TrainingError
+from isodense.pipeline.errors import TrainingError
 from isodense.prompts.reader import PromptSet
 from isodense.sampling.weights import load_weights
-from isodense.train.train import (
-    OWN_FIELDS,
-    TrainParams,
-    check_reward,
-    draws_needed,
-    live_folder,
-    make_config,
-    make_plan,
-    prompt_weights,
-    read_manifests,
-    train,
-)
+from isodense.train.params import TrainParams
+from isodense.train.plan import make_plan
+from isodense.train.train import check_reward, live_folder, read_manifests, train
 from tests.rl import snapshot, write_density, write_inputs, write_reward
 
 SECTION = {
@@ -50,86 +41,6 @@ def section(**changes: object) -> TrainParams:
     return TrainParams(**(SECTION | changes))  # type: ignore[arg-type]
 
 
-def test_wrong_fields_of_grpo_are_named_all_at_once():
-    found = section(grpo={"num_iteration": 2, "beta": 1.0, "optim": "sgd", "zzz": 0}).faults()
-    assert found == [
-        "grpo.num_iteration is not a field of GRPOConfig (did you mean 'num_iterations'?)",
-        "grpo.beta is set by train.beta",
-        "grpo.zzz is not a field of GRPOConfig",
-    ]
-    assert section().faults() == []
-
-
-def test_every_own_field_is_one_of_trl():
-    from dataclasses import fields
-
-    from trl import GRPOConfig
-
-    assert len(OWN_FIELDS) > 20
-    assert set(OWN_FIELDS) <= {field.name for field in fields(GRPOConfig)}
-
-
-def test_a_plan_follows_the_weights():
-    weights = np.array([0.5, 0.25, 0.125, 0.125])
-    plan = make_plan(weights, 40_000, seed=3)
-    shares = np.bincount(plan.rows, minlength=4) / 40_000
-    np.testing.assert_allclose(shares, weights, atol=0.01)
-    assert plan.skipped == 0
-
-
-def test_a_plan_without_replacement_repeats_no_prompt_and_a_mix_reaches_all():
-    weights = np.array([0.5, 0.25, 0.25, 0.0])
-    once = make_plan(weights, 300, seed=3, replacement=False)
-    assert [set(part) for part in np.split(once.rows, 100)] == [{0, 1, 2}] * 100
-    mixed = make_plan(weights, 40_000, seed=3, uniform=0.4)
-    shares = np.bincount(mixed.rows, minlength=4) / 40_000
-    np.testing.assert_allclose(shares, [0.4, 0.25, 0.25, 0.1], atol=0.01)
-
-
-def test_passing_over_a_prompt_leaves_the_odds_of_the_others():
-    weights = np.array([0.5, 0.3, 0.2])
-    asked: list[int] = []
-
-    def fits(row: int) -> bool:
-        asked.append(row)
-        return row != 0
-
-    plan = make_plan(weights, 20_000, seed=3, fits=fits)
-    shares = np.bincount(plan.rows, minlength=3) / 20_000
-    np.testing.assert_allclose(shares, [0, 0.6, 0.4], atol=0.02)
-    assert plan.skipped == pytest.approx(20_000, rel=0.1)
-    assert sorted(asked) == [0, 1, 2]
-
-
-def test_a_longer_plan_begins_with_the_shorter_one():
-    weights = np.random.default_rng(0).random(100)
-    one = make_plan(weights, 64, seed=1, fits=lambda row: row % 3 > 0)
-    two = make_plan(weights, 160, seed=1, fits=lambda row: row % 3 > 0)
-    assert np.array_equal(one.rows, two.rows[:64])
-
-
-def test_prompts_that_are_all_too_long_end_the_search():
-    with pytest.raises(TrainingError, match=r"raise train\.max_prompt_tokens"):
-        make_plan(np.ones(5), 10, seed=0, fits=lambda row: False)
-
-
-def test_weights_of_other_prompts_are_refused(tmp_path: Path):
-    prompts = write_inputs(tmp_path).split("train")
-    weights = load_weights(tmp_path / "data/density")
-    assert np.array_equal(prompt_weights(prompts, weights, "density"), weights.weights)
-    assert set(prompt_weights(prompts, weights, "uniform").tolist()) == {1.0}
-    asked = [row | {"count": number} for number, row in enumerate(prompts.rows, start=1)]
-    assert prompt_weights(PromptSet(asked), weights, "count").tolist() == [
-        *range(1, len(prompts) + 1)
-    ]
-    other = PromptSet(prompts.rows[::-1])
-    for sampling in ("density", "uniform"):
-        with pytest.raises(ArtifactError, match=r"other prompts(.|\n)*dvc repro density"):
-            prompt_weights(other, weights, sampling)
-    with pytest.raises(TrainingError, match="no prompt is left"):
-        prompt_weights(PromptSet([]), weights, "density")
-
-
 def test_a_reward_no_better_than_length_is_refused_or_warned_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
@@ -149,38 +60,6 @@ def test_metrics_and_plots_must_be_where_dvclive_writes():
     assert live_folder(Path("r/metrics.json"), Path("r/plots/metrics")) == Path("r")
     with pytest.raises(TrainingError, match=r"DIR/metrics\.json"):
         live_folder(Path("r/train.json"), Path("r/plots/metrics"))
-
-
-def test_completions_must_divide_over_processes_and_passes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    with pytest.raises(TrainingError, match="completions_per_pass 5"):
-        make_config(section(completions_per_pass=5), 0, "cpu", tmp_path)
-    whole = make_config(section(completions_per_pass=64), 0, "cpu", tmp_path)
-    assert (whole.per_device_train_batch_size, whole.gradient_accumulation_steps) == (16, 1)
-    half = make_config(section(), 0, "cpu", tmp_path)
-    assert (half.per_device_train_batch_size, half.gradient_accumulation_steps) == (8, 2)
-    assert half.generation_batch_size == whole.generation_batch_size == 16
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(TrainingError, match="over 3 processes"):
-        make_config(section(), 0, "cpu", tmp_path)
-
-
-@pytest.mark.parametrize(
-    "grpo",
-    [{"lr_scheduler_type": "nonsense"}, {"num_iterations": 0}, {"num_iterations": "two"}],
-)
-def test_a_value_that_trl_refuses_is_an_error(tmp_path: Path, grpo: dict[str, object]):
-    with pytest.raises(TrainingError, match="TRL refuses"):
-        make_config(section(grpo=grpo), 0, "cpu", tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("grpo", "expected"),
-    [({}, 48), ({"num_iterations": 2}, 24), ({"num_iterations": 5}, 12)],
-)
-def test_a_plan_is_as_long_as_the_run(tmp_path: Path, grpo: dict[str, int], expected: int):
-    assert draws_needed(make_config(section(grpo=grpo), 0, "cpu", tmp_path)) == expected
 
 
 class Length:

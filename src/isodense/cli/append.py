@@ -110,7 +110,8 @@ def update(files: Sequence[Path], since: str | None = None) -> Growth:
         If a file is no data, or DVC fails; ``params.yaml`` and ``dvc.lock`` are then as before.
         If there is nothing to compare with.
     """
-    from isodense.download.collect import DownloadParams, Tally
+    from isodense.download.collect import Tally
+    from isodense.download.params import DownloadParams
     from isodense.download.sources import local
     from isodense.pipeline import params
 
@@ -126,9 +127,8 @@ def update(files: Sequence[Path], since: str | None = None) -> Growth:
         raise IsodenseError(f"{absent[0]} is not a file", "name files of pairs")
     names = [_name(file) for file in files]
     for name in names:  # faults show before anything changes
-        for _ in local.load(
-            local.LocalParams([name], None), np.random.default_rng(0), tally.bad_row
-        ):
+        one = local.LocalParams(files=[name], limit=None)
+        for _ in local.load(one, np.random.default_rng(0), tally.bad_row):
             pass
     known = {Path(file).expanduser().resolve() for file in section.local.files}
     more = [name for name in dict.fromkeys(names) if Path(name).resolve() not in known]

@@ -180,7 +180,7 @@ def _load(data: Path, prompts: PromptSet, with_vectors: bool, draws: Draws | Non
 
 def _drawn(train: PromptSet, weights: Weights, draws: Draws) -> np.ndarray:
     from isodense.sampling.draw import draw
-    from isodense.train.train import prompt_weights
+    from isodense.train.plan import prompt_weights
 
     return draw(prompt_weights(train, weights, draws.sampling), draws.size, draws.seed)
 

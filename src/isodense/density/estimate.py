@@ -21,7 +21,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq
@@ -30,35 +30,20 @@ from scipy.sparse.csgraph import connected_components
 from scipy.special import gammaincc, gammaln
 
 from isodense.density.balance import effective_sample_size, rank_agreement, weight_statistics
+from isodense.density.params import ALPHA_MIN, DensityParams, Method
 from isodense.neighbors.graph import Graph
 from isodense.pipeline.artifact import publishing, write_manifest
 from isodense.pipeline.errors import IsodenseError
-from isodense.pipeline.params import as_dict, param
+from isodense.pipeline.params import as_dict, build
 from isodense.sampling.weights import DENSITY, HELDOUT_DENSITY, IDS, WEIGHTS
-
-Method = Literal["soft_count", "knn", "balance", "uniform"]
 
 COPY = 1e-6  # distance under which two vectors are the same
 RANK = 20  # r₀ is the median distance to this neighbour, whatever k is
 STRAY = 0.05  # ordinary neighbours within the radius of near-duplicates, at most
 ROUNDS = 5  # at most, of finding near-duplicates, r₀ and the dimension in turn
 SURVEYED = 100_000  # rows that the dimension is measured on
-ALPHA_MIN = 0.5  # least exponent
 TINY = 1e-20  # least weight, of the largest
 BLOCK = 1024  # rows whose kernel is held at once; speed and memory only
-
-
-@dataclass(frozen=True)
-class DensityParams:
-    """Section ``density`` of ``params.yaml``; see :func:`density_weights`."""
-
-    k: int = param(minimum=1, maximum=1000)
-    method: Method = param()
-    ess: float = param(minimum=0.05, maximum=1.0)
-    bandwidth: float = param(minimum=0.01, maximum=10.0)
-    dup: float = param(minimum=0.0, maximum=1.0)
-    alpha_max: float = param(minimum=ALPHA_MIN, maximum=20.0)
-    count_power: float = param(minimum=0.0, maximum=1.0)
 
 
 @dataclass(frozen=True)
@@ -162,8 +147,9 @@ def density_weights(
     Raises
     ------
     IsodenseError
-        If the graph's arrays are unusable or hold fewer than `k` neighbours, or `counts` are
-        missing where `count_power` asks for them, of another length, below 1 or not finite.
+        If a keyword has no such value, the graph's arrays are unusable or hold fewer than `k`
+        neighbours, or `counts` are missing where `count_power` asks for them, of another length,
+        below 1 or not finite.
 
     Examples
     --------
@@ -174,8 +160,18 @@ def density_weights(
     >>> int(density_weights(knn_graph(X, k=3), k=3).argmax())
     4
     """
-    params = DensityParams(k, method, ess, bandwidth, dup, alpha_max, count_power)
-    return estimate(graph, params, counts).weights
+    values = {
+        "k": k,
+        "method": method,
+        "ess": ess,
+        "bandwidth": bandwidth,
+        "dup": dup,
+        "alpha_max": alpha_max,
+        "count_power": count_power,
+    }
+    plain = {name: value.item() if isinstance(value, np.generic) else value
+             for name, value in values.items()}  # fmt: skip
+    return estimate(graph, build(DensityParams, plain, "density_weights"), counts).weights
 
 
 def estimate(graph: Graph, params: DensityParams, counts: np.ndarray | None = None) -> Estimate:
@@ -300,7 +296,7 @@ def statistics(
         "intrinsic_dimension": round(found.scales.dimension, 3),
     }
     if graph.k > 1:
-        half = estimate(graph, replace(params, k=graph.k // 2), counts)
+        half = estimate(graph, params.model_copy(update={"k": graph.k // 2}), counts)
         agreement = rank_agreement(found.weights, half.weights)
         report |= {} if agreement is None else {"rank_stability": agreement}
     return report

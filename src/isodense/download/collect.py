@@ -9,78 +9,35 @@ appends.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import logging
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from isodense.download.pairs import FILE, UnusableRow, pair_id
-from isodense.download.sources.hh import HhParams
-from isodense.download.sources.local import LocalParams
-from isodense.download.sources.sample import SampleParams
-from isodense.download.sources.stack_exchange import StackExchangeParams
-from isodense.download.sources.ultrafeedback import UltrafeedbackParams
+from isodense.download.params import DownloadParams
+from isodense.download.sources import hh, local, sample, stack_exchange, ultrafeedback
 from isodense.pipeline import stage
 from isodense.pipeline.artifact import publishing, write_manifest
 from isodense.pipeline.errors import DataError
 from isodense.pipeline.jsonl import dumps
-from isodense.pipeline.params import as_dict, param
 
 log = logging.getLogger("isodense")
 
+LOADERS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
+    "sample": sample.load,
+    "hh": hh.load,
+    "ultrafeedback": ultrafeedback.load,
+    "stack_exchange": stack_exchange.load,
+    "local": local.load,
+}
 SHOWN = 5  # skipped rows that are named in the log; the rest are counted
-
-
-@dataclass(frozen=True)
-class DownloadParams:
-    """Section ``download`` of ``params.yaml``; only the sources listed are read."""
-
-    sources: list[Literal["sample", "hh", "ultrafeedback", "stack_exchange", "local"]] = param(
-        minimum=1
-    )
-    on_bad_row: Literal["error", "skip"] = param()
-    sample: SampleParams = param()
-    hh: HhParams = param()
-    ultrafeedback: UltrafeedbackParams = param()
-    stack_exchange: StackExchangeParams = param()
-    local: LocalParams = param()
-
-    def faults(self) -> list[str]:
-        """Return what is wrong across fields."""
-        named: dict[str, list[Any]] = {
-            "sources": self.sources,
-            "hh.subsets": self.hh.subsets,
-            "stack_exchange.sites": self.stack_exchange.sites,
-            "local.files": self.local.files,
-        }
-        faults = [
-            f"{key} names {item!r} {count} times"
-            for key, items in named.items()
-            for item, count in Counter(items).items()
-            if count > 1
-        ]
-        if "local" in self.sources and not self.local.files:
-            faults.append("sources names 'local', but local.files is []: list your files there")
-        return faults
-
-    def in_use(self) -> dict[str, Any]:
-        """Return the section without the sources that are not listed, as manifests record it.
-
-        Absolute paths of local files, which differ between machines, are cut to their names.
-        """
-        section = as_dict(self)
-        used = {name: section[name] for name in ("sources", "on_bad_row", *self.sources)}
-        if "local" in used:
-            files = [Path(file) for file in self.local.files]
-            used["local"]["files"] = [f.name if f.is_absolute() else f.as_posix() for f in files]
-        return used
 
 
 @dataclass
@@ -139,8 +96,7 @@ def collect(
     seen: set[bytes] = set()
     for source in params.sources:
         tally.sources[source] = 0
-        load = importlib.import_module(f"isodense.download.sources.{source}").load
-        for pair in load(getattr(params, source), rng_for(source), tally.bad_row):
+        for pair in LOADERS[source](getattr(params, source), rng_for(source), tally.bad_row):
             identifier = pair_id(pair)
             if bytes.fromhex(identifier) in seen:
                 tally.repeated += 1

@@ -17,11 +17,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from isodense.embeddings import postprocess
+from isodense.embeddings.params import EmbeddingsParams
 from isodense.embeddings.preflight import preflight
 from isodense.embeddings.reader import ids_name, shard_name
 from isodense.pipeline.artifact import (
@@ -35,7 +36,7 @@ from isodense.pipeline.cache import Entry, Store, cache_key
 from isodense.pipeline.errors import ArtifactError, ModelError, TextError
 from isodense.pipeline.executor import Progress, Rank
 from isodense.pipeline.jsonl import read_jsonl
-from isodense.pipeline.params import as_dict, param
+from isodense.pipeline.params import as_dict
 from isodense.pipeline.runtime import one_thread, resolve_device
 from isodense.prompts.reader import FILE as PROMPTS
 
@@ -50,42 +51,6 @@ RECIPE = 1  # to be raised with any change to a row's values; see tests/recipes.
 LIBRARIES = ("torch", "transformers")
 ROWS, COUNTS = "rows.npy", "counts.json"  # pieces of a finished shard, in the cache
 NOT_IN_ROWS = ("batch_tokens", "rows_per_shard", "postprocess", "components", "fit_rows")
-
-
-@dataclass(frozen=True)
-class EmbeddingsParams:
-    """Section ``embeddings`` of ``params.yaml``.
-
-    See :func:`isodense.embeddings.encoder.load_encoder` for what shapes a vector.
-
-    Attributes
-    ----------
-    rows_per_shard : int
-        Prompts per shard file.
-    dtype : {"float32", "float16"}
-        Of the stored vectors.
-    postprocess : {"auto", "none", "all_but_the_top"}
-        What is fitted on the training prompts and applied when vectors are read; ``auto`` is
-        ``all_but_the_top`` for the hidden states of decoders.
-    components : int
-        Directions that all-but-the-top removes; 0 only centres.
-    fit_rows : int
-        It is fitted on the first so many training prompts, so that it stays what it is when more
-        are appended.
-    """
-
-    space: Literal["hidden", "logits", "logits_projected", "logits_full"] = param()
-    pooling: Literal["auto", "mean", "mean_without_first", "cls", "last"] = param()
-    layer: int | None = param(minimum=1)
-    projection: int = param(minimum=1)
-    max_tokens: int = param(minimum=8)
-    precision: Literal["float32", "bfloat16"] = param()
-    batch_tokens: int | None = param(minimum=64)
-    rows_per_shard: int = param(minimum=1)
-    dtype: Literal["float32", "float16"] = param()
-    postprocess: Literal["auto", "none", "all_but_the_top"] = param()
-    components: int = param(minimum=0)
-    fit_rows: int = param(minimum=10)
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from isodense.evaluate.metrics import Answers, Comparison, Heldout
+from isodense.evaluate.params import EvaluateParams
 from isodense.pipeline.artifact import (
     content_sha256,
     load_array,
@@ -29,7 +30,7 @@ from isodense.pipeline.artifact import (
 )
 from isodense.pipeline.cache import Store, cache_key
 from isodense.pipeline.errors import ArtifactError, TrainingError
-from isodense.pipeline.params import as_dict, param
+from isodense.pipeline.params import as_dict
 from isodense.prompts.conversations import Message
 from isodense.prompts.reader import PromptSet
 from isodense.sampling.weights import HELDOUT_DENSITY
@@ -45,41 +46,6 @@ LIBRARIES = ("torch", "transformers")
 COMPLETIONS = "completions.json"  # in the cache
 ENCODER_TOKENS = 256  # of a completion that the encoder reads; the last ones
 ENCODER_MULTIPLE = 16  # lengths that encoders take
-
-
-@dataclass(frozen=True)
-class EvaluateParams:
-    """Section ``evaluate`` of ``params.yaml``.
-
-    Attributes
-    ----------
-    max_prompts : int
-        Held-out prompts used; where there are more, those with the smallest ids, which are hashes.
-    num_generations : int
-        Completions of each prompt by each policy.
-    max_completion_tokens : int
-        Completions are cut there.
-    temperature : float
-        0 for the likeliest token at each step.
-    batch_tokens : int
-        Padded tokens per batch, prompts and completions.
-    """
-
-    max_prompts: int = param(minimum=2)
-    num_generations: int = param(minimum=1)
-    max_completion_tokens: int = param(minimum=1)
-    temperature: float = param(minimum=0.0, maximum=10.0)
-    batch_tokens: int = param(minimum=64)
-
-    def faults(self) -> list[str]:
-        """Return what the fields cannot mean together."""
-        if self.temperature == 0 and self.num_generations > 1:
-            message = (
-                f"num_generations = {self.num_generations} at temperature = 0, where a prompt's "
-                "completions are all equal; set it to 1, or raise the temperature"
-            )
-            return [message]
-        return []
 
 
 def load_heldout(prompts: PromptSet, density: str | Path) -> Heldout:

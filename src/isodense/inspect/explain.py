@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from isodense.density.estimate import DensityParams, Estimate, heldout_density, inverse_weights
+from isodense.density.estimate import Estimate, heldout_density, inverse_weights
+from isodense.density.params import DensityParams
 from isodense.inspect.lookup import Line, estimated, lines, require_same_prompts, rows_of
 from isodense.neighbors.graph import Graph, load_heldout_graph
 from isodense.pipeline.artifact import load_array

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from isodense.density.estimate import DensityParams, Estimate, estimate
+from isodense.density.estimate import Estimate, estimate
+from isodense.density.params import DensityParams
 from isodense.neighbors.graph import Graph, load_graph
 from isodense.pipeline.artifact import content_sha256, read_manifest
 from isodense.pipeline.errors import ArtifactError
@@ -129,7 +130,7 @@ def estimated(neighbors: Path, weights: Weights) -> tuple[Graph, Estimate]:
         message = f"the weights were not made from the graph in {neighbors}"
         raise ArtifactError(message, "run `dvc repro density`, or `dvc checkout`")
     params = DensityParams(**metadata["params"])
-    return graph.first(params.k), estimate(graph, replace(params, count_power=0.0))
+    return graph.first(params.k), estimate(graph, params.model_copy(update={"count_power": 0.0}))
 
 
 def largest_clusters(clusters: np.ndarray, most: int) -> list[np.ndarray]:

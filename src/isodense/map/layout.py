@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,11 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from isodense.map.initialize import spread
+from isodense.map.params import MapParams
 from isodense.map.reader import COORDINATES
 from isodense.neighbors.graph import Graph, load_graph, load_heldout_graph
 from isodense.pipeline.artifact import content_sha256, publishing, require_same_ids, write_manifest
-from isodense.pipeline.params import as_dict, param
+from isodense.pipeline.params import as_dict
 from isodense.pipeline.stage import progress
 from isodense.prompts.reader import Columns
 
@@ -31,26 +31,6 @@ EPOCHS_BEYOND = 100
 NEAREST = 1e-6  # a held-out prompt is taken to be no nearer than this to another
 
 log = logging.getLogger("isodense")
-
-
-@dataclass(frozen=True)
-class MapParams:
-    """Section ``map`` of ``params.yaml``.
-
-    Attributes
-    ----------
-    neighbors : int
-        Nearest prompts that each is drawn to, at most those in the graph: few show small groups,
-        many the whole.
-    min_dist : float
-        How near neighbours may come in the plane, in units of about a neighbourhood.
-    epochs : int or None
-        Rounds of the layout; None: 500 up to 10,000 prompts, 200 up to 200,000, 100 beyond.
-    """
-
-    neighbors: int = param(minimum=1, maximum=1000)
-    min_dist: float = param(minimum=0.0, maximum=1.0)
-    epochs: int | None = param(minimum=1, maximum=10_000)
 
 
 def layout(graph: Graph, params: MapParams, seed: int) -> np.ndarray:

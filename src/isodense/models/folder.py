@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from isodense.models.params import ModelParams
 from isodense.pipeline.errors import ModelError
-
-if TYPE_CHECKING:
-    from isodense.models.publish import ModelParams
 
 
 @contextmanager

@@ -6,68 +6,16 @@ A published model is a folder of safetensors, configuration and tokenizer files 
 
 from __future__ import annotations
 
-import re
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from isodense.models.params import ModelParams
 from isodense.pipeline.artifact import publishing, write_manifest
 from isodense.pipeline.errors import ModelError
-from isodense.pipeline.params import as_dict, param
+from isodense.pipeline.params import as_dict
 
-CHECKPOINT = re.compile(r"(base|mid|sft|rl)(/[^/]+(/[0-9]+)?)?")
 SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".jinja"}
-
-
-@dataclass(frozen=True)
-class ModelParams:
-    """One model.
-
-    Attributes
-    ----------
-    source : {"wheel", "hub", "folder", "nanochat"}
-        A PyPI wheel that carries weights, a Hugging Face Hub repository, a local folder, or
-        nanochat's base directory.
-    name : str
-        The package, the repository id, or the path of the folder or directory.
-    version : str or None
-        The wheel's version or the repository's revision; null otherwise.
-    sha256 : str or None
-        The wheel's SHA-256; null otherwise.
-    path : str or None
-        The model's folder or ``.gguf`` file inside the source; null for all of it. Of nanochat,
-        the checkpoint as ``source``, ``source/tag`` or ``source/tag/step``: ``sft``, ``mid/d20``,
-        ``base/d20/21400``.
-    """
-
-    source: Literal["wheel", "hub", "folder", "nanochat"] = param()
-    name: str = param()
-    version: str | None = param()
-    sha256: str | None = param()
-    path: str | None = param()
-
-    def faults(self) -> list[str]:
-        """Return what of the source's keys is missing or has no meaning for it."""
-        needed = {"wheel": {"version", "sha256"}, "hub": {"version"}}
-        wanted = needed.get(self.source, set())
-        found = []
-        if self.source == "nanochat" and not CHECKPOINT.fullmatch(self.path or ""):
-            found.append("source 'nanochat' needs path: base, mid, sft or rl, then /tag and /step")
-        for key in ("version", "sha256"):
-            if key in wanted and not getattr(self, key):
-                found.append(f"source {self.source!r} needs {key}")
-            if key not in wanted and getattr(self, key) is not None:
-                found.append(f"{key} has no meaning for source {self.source!r}; set it to null")
-        return found
-
-
-@dataclass(frozen=True)
-class ModelsParams:
-    """Section ``models`` of ``params.yaml``."""
-
-    encoder: ModelParams
-    policy: ModelParams
 
 
 def publish(role: str, model: ModelParams, out: str | Path, cache: str | Path) -> dict[str, Any]:

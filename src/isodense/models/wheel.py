@@ -10,13 +10,10 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from isodense.models.params import ModelParams
 from isodense.pipeline.artifact import sha256_file
 from isodense.pipeline.errors import ModelError
-
-if TYPE_CHECKING:
-    from isodense.models.publish import ModelParams
 
 
 @contextmanager

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
@@ -34,6 +33,7 @@ from isodense.neighbors.graph import (
     Graph,
     recall,
 )
+from isodense.neighbors.params import Method, NeighborsParams
 from isodense.pipeline.artifact import (
     content_sha256,
     publishing,
@@ -44,11 +44,9 @@ from isodense.pipeline.artifact import (
 from isodense.pipeline.cache import Entry, Store, cache_key
 from isodense.pipeline.errors import IsodenseError
 from isodense.pipeline.executor import Rank
-from isodense.pipeline.params import as_dict, param
+from isodense.pipeline.params import as_dict
 from isodense.pipeline.runtime import resolve_device
 from isodense.prompts.reader import Columns
-
-Method = Literal["auto", "exact", "ivf", "pynndescent"]
 
 EXACT_LIMIT = 100_000  # rows; a minute on 2 cores
 RECIPE = 1  # to be raised with any change to a graph's bytes; see tests/recipes.py
@@ -56,31 +54,6 @@ LIBRARIES = {"exact": ("numpy",), "ivf": ("faiss-cpu",), "pynndescent": ("pynnde
 LISTS = "lists.safetensors"  # the inverted file's centroids and depth, in the cache
 
 log = logging.getLogger("isodense")
-
-
-@dataclass(frozen=True)
-class NeighborsParams:
-    """Section ``neighbors`` of ``params.yaml``.
-
-    Attributes
-    ----------
-    k_max : int
-        Neighbours kept per prompt; ``density.k`` may be any number up to it.
-    method : {"auto", "exact", "ivf", "pynndescent"}
-        ``auto`` is exact up to 100,000 prompts, and beyond that where there is a GPU, else
-        ``ivf``, faiss' inverted file.
-    recall_sample, recall_floor : int, float
-        An approximate graph is compared with the exact neighbours of this many prompts, and fails
-        below the floor; ``ivf`` looks as far as it takes to get a third of the way from there to 1.
-    n_jobs : int
-        Threads of pynndescent, whose graph depends on it.
-    """
-
-    k_max: int = param(minimum=1, maximum=1000)
-    method: Method = param()
-    recall_sample: int = param(minimum=1)
-    recall_floor: float = param(minimum=0.0, maximum=1.0)
-    n_jobs: int = param(minimum=1)
 
 
 def knn_graph(

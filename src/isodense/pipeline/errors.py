@@ -22,6 +22,12 @@ class IsodenseError(Exception):
         self.hint = hint
 
 
+def fault_lines(what: str | Path, faults: list[str]) -> str:
+    """Return how many faults something has, and each on a line of its own."""
+    count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+    return f"{what} has {count}:" + "".join(f"\n  {fault}" for fault in faults)
+
+
 class ParamsError(IsodenseError):
     """Faults of ``params.yaml``, all of them at once.
 
@@ -34,9 +40,7 @@ class ParamsError(IsodenseError):
     """
 
     def __init__(self, path: Path, faults: list[str]) -> None:
-        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-        lines = "".join(f"\n  {fault}" for fault in faults)
-        super().__init__(f"{path} has {count}:{lines}", "correct them and run the stage again")
+        super().__init__(fault_lines(path, faults), "correct them and run the stage again")
         self.path = path
         self.faults = faults
 

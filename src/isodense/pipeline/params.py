@@ -1,25 +1,27 @@
-"""Reading ``params.yaml``: one section per stage, checked against a frozen dataclass.
+"""Reading ``params.yaml``: one section per stage, checked against a pydantic model.
 
-The dataclass sits beside the code that it configures and has no defaults, so ``params.yaml`` (and
-with it ``dvc.lock``) holds every value there is. :func:`load` reports every unknown, missing,
-mistyped and out-of-range key at once, with its line and the nearest valid name.
+The model, a :class:`Params`, is in the stage's package (``isodense.<stage>.params``). It has no
+defaults, so ``params.yaml`` (and with it ``dvc.lock``) holds every value there is. :func:`load`
+reports every unknown, missing, mistyped and out-of-range key at once, with its line and the nearest
+valid name.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import re
 import types
 import typing
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from isodense.pipeline.errors import ParamsError
+from isodense.pipeline.errors import IsodenseError, ParamsError, fault_lines
 
-T = TypeVar("T")
+Key = tuple[str | int, ...]  # names of mappings and numbers of list items, from the outside in
 
 SECTIONS = (
     "base",
@@ -36,15 +38,27 @@ SECTIONS = (
 )
 
 
-def param(minimum: float | None = None, maximum: float | None = None) -> Any:
-    """Declare a params field with its inclusive range.
+class Params(BaseModel):
+    """A section of ``params.yaml``, or a mapping in one: every key is there, none is converted."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+T = TypeVar("T", bound=Params)
+
+
+class CrossFieldError(ValueError):
+    """Faults between fields, for a model's validator to raise.
 
     Parameters
     ----------
-    minimum, maximum : float, optional
-        Bounds of a number, or of the length of a list.
+    faults : list of str
+        One line per fault.
     """
-    return dataclasses.field(metadata={"minimum": minimum, "maximum": maximum})
+
+    def __init__(self, faults: list[str]) -> None:
+        super().__init__("; ".join(faults))
+        self.faults = faults
 
 
 class _Loader(yaml.SafeLoader):
@@ -68,12 +82,11 @@ def load(path: str | Path, section: str, cls: type[T]) -> T:
     section : str
         Its top-level key.
     cls : type
-        Frozen dataclass of the section. Its optional method ``faults()``, and those of the
-        dataclasses in it, return cross-field faults as a list of str.
+        The section's model.
 
     Returns
     -------
-    object
+    Params
         An instance of `cls`.
 
     Raises
@@ -84,27 +97,55 @@ def load(path: str | Path, section: str, cls: type[T]) -> T:
     path = Path(path)
     data, lines = _read(path)
     faults = [
-        f"{_where(path, lines, (key,))}unknown section {key!r}{_nearest(key, SECTIONS)}"
+        f"{_where(lines, (key,))}unknown section {key!r}{_nearest(key, SECTIONS)}"
         for key in data
         if key not in SECTIONS
     ]
     value = data.get(section)
     if not isinstance(value, dict):
         raise ParamsError(path, [*faults, f"section {section!r} is missing"])
-    found: list[tuple[tuple[str, ...], str]] = []
-    built = _build(cls, value, (section,), found)
-    faults += [f"{_where(path, lines, key)}{'.'.join(key)}: {text}" for key, text in found]
+    try:
+        built = cls.model_validate(value)
+    except ValidationError as error:
+        for key, text in _faults(cls, error):
+            faults.append(f"{_where(lines, (section, *key))}{_dotted((section, *key))}: {text}")
     if faults:
         raise ParamsError(path, faults)
     return built
 
 
-def as_dict(params: Any) -> dict[str, Any]:
+def build(cls: type[T], values: Mapping[str, Any], what: str) -> T:
+    """Make params of values that come from a caller, not from ``params.yaml``.
+
+    Parameters
+    ----------
+    cls : type
+        The model.
+    values : mapping of str to Any
+    what : str
+        Names the values in the error.
+
+    Raises
+    ------
+    IsodenseError
+        With all faults.
+    """
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        found = [f"{_dotted(key)}: {text}" if key else text for key, text in _faults(cls, error)]
+    raise IsodenseError(fault_lines(what, found), "correct them and call it again")
+
+
+def as_dict(params: Params) -> dict[str, Any]:
     """Return a params object as the plain mapping that manifests record."""
-    return dataclasses.asdict(params)
+    return params.model_dump()
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
+# --- the file -------------------------------------------------------------------------------------
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -118,95 +159,81 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
         raise ParamsError(path, [f"not YAML: {error}"]) from None
     if not isinstance(data, dict):
         raise ParamsError(path, ["the top level is not a mapping of sections"])
-    lines: dict[tuple[str, ...], int] = {}
+    lines: dict[Key, int] = {}
     twice = _collect_lines(node, (), lines)
     if twice:
         raise ParamsError(path, twice)
     return data, lines
 
 
-def _collect_lines(node: Any, key: tuple[str, ...], lines: dict[tuple[str, ...], int]) -> list[str]:
-    """Note the line of every key; return a fault for each that stands twice."""
+def _collect_lines(node: Any, key: Key, lines: dict[Key, int]) -> list[str]:
+    """Note the line of every key and list item; return a fault for each key that stands twice."""
     faults = []
+    if isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            lines[*key, index] = item.start_mark.line + 1
+            faults += _collect_lines(item, (*key, index), lines)
     for name, value in node.value if isinstance(node, yaml.MappingNode) else ():
         child, line = (*key, str(name.value)), name.start_mark.line + 1
         if child in lines:
-            faults.append(f"line {line}: {'.'.join(child)} stands on line {lines[child]} already")
+            faults.append(f"line {line}: {_dotted(child)} stands on line {lines[child]} already")
         lines[child] = line
         faults += _collect_lines(value, child, lines)
     return faults
 
 
-def _where(path: Path, lines: dict[tuple[str, ...], int], key: tuple[str, ...]) -> str:
+def _where(lines: dict[Key, int], key: Key) -> str:
     while key and key not in lines:
         key = key[:-1]
     return f"line {lines[key]}: " if key else ""
 
 
-def _nearest(name: str, known: typing.Iterable[str]) -> str:
-    match = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
-    return f" (did you mean {match[0]!r}?)" if match else ""
+# --- the faults -----------------------------------------------------------------------------------
 
 
-def _build(
-    cls: type[T], data: dict[str, Any], key: tuple[str, ...], faults: list[tuple[Any, str]]
-) -> T:
-    hints = typing.get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for name in data:
-        if name not in fields:
-            faults.append(((*key, str(name)), f"unknown key{_nearest(name, fields)}"))
-    values = {}
-    for name, field in fields.items():
-        if name not in data:
-            faults.append(((*key, name), f"missing; expected {_describe(hints[name])}"))
-        else:
-            values[name] = _check(hints[name], data[name], field.metadata, (*key, name), faults)
-    if len(values) < len(fields) or any(name[: len(key)] == key for name, _ in faults):
-        return None  # type: ignore[return-value]
-    built = cls(**values)
-    if hasattr(built, "faults"):
-        faults += [(key, text) for text in built.faults()]
-    return built
+def _faults(cls: type[Params], error: ValidationError) -> list[tuple[Key, str]]:
+    """Return the key and the text of every fault that pydantic found in a model's values."""
+    found: list[tuple[Key, str]] = []
+    for fault in error.errors(include_url=False):
+        key = fault["loc"][:-1] if fault["loc"][-1:] == ("[key]",) else fault["loc"]
+        if fault["type"] == "invalid_key" or key != fault["loc"]:  # a key that is no string
+            key = (*key[:-1], str(key[-1]))
+        raised = fault.get("ctx", {}).get("error")
+        texts = raised.faults if isinstance(raised, CrossFieldError) else [_text(cls, fault)]
+        found += [(key, text) for text in texts]
+    return found
 
 
-def _check(
-    hint: Any, value: Any, bounds: Any, key: tuple[str, ...], faults: list[tuple[Any, str]]
-) -> Any:
-    if dataclasses.is_dataclass(hint):
-        if isinstance(value, dict):
-            return _build(typing.cast("type[Any]", hint), value, key, faults)
-        faults.append((key, f"{value!r} is not a mapping"))
-        return value
-    if not _matches(hint, value):
-        faults.append((key, f"{value!r} is not {_describe(hint)}"))
-        return value
-    if isinstance(value, int | float | list) and not isinstance(value, bool):
-        size = len(value) if isinstance(value, list) else value
-        low, high = bounds.get("minimum"), bounds.get("maximum")
-        what = "items" if isinstance(value, list) else ""
-        if low is not None and not size >= low:
-            faults.append((key, f"{value!r} is below the minimum, {low} {what}".rstrip()))
-        elif high is not None and not size <= high:
-            faults.append((key, f"{value!r} is above the maximum, {high} {what}".rstrip()))
-    return float(value) if hint is float else value
+def _text(cls: type[Params], fault: Any) -> str:
+    """Return one of pydantic's errors in the words of ``params.yaml``."""
+    key, value, limits = fault["loc"], fault["input"], fault.get("ctx", {})
+    match fault["type"]:
+        case "missing":
+            return f"missing; expected {_describe(_hint(cls, key))}"
+        case "extra_forbidden" | "invalid_key":
+            return f"unknown key{_nearest(key[-1], _hint(cls, key[:-1]).model_fields)}"
+        case "greater_than_equal":
+            return f"{value!r} is below the minimum, {limits['ge']}"
+        case "less_than_equal":
+            return f"{value!r} is above the maximum, {limits['le']}"
+        case "too_short":
+            items = "1 item" if limits["min_length"] == 1 else f"{limits['min_length']} items"
+            return f"{value!r} is below the minimum, {items}"
+        case _:
+            return f"{value!r} is not {_describe(_hint(cls, key))}"
 
 
-def _matches(hint: Any, value: Any) -> bool:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        return value in args and not (isinstance(value, bool) and True not in args)
-    if origin in (types.UnionType, typing.Union):
-        return any(_matches(arg, value) for arg in args)
-    if origin is list:
-        return isinstance(value, list) and all(_matches(args[0], item) for item in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(isinstance(name, str) for name in value)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint)
+def _hint(cls: type[Params], key: Key) -> Any:
+    """Return the type of what is at `key`."""
+    hint: Any = cls
+    for name in key:
+        if isinstance(hint, type) and issubclass(hint, Params):
+            hint = hint.model_fields[str(name)].annotation
+        elif typing.get_origin(hint) is list:
+            hint = typing.get_args(hint)[0]
+        else:  # a key of a plain mapping
+            return str
+    return hint
 
 
 def _describe(hint: Any) -> str:
@@ -221,3 +248,20 @@ def _describe(hint: Any) -> str:
     if origin is list:
         return f"a list, each {_describe(args[0])}"
     return "a mapping"
+
+
+def _nearest(name: Any, known: Iterable[str]) -> str:
+    match = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+def _dotted(key: Key) -> str:
+    """Return a key as people write it.
+
+    Examples
+    --------
+    >>> _dotted(("download", "sources", 1))
+    'download.sources[1]'
+    """
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in key)
+    return "".join(parts).removeprefix(".")

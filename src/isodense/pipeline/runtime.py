@@ -5,21 +5,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from pydantic import Field
 
 from isodense.pipeline.errors import IsodenseError
-from isodense.pipeline.params import param
+from isodense.pipeline.params import Params
 
 
-@dataclass(frozen=True)
-class BaseParams:
+class BaseParams(Params):
     """Section ``base`` of ``params.yaml``."""
 
-    seed: int = param(minimum=0, maximum=2**31 - 1)
-    device: Literal["auto", "cpu", "cuda"] = param()
+    seed: int = Field(ge=0, le=2**31 - 1)
+    device: Literal["auto", "cpu", "cuda"]
 
     def rng(self, name: str) -> np.random.Generator:
         """Return the random generator of the stage `name`."""

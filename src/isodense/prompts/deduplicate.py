@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +18,10 @@ import numpy as np
 from isodense.pipeline.artifact import publishing, write_manifest
 from isodense.pipeline.errors import DataError
 from isodense.pipeline.jsonl import write_jsonl
-from isodense.pipeline.params import as_dict, param
+from isodense.pipeline.params import as_dict
 from isodense.prompts.conversations import encoder_text, is_heldout, prompt_id
+from isodense.prompts.params import PromptsParams
 from isodense.prompts.reader import FILE, PromptSet
-
-
-@dataclass(frozen=True)
-class PromptsParams:
-    """Section ``prompts`` of ``params.yaml``.
-
-    Attributes
-    ----------
-    heldout : float
-        Share of prompts held out of training, chosen by id hash.
-    """
-
-    heldout: float = param(minimum=0.0, maximum=0.9)
 
 
 def unique_prompts(pairs: Iterable[dict[str, Any]], heldout: float) -> PromptSet:

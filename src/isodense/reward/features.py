@@ -20,8 +20,8 @@ from isodense.pipeline.artifact import load_array, read_manifest
 from isodense.pipeline.cache import Entry, Store, cache_key, sequences_sha256
 from isodense.pipeline.stage import progress
 from isodense.prompts.conversations import Message
-from isodense.reward.fit import RewardParams
 from isodense.reward.load import Features, tokenize
+from isodense.reward.params import RewardParams
 
 BLOCK = 256  # answers
 RECIPE = 1  # to be raised with any change to the features' values; see tests/recipes.py

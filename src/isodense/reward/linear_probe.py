@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from isodense.pipeline.errors import TrainingError
-from isodense.reward.fit import Outcome, Task
+from isodense.reward.base import Outcome, Task
 from isodense.reward.truncation import cut_pairs, sides
 
 TOLERANCE = 1e-6
@@ -44,7 +44,7 @@ def fit_head(chosen: np.ndarray, rejected: np.ndarray, l2: float, weights: np.nd
     chosen, rejected : ndarray of shape (n_pairs, dim)
         Features of both answers of each pair; fitted in float64.
     l2 : float
-        See :class:`isodense.reward.fit.RewardParams`.
+        See :class:`isodense.reward.params.RewardParams`.
     weights : ndarray of shape (n_pairs,), float64
         How much each pair counts; mean 1.
 

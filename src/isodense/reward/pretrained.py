@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from isodense.models.publish import ModelParams, publish
+from isodense.models.params import ModelParams
+from isodense.models.publish import publish
 from isodense.pipeline.errors import ModelError
-from isodense.reward.fit import Outcome, Task
+from isodense.reward.base import Outcome, Task
 from isodense.reward.truncation import cut_pairs, margins, sides
 
 
@@ -21,7 +22,9 @@ def make_model(task: Task, out: Path) -> Outcome:
     source, name = task.params.model.source, str(task.params.model.name)
     if source == "folder" and not Path(name).expanduser().is_dir():
         raise ModelError(f"{name}: no such folder", "correct reward.model.name")
-    model = ModelParams(source or "hub", name, task.params.model.version, None, None)
+    model = ModelParams(
+        source=source or "hub", name=name, version=task.params.model.version, sha256=None, path=None
+    )
     publish("reward", model, out / MODEL, task.cache)
     scores, cut = score_pairs(task, out, task.heldout)
     return Outcome(margins(scores), truncated=cut)

@@ -35,8 +35,9 @@ from isodense.pipeline.cache import Store, cache_key, sequences_sha256
 from isodense.pipeline.errors import ModelError, TrainingError
 from isodense.pipeline.params import as_dict
 from isodense.pipeline.stage import progress
+from isodense.reward.base import Outcome, Task
 from isodense.reward.classifier import MODEL, conversation_tokens, require_context
-from isodense.reward.fit import Outcome, RewardParams, Task
+from isodense.reward.params import RewardParams
 from isodense.reward.pretrained import score_pairs
 from isodense.reward.truncation import margins, sides
 from isodense.sampling.draw import draw

@@ -26,8 +26,8 @@ from typing import Any
 
 from isodense.pipeline.artifact import replacing
 from isodense.pipeline.errors import ArtifactError
-from isodense.sampling.weights import ADDRESS
 
+ADDRESS = re.compile(r"[A-Za-z][\w+.-]*://|[\w.-]+@[\w.-]+:")  # https://…, git@host:…
 BUFFER = 1 << 20  # bytes read at once
 COMMIT = re.compile(r"[0-9a-f]{40}")
 FOLDER = re.compile(r"[0-9a-f]{32}\.dir")  # DVC's hash of one

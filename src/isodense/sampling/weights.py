@@ -1,16 +1,13 @@
 """Reading the density artifact: what training needs, and nothing else.
 
->>> import isodense
->>> w = isodense.load_weights("data/density")        # doctest: +SKIP
+>>> from isodense.sampling.weights import load_weights
+>>> w = load_weights("data/density")                 # doctest: +SKIP
 >>> weights = w.align(my_dataset["prompt_id"])       # doctest: +SKIP
->>> w = isodense.load_weights("https://git.example/team/prompts", rev="v1.0")  # doctest: +SKIP
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,14 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from isodense.pipeline.artifact import MANIFEST, load_array, read_manifest
+from isodense.pipeline.artifact import load_array, read_manifest
 from isodense.pipeline.errors import ArtifactError
 
 WEIGHTS = "density_weights.npy"
 DENSITY = "density.npy"
 HELDOUT_DENSITY = "heldout_density.npy"
 IDS = "prompt_ids.npy"
-ADDRESS = re.compile(r"[A-Za-z][\w+.-]*://|[\w.-]+@[\w.-]+:")  # https://…, git@host:…
 LINE = np.dtype([("newline", "S1"), ("id", "S32")])
 LINES = 4096  # hashed at once: they stay in the processor's cache
 HINT = "run `dvc repro density`, or `dvc checkout --force data/density`"
@@ -92,59 +88,20 @@ class Weights:
         return np.argsort(self.prompt_ids, kind="stable")
 
 
-def load_weights(
-    source: str | Path,
-    rev: str | None = None,
-    path: str = "data/density",
-    remote: str | None = None,
-) -> Weights:
+def load_weights(folder: str | Path) -> Weights:
     """Load ``data/density`` memory-mapped and check it.
 
     Parameters
     ----------
-    source : str or Path
-        The artifact's folder. With `rev`, or where it is the address of a git repository
-        (``https://…``, ``git@host:…``), the repository that has it: see
-        :func:`isodense.sampling.remote.fetch`.
-    rev : str, optional
-        A tag, branch or commit of the repository.
-    path : str
-        Where the artifact is in the repository.
-    remote : str, optional
-        The repository's name for the DVC remote to read; by default its default.
-
-    Returns
-    -------
-    Weights
+    folder : str or Path
+        The artifact's folder.
 
     Raises
     ------
     ArtifactError
-        If the artifact is incomplete, its arrays disagree, or a weight is not finite and positive;
-        or if it cannot be fetched.
+        If the artifact is incomplete, its arrays disagree, or a weight is not finite and positive.
     """
-    if rev is None and remote is None and not _is_repository(source):
-        return _load(Path(source))
-    # By name: what a stage imports, even inside a function, dvc.yaml has to list, and no stage
-    # reads another repository.
-    folder = importlib.import_module("isodense.sampling.remote").fetch(source, path, rev, remote)
-    try:
-        return _load(folder)
-    except ArtifactError as error:
-        hint = f"name another path or revision, or delete {folder} to fetch it again"
-        raise ArtifactError(error.message, hint) from None
-
-
-def _is_repository(source: str | Path) -> bool:
-    if ADDRESS.match(str(source)):
-        return True
-    folder = Path(source)
-    return not (folder / MANIFEST).exists() and any(
-        (folder / name).exists() for name in (".git", ".dvc")
-    )
-
-
-def _load(folder: Path) -> Weights:
+    folder = Path(folder)
     manifest = read_manifest(folder, "density")
     arrays = {name: load_array(folder / name, mmap=True) for name in (WEIGHTS, DENSITY, IDS)}
     for name, array in arrays.items():

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from isodense.download.sources import sample
+from isodense.pipeline.errors import IsodenseError
 from isodense.pipeline.jsonl import raise_bad_row
+from isodense.pipeline.params import build
 
 DEFAULTS = {
     "pairs": 2000,
@@ -24,7 +26,10 @@ INTENTS = sample.read_intents()
 DIGEST = """
 import hashlib, json, numpy as np
 from isodense.download.sources import sample
-rows = sample.load(sample.SampleParams(300, 1.0, 0.08, 0.15, 0.1), np.random.default_rng(7), None)
+params = sample.SampleParams(
+    pairs=300, exponent=1.0, duplicates=0.08, near_duplicates=0.15, multi_turn=0.1
+)
+rows = sample.load(params, np.random.default_rng(7), None)
 print(hashlib.sha256(json.dumps(list(rows)).encode()).hexdigest())
 """
 
@@ -179,7 +184,9 @@ def test_rows_do_not_depend_on_the_hash_seed():
         command = [sys.executable, "-c", DIGEST]
         return subprocess.check_output(command, env=environment, text=True).strip()
 
-    params = sample.SampleParams(300, 1.0, 0.08, 0.15, 0.1)
+    params = sample.SampleParams(
+        pairs=300, exponent=1.0, duplicates=0.08, near_duplicates=0.15, multi_turn=0.1
+    )
     here = json.dumps(list(sample.load(params, np.random.default_rng(7), raise_bad_row)))
     assert digest("1") == digest("2") == hashlib.sha256(here.encode()).hexdigest()
 
@@ -198,10 +205,10 @@ def test_intents_outlive_their_combinations():
 
 
 def test_too_many_copies_are_a_fault():
-    params = sample.SampleParams(**(DEFAULTS | {"duplicates": 0.6, "near_duplicates": 0.5}))
-    assert "0.6" in params.faults()[0]
-    assert "0.5" in params.faults()[0]
-    assert sample.SampleParams(**DEFAULTS).faults() == []
+    values = DEFAULTS | {"duplicates": 0.6, "near_duplicates": 0.5}
+    with pytest.raises(IsodenseError, match=r"duplicates \(0\.6\) and near_duplicates \(0\.5\)"):
+        build(sample.SampleParams, values, "sample")
+    assert build(sample.SampleParams, DEFAULTS, "sample")
 
 
 # --- The YAML files

@@ -16,29 +16,20 @@ import yaml
 
 from isodense.pipeline import params
 from isodense.pipeline.errors import IsodenseError, ParamsError
+from isodense.pipeline.runtime import BaseParams
 
 Level = Literal["ok", "warning", "problem"]
 
-SECTIONS = {
-    "base": "isodense.pipeline.runtime:BaseParams",
-    "download": "isodense.download.collect:DownloadParams",
-    "models": "isodense.models.publish:ModelsParams",
-    "prompts": "isodense.prompts.deduplicate:PromptsParams",
-    "embeddings": "isodense.embeddings.build:EmbeddingsParams",
-    "neighbors": "isodense.neighbors.build:NeighborsParams",
-    "density": "isodense.density.estimate:DensityParams",
-    "map": "isodense.map.layout:MapParams",
-    "reward": "isodense.reward.fit:RewardParams",
-    "train": "isodense.train.train:TrainParams",
-    "evaluate": "isodense.evaluate.evaluate:EvaluateParams",
-}
 PROCESSES = re.compile(r"--(?:nproc[-_]per[-_]node|num[-_]processes)[= ](\d+)")
 
 
-def section_class(section: str) -> Any:
-    """Return the dataclass that a section of ``params.yaml`` is loaded into."""
-    module, _, name = SECTIONS[section].partition(":")
-    return getattr(importlib.import_module(module), name)
+def section_class(section: str) -> type[params.Params]:
+    """Return the model that a section of ``params.yaml`` is checked against."""
+    if section == "base":
+        return BaseParams
+    module = importlib.import_module(f"isodense.{section}.params")
+    found: type[params.Params] = getattr(module, f"{section.capitalize()}Params")
+    return found
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ def check_params(project: Project) -> Iterator[Finding]:
 
 def check_batches(project: Project) -> Iterator[Finding]:
     """Whether the completions of a step can be shared out, and TRL takes the settings."""
-    from isodense.train.train import draws_needed, make_config
+    from isodense.train.settings import draws_needed, make_config
 
     train = project.sections.get("train")
     if train is None:

@@ -14,33 +14,32 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from isodense.download import pairs
 from isodense.download.sources import hub
 from isodense.pipeline.errors import DataError
 from isodense.pipeline.jsonl import OnBadRow, read_jsonl
-from isodense.pipeline.params import param
+from isodense.pipeline.params import Params
 
 REPO = "Anthropic/hh-rlhf"
 TURN = re.compile(r"\n\n(Human|Assistant):")
 ROLE = {"Human": "user", "Assistant": "assistant"}
 
 
-@dataclass(frozen=True)
-class HhParams:
+class HhParams(Params):
     """Section ``download.hh``: the subsets are read in order, up to `limit` pairs (null: all)."""
 
-    revision: str = param()
+    revision: str
     subsets: list[
         Literal["harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled"]
-    ] = param(minimum=1)
-    split: Literal["train", "test"] = param()
-    limit: int | None = param(minimum=1)
+    ] = Field(min_length=1)
+    split: Literal["train", "test"]
+    limit: int | None = Field(ge=1)
 
 
 def load(

@@ -21,18 +21,18 @@ are left out. File and form problems are always errors; malformed rows are error
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 
 from isodense.download import pairs
 from isodense.download.sources import hh
 from isodense.pipeline.errors import DataError
 from isodense.pipeline.jsonl import OnBadRow, read_jsonl
-from isodense.pipeline.params import param
+from isodense.pipeline.params import Params
 
 HINT = "correct the row, or set download.on_bad_row: skip"
 KINDS: dict[tuple[str, ...], str] = {  # the types of prompt, chosen and rejected
@@ -50,12 +50,11 @@ FORMS = (
 )
 
 
-@dataclass(frozen=True)
-class LocalParams:
+class LocalParams(Params):
     """Section ``download.local``: files in order, and the most pairs to take (null: all)."""
 
-    files: list[str] = param()
-    limit: int | None = param(minimum=1)
+    files: list[str]
+    limit: int | None = Field(ge=1)
 
 
 def load(

@@ -35,14 +35,15 @@ import string
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import resources
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import yaml
+from pydantic import Field, model_validator
 
 from isodense.pipeline.jsonl import OnBadRow
-from isodense.pipeline.params import param
+from isodense.pipeline.params import CrossFieldError, Params
 
 Turns = tuple[str, ...]
 Edit = Callable[[str, np.random.Generator], str]
@@ -54,8 +55,7 @@ SECOND_EDIT = 0.3  # chance that a near-duplicate differs in two ways
 ANSWERED = 0.35  # share of padded answers that say it after all
 
 
-@dataclass(frozen=True)
-class SampleParams:
+class SampleParams(Params):
     """Params section ``download.sample``.
 
     Parameters
@@ -72,20 +72,21 @@ class SampleParams:
         Share of fresh prompts drawn from dialogues, in intents that have some.
     """
 
-    pairs: int = param(minimum=1, maximum=1_000_000)
-    exponent: float = param(minimum=0.0, maximum=3.0)
-    duplicates: float = param(minimum=0.0, maximum=0.9)
-    near_duplicates: float = param(minimum=0.0, maximum=0.9)
-    multi_turn: float = param(minimum=0.0, maximum=1.0)
+    pairs: int = Field(ge=1, le=1_000_000)
+    exponent: float = Field(ge=0.0, le=3.0)
+    duplicates: float = Field(ge=0.0, le=0.9)
+    near_duplicates: float = Field(ge=0.0, le=0.9)
+    multi_turn: float = Field(ge=0.0, le=1.0)
 
-    def faults(self) -> list[str]:
-        """Return what is wrong between fields."""
-        if self.duplicates + self.near_duplicates < 1:
-            return []
-        return [
-            f"duplicates ({self.duplicates}) and near_duplicates ({self.near_duplicates}) "
-            "must sum to less than 1, or no row is left to be copied"
-        ]
+    @model_validator(mode="after")
+    def _some_rows_are_fresh(self) -> Self:
+        if self.duplicates + self.near_duplicates >= 1:
+            message = (
+                f"duplicates ({self.duplicates}) and near_duplicates ({self.near_duplicates}) "
+                "must sum to less than 1, or no row is left to be copied"
+            )
+            raise CrossFieldError([message])
+        return self
 
 
 @dataclass(frozen=True)

@@ -16,19 +16,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from html.parser import HTMLParser
 from itertools import islice
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 
 from isodense.download import pairs
 from isodense.download.sources import hub
 from isodense.download.sources.local import read_parquet
 from isodense.pipeline.errors import DataError
 from isodense.pipeline.jsonl import OnBadRow
-from isodense.pipeline.params import param
+from isodense.pipeline.params import Params
 
 REPO = "HuggingFaceH4/stack-exchange-preferences"
 PARAGRAPHS = frozenset(
@@ -36,14 +36,13 @@ PARAGRAPHS = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class StackExchangeParams:
+class StackExchangeParams(Params):
     """Section ``download.stack_exchange``: the sites are read in order, up to `limit` pairs."""
 
-    revision: str = param()
-    sites: list[str] = param(minimum=1)
-    pairs_per_question: int = param(minimum=1)
-    limit: int | None = param(minimum=1)
+    revision: str
+    sites: list[str] = Field(min_length=1)
+    pairs_per_question: int = Field(ge=1)
+    limit: int | None = Field(ge=1)
 
 
 def load(

@@ -7,29 +7,28 @@ whose prompt is empty, holds no pair and is counted as unusable.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from isodense.download import pairs
 from isodense.download.sources import hub
 from isodense.download.sources.local import read_parquet
 from isodense.pipeline.errors import DataError
 from isodense.pipeline.jsonl import OnBadRow
-from isodense.pipeline.params import param
+from isodense.pipeline.params import Params
 
 REPO = "HuggingFaceH4/ultrafeedback_binarized"
 
 
-@dataclass(frozen=True)
-class UltrafeedbackParams:
+class UltrafeedbackParams(Params):
     """Section ``download.ultrafeedback``: up to `limit` pairs of one split (null: all)."""
 
-    revision: str = param()
-    split: Literal["train_prefs", "test_prefs"] = param()
-    limit: int | None = param(minimum=1)
+    revision: str
+    split: Literal["train_prefs", "test_prefs"]
+    limit: int | None = Field(ge=1)
 
 
 def load(

@@ -1,0 +1,63 @@
+"""Section ``download`` of ``params.yaml``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from isodense.download.sources.hh import HhParams
+from isodense.download.sources.local import LocalParams
+from isodense.download.sources.sample import SampleParams
+from isodense.download.sources.stack_exchange import StackExchangeParams
+from isodense.download.sources.ultrafeedback import UltrafeedbackParams
+from isodense.pipeline.params import CrossFieldError, Params, as_dict
+
+
+class DownloadParams(Params):
+    """Section ``download`` of ``params.yaml``; only the sources listed are read."""
+
+    sources: list[Literal["sample", "hh", "ultrafeedback", "stack_exchange", "local"]] = Field(
+        min_length=1
+    )
+    on_bad_row: Literal["error", "skip"]
+    sample: SampleParams
+    hh: HhParams
+    ultrafeedback: UltrafeedbackParams
+    stack_exchange: StackExchangeParams
+    local: LocalParams
+
+    @model_validator(mode="after")
+    def _lists_are_sound(self) -> Self:
+        """Refuse an item that a list names twice, and local files that are not listed."""
+        named: dict[str, list[Any]] = {
+            "sources": self.sources,
+            "hh.subsets": self.hh.subsets,
+            "stack_exchange.sites": self.stack_exchange.sites,
+            "local.files": self.local.files,
+        }
+        faults = [
+            f"{key} names {item!r} {count} times"
+            for key, items in named.items()
+            for item, count in Counter(items).items()
+            if count > 1
+        ]
+        if "local" in self.sources and not self.local.files:
+            faults.append("sources names 'local', but local.files is []: list your files there")
+        if faults:
+            raise CrossFieldError(faults)
+        return self
+
+    def in_use(self) -> dict[str, Any]:
+        """Return the section without the sources that are not listed, as manifests record it.
+
+        Absolute paths of local files, which differ between machines, are cut to their names.
+        """
+        section = as_dict(self)
+        used = {name: section[name] for name in ("sources", "on_bad_row", *self.sources)}
+        if "local" in used:
+            files = [Path(file) for file in self.local.files]
+            used["local"]["files"] = [f.name if f.is_absolute() else f.as_posix() for f in files]
+        return used

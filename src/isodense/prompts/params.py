@@ -1,0 +1,19 @@
+"""Section ``prompts`` of ``params.yaml``."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from isodense.pipeline.params import Params
+
+
+class PromptsParams(Params):
+    """Section ``prompts`` of ``params.yaml``.
+
+    Attributes
+    ----------
+    heldout : float
+        Share of prompts held out of training, chosen by id hash.
+    """
+
+    heldout: float = Field(ge=0.0, le=0.9)

@@ -1,0 +1,171 @@
+"""Section ``reward`` of ``params.yaml``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from isodense.pipeline.config_fields import wrong_names
+from isodense.pipeline.params import CrossFieldError, Params, as_dict
+
+FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+USED = {
+    "head": ("kind", "sampling", "layer", "pooling", "max_tokens", "l2", "batch_tokens"),
+    "full": ("kind", "sampling", "max_tokens", "batch_tokens", "full"),
+    "model": ("kind", "max_tokens", "batch_tokens", "model"),
+    "function": ("kind", "function"),
+}
+OWN_FIELDS = {
+    "output_dir": "the stage",
+    "seed": "base.seed",
+    "data_seed": "base.seed",
+    "use_cpu": "base.device",
+    "num_train_epochs": "reward.full.epochs",
+    "max_steps": "reward.full.epochs",
+    "per_device_train_batch_size": "reward.full.batch_size",
+    "learning_rate": "reward.full.learning_rate",
+    "max_length": "reward.max_tokens",
+    "train_sampling_strategy": "the stage (reward.sampling draws the pairs)",
+    "model_init_kwargs": "the stage",
+    "trust_remote_code": "the stage",
+    "chat_template_path": "the stage (the policy's own chat template is used)",
+    "eos_token": "the stage",
+    "pad_token": "the stage",
+    "remove_unused_columns": "the stage",
+    "report_to": "the stage",
+    "disable_tqdm": "the stage",
+    "push_to_hub": "the stage",
+    "save_strategy": "the stage",
+    "resume_from_checkpoint": "the stage",
+    "eval_strategy": "the stage",
+    "do_eval": "the stage",
+}
+
+
+class FullParams(Params):
+    """Of kind ``full``: TRL's ``RewardTrainer``, which starts from the policy's weights.
+
+    Attributes
+    ----------
+    epochs : float
+        Skips the training pairs, or as many draws.
+    batch_size : int
+        Pairs per optimiser step; ``trainer.gradient_accumulation_steps`` divides it.
+    learning_rate : float
+        Of AdamW.
+    trainer : dict
+        Further fields of TRL's ``RewardConfig`` by name.
+    """
+
+    epochs: float = Field(ge=0.001)
+    batch_size: int = Field(ge=1)
+    learning_rate: float = Field(ge=0.0, le=1.0)
+    trainer: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _trainer_is_possible(self) -> Self:
+        """Refuse names under ``trainer`` that are no fields, and batches that do not divide."""
+        if not self.trainer:
+            return self
+        from trl.trainer.reward_config import RewardConfig
+
+        faults = wrong_names("trainer", self.trainer, RewardConfig, OWN_FIELDS)
+        parts = self.trainer.get("gradient_accumulation_steps", 1)
+        if not isinstance(parts, int) or parts < 1 or self.batch_size % parts:
+            faults.append(
+                f"trainer.gradient_accumulation_steps {parts!r} does not divide batch_size "
+                f"{self.batch_size}"
+            )
+        if faults:
+            raise CrossFieldError(faults)
+        return self
+
+
+class SourceParams(Params):
+    """Of kind ``model``: where the sequence classifier comes from.
+
+    Attributes
+    ----------
+    source : {"hub", "folder"} or None
+    name : str or None
+        The repository id, or the path of the folder.
+    version : str or None
+        The repository's revision; null for a folder.
+    """
+
+    source: Literal["hub", "folder"] | None
+    name: str | None
+    version: str | None
+
+    def missing(self) -> list[str]:
+        """Return what a source needs and lacks, or has and does not mean anything for it."""
+        if self.source is None:
+            return ["kind 'model' needs model.source: hub or folder"]
+        faults = [] if self.name else [f"model.source {self.source!r} needs model.name"]
+        if self.source == "hub" and not self.version:
+            faults.append("model.source 'hub' needs model.version, a revision")
+        if self.source == "folder" and self.version is not None:
+            faults.append("model.version has no meaning for a folder; set it to null")
+        return faults
+
+
+class RewardParams(Params):
+    """Section ``reward`` of ``params.yaml``.
+
+    Attributes
+    ----------
+    kind : {"head", "full", "model", "function"}
+        What scores an answer; see :mod:`isodense.reward.fit`.
+    sampling : {"uniform", "density"}
+        Of kinds head and full: each training pair counts alike, or by the weight of its prompt,
+        which the prompt's training pairs share.
+    layer : int
+        Of kind head: the feature is the hidden state after this many blocks of the policy.
+    pooling : {"last", "mean", "both"}
+        Of kind head: at the end-of-turn token, averaged over the answer, or both.
+    max_tokens : int
+        A longer conversation loses the start of its prompt.
+    l2 : float
+        Of kind head: loss + l2/2 · |w|², features standardised, loss a mean over pairs.
+    batch_tokens : int
+        Padded tokens per batch; changes speed and memory, not the result.
+    full : FullParams
+    model : SourceParams
+    function : str or None
+        Of kind function: ``module:function``, called as TRL calls reward functions.
+    """
+
+    kind: Literal["head", "full", "model", "function"]
+    sampling: Literal["uniform", "density"]
+    layer: int = Field(ge=1)
+    pooling: Literal["last", "mean", "both"]
+    max_tokens: int = Field(ge=16)
+    l2: float = Field(ge=1e-6, le=100)
+    batch_tokens: int = Field(ge=64)
+    full: FullParams
+    model: SourceParams
+    function: str | None
+
+    @model_validator(mode="after")
+    def _kind_has_what_it_needs(self) -> Self:
+        faults = self.model.missing() if self.kind == "model" else []
+        if self.kind == "function" and not FUNCTION.fullmatch(self.function or ""):
+            faults.append(f"kind 'function' needs function: module:function, not {self.function!r}")
+        if faults:
+            raise CrossFieldError(faults)
+        return self
+
+    @property
+    def reads_weights(self) -> bool:
+        """Whether the weights of the density stage enter the result."""
+        return self.sampling == "density" and "sampling" in USED[self.kind]
+
+    def used(self) -> dict[str, Any]:
+        """Return what the manifest records: the params that the kind reads, no folder's path."""
+        used = {name: value for name, value in as_dict(self).items() if name in USED[self.kind]}
+        if "model" in used and self.model.source == "folder":
+            used["model"]["name"] = Path(str(self.model.name)).name
+        return used

@@ -1,0 +1,66 @@
+"""Weights from a folder or from another repository: what ``isodense.load_weights`` is.
+
+>>> import isodense
+>>> w = isodense.load_weights("data/density")        # doctest: +SKIP
+>>> w = isodense.load_weights("https://git.example/team/prompts", rev="v1.0")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from isodense.pipeline.artifact import MANIFEST
+from isodense.pipeline.errors import ArtifactError
+from isodense.sampling import weights
+from isodense.sampling.remote import ADDRESS, fetch
+from isodense.sampling.weights import Weights
+
+
+def load_weights(
+    source: str | Path,
+    rev: str | None = None,
+    path: str = "data/density",
+    remote: str | None = None,
+) -> Weights:
+    """Load ``data/density`` memory-mapped and check it.
+
+    Parameters
+    ----------
+    source : str or Path
+        The artifact's folder. With `rev`, or where it is the address of a git repository
+        (``https://…``, ``git@host:…``), the repository that has it: see
+        :func:`isodense.sampling.remote.fetch`.
+    rev : str, optional
+        A tag, branch or commit of the repository.
+    path : str
+        Where the artifact is in the repository.
+    remote : str, optional
+        The repository's name for the DVC remote to read; by default its default.
+
+    Returns
+    -------
+    Weights
+
+    Raises
+    ------
+    ArtifactError
+        If the artifact is incomplete, its arrays disagree, or a weight is not finite and positive;
+        or if it cannot be fetched.
+    """
+    if rev is None and remote is None and not _is_repository(source):
+        return weights.load_weights(source)
+    folder = fetch(source, path, rev, remote)
+    try:
+        return weights.load_weights(folder)
+    except ArtifactError as error:
+        hint = f"name another path or revision, or delete {folder} to fetch it again"
+        raise ArtifactError(error.message, hint) from None
+
+
+def _is_repository(source: str | Path) -> bool:
+    if ADDRESS.match(str(source)):
+        return True
+    folder = Path(source)
+    return not (folder / MANIFEST).exists() and any(
+        (folder / name).exists() for name in (".git", ".dvc")
+    )

@@ -1,0 +1,125 @@
+"""Section ``train`` of ``params.yaml``."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from isodense.pipeline.config_fields import wrong_names
+from isodense.pipeline.params import CrossFieldError, Params
+
+OWN_FIELDS = {
+    "output_dir": "the stage",
+    "seed": "base.seed",
+    "data_seed": "base.seed",
+    "use_cpu": "base.device",
+    "max_steps": "train.max_steps",
+    "num_train_epochs": "train.max_steps",
+    "per_device_train_batch_size": "train.completions_per_pass",
+    "gradient_accumulation_steps": "train.completions_per_pass",
+    "generation_batch_size": "train.prompts_per_step and train.num_generations",
+    "num_generations": "train.num_generations",
+    "max_completion_length": "train.max_completion_tokens",
+    "learning_rate": "train.learning_rate",
+    "beta": "train.beta",
+    "temperature": "train.temperature",
+    "shuffle_dataset": "the stage (train.sampling draws the prompts)",
+    "remove_unused_columns": "the stage",
+    "logging_steps": "the stage",
+    "logging_strategy": "the stage",
+    "report_to": "the stage (dvclive records the run)",
+    "disable_tqdm": "the stage",
+    "push_to_hub": "the stage",
+    "save_strategy": "train.save_steps",
+    "save_steps": "train.save_steps",
+    "save_total_limit": "the stage",
+    "save_only_model": "the stage",
+    "resume_from_checkpoint": "the stage (a run that was cut off goes on by itself)",
+    "ignore_data_skip": "the stage",
+    "sync_ref_model": "the stage (a reference that moves is in no checkpoint)",
+    "eval_strategy": "the stage",
+    "do_eval": "the stage",
+}
+OWN_LORA_FIELDS = {
+    "task_type": "the stage",
+    "base_model_name_or_path": "the stage",
+    "inference_mode": "the stage",
+}
+
+
+class TrainParams(Params):
+    """Section ``train`` of ``params.yaml``.
+
+    Attributes
+    ----------
+    sampling : {"density", "uniform", "count"}
+        Draw prompts by the weights of the density stage, all alike, or as often as they were asked
+        (which is what training on all pairs alike does).
+    replacement : bool
+        Whether a prompt can come again before every other has come once.
+    uniform_share : float
+        Share of the draws that is uniform instead.
+    seed : int
+        Of draws and completions, beside ``base.seed``: repeats a training run on the same data.
+    max_steps : int
+        Optimiser steps.
+    prompts_per_step : int
+        Prompts of each step, over all processes.
+    num_generations : int
+        Completions per prompt (a group).
+    completions_per_pass : int
+        Completions that a device runs forward and backward at once: memory and speed only.
+    max_prompt_tokens : int
+        Longer prompts, in the chat format, are skipped.
+    max_completion_tokens : int
+        Completions are cut there.
+    learning_rate : float
+        Of AdamW.
+    beta : float
+        Weight of the divergence from the untrained policy; 0 saves computing it.
+    temperature : float
+        Of the completions drawn in training.
+    save_steps : int
+        Steps between checkpoints.
+    on_weak_reward : {"error", "warn"}
+        What to do with a reward that prefers the right answer no more often than length does.
+    lora : dict or None
+        Fields of peft's ``LoraConfig`` by name; None trains all weights.
+    grpo : dict
+        Further fields of TRL's ``GRPOConfig`` by name.
+    """
+
+    sampling: Literal["density", "uniform", "count"]
+    replacement: bool
+    uniform_share: float = Field(ge=0.0, le=1.0)
+    seed: int = Field(ge=0, le=2**31 - 1)
+    max_steps: int = Field(ge=1)
+    prompts_per_step: int = Field(ge=1)
+    num_generations: int = Field(ge=2)
+    completions_per_pass: int = Field(ge=1)
+    max_prompt_tokens: int = Field(ge=8)
+    max_completion_tokens: int = Field(ge=1)
+    learning_rate: float = Field(ge=0.0, le=1.0)
+    beta: float = Field(ge=0.0, le=10.0)
+    temperature: float = Field(ge=0.01, le=10.0)
+    save_steps: int = Field(ge=1)
+    on_weak_reward: Literal["error", "warn"]
+    lora: dict[str, Any] | None
+    grpo: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _names_are_fields(self) -> Self:
+        """Refuse names under ``grpo`` and ``lora`` that are no fields, or that the stage sets."""
+        faults = []
+        if self.grpo:
+            from trl.trainer.grpo_config import GRPOConfig
+
+            faults += wrong_names("grpo", self.grpo, GRPOConfig, OWN_FIELDS)
+        if self.lora is not None:
+            from peft import LoraConfig
+
+            faults += wrong_names("lora", self.lora, LoraConfig, OWN_LORA_FIELDS)
+        if faults:
+            raise CrossFieldError(faults)
+        return self
