@@ -62,7 +62,7 @@ def by_id(folder):
     """Return the bytes of each row as the encoder made it."""
     manifest = read_manifest(folder, "embeddings")
     rows = [row.tobytes() for shard in iter_shards(folder, manifest) for row in shard]
-    return dict(zip(list(chain(*read_shard_ids(folder, manifest))), rows, strict=True))
+    return dict(zip(chain(*read_shard_ids(folder, manifest)), rows, strict=True))
 
 
 def data_folder(folder, texts, seed=0, heldout=0.2, **changes):

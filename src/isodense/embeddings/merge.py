@@ -173,7 +173,7 @@ def _write_embeddings(parts: list[_Part], out: Path, prompts_sha256: str | None)
 
 
 def _write_shards(parts: list[_Part], out: Path) -> tuple[int, list[str]]:
-    """Link or write the shards of all parts; return the number of shards and the ids of all rows."""
+    """Link or write the shards of all parts; return the number of shards and all prompt ids."""
     number = 0
     seen: dict[str, None] = {}
     for part in parts:
