@@ -310,7 +310,6 @@ def load_encoder(
     Returns
     -------
     Encoder
-        In evaluation mode, on `device`.
 
     Raises
     ------
@@ -328,26 +327,33 @@ def load_encoder(
     where = _device(device)
     model, block, packed = _load_model(folder, layer, max_tokens, where, precision)
     tokenizer = _load_tokenizer(folder, model, max_tokens)
-    head: Head | None = None
+    head = _load_head(folder, space, layer, projection, where)
+    return Encoder(model, block, tokenizer, chosen, head, max_tokens, batch_tokens, packed)
+
+
+def _load_head(
+    folder: Path, space: Space, layer: int | None, projection: int, device: str
+) -> Head | None:
+    """Return the map from hidden states to a vector; None if the pooled states are the vector."""
     if space != "hidden":
-        head = LogitSpace(space, folder, projection, where)
-    elif layer is None:
-        head = load_dense(folder, where)
-    hooked = None if layer is None else block
-    return Encoder(model, hooked, tokenizer, chosen, head, max_tokens, batch_tokens, packed)
+        return LogitSpace(space, folder, projection, device)
+    return load_dense(folder, device) if layer is None else None
 
 
 def _load_model(
     folder: Path, layer: int | None, max_tokens: int, device: str, precision: Precision
-) -> tuple[Any, torch.nn.Module, bool]:
-    """Return the backbone, its last block, and whether it is set up for packs."""
+) -> tuple[Any, torch.nn.Module | None, bool]:
+    """Return the backbone, the block to take states from, and whether it is set up for packs.
+
+    The block is None where `layer` is, for the states after the final norm.
+    """
     dtype = getattr(torch, precision)
     model, block = load_backbone(folder, layer, "embeddings.layer", device, dtype)
     packable = packing.packable(model, max_tokens)
     packed = packable and packing.pack(model, max_tokens, SAME[precision])
     if packable and not packed:  # loading again undoes what the trial changed
         model, block = load_backbone(folder, layer, "embeddings.layer", device, dtype)
-    return model, block, packed
+    return model, None if layer is None else block, packed
 
 
 def _device(device: str) -> str:

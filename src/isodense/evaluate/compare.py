@@ -233,8 +233,8 @@ def judged(
         ``all``, ``sparse`` and ``crowded``: means over all prompts, over the third with the lowest
         and the third with the highest density.
     """
-    asked = [conversations[row["id"]] for row in rows for _ in row["trained"]]
-    scores = score(asked, [text for row in rows for text in row["trained"]])
+    prompts = [conversations[row["id"]] for row in rows for _ in row["trained"]]
+    scores = score(prompts, [text for row in rows for text in row["trained"]])
     by_prompt = np.asarray(scores, dtype=np.float64).reshape(len(rows), -1).mean(axis=1)
     order = np.argsort([row["density"] for row in rows], kind="stable")
     third = max(1, len(rows) // 3)

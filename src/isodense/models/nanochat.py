@@ -86,6 +86,7 @@ def load(
     model : NanoChatForCausalLM
         In float32, on the CPU, in evaluation mode.
     tokenizer : PreTrainedTokenizerFast
+        With nanochat's chat template.
 
     Raises
     ------

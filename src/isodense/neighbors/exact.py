@@ -59,7 +59,7 @@ class Exact:
         block: int = 1024,
         done: Callable[[int], object] | None = None,
     ) -> Graph:
-        """Find the exact `k` nearest rows for every query; see :func:`nearest`."""
+        """Find the exact `k` nearest rows for every query; for parameters see :func:`nearest`."""
         if not k:
             return Graph.empty(len(queries), 0)
         own = np.full(len(queries), -1) if own is None else own

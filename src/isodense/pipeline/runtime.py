@@ -37,7 +37,7 @@ def resolve_device(device: str) -> str:
     Raises
     ------
     IsodenseError
-        If a GPU is asked for and there is none.
+        If a GPU is requested and torch sees none.
     """
     import torch
 

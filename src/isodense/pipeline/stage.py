@@ -70,9 +70,7 @@ def relaunch(argv: list[str]) -> None:
     if not launcher or "RANK" in os.environ:
         return
     del os.environ["ISODENSE_LAUNCH"]  # not every launcher of one process sets RANK
-    os.environ.setdefault(
-        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "120"
-    )  # time to finish a step, not 30 s
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "120")  # not 30 s: to finish a step
     try:
         os.execvp(launcher[0], [*launcher, sys.argv[0], *argv])  # noqa: S606 - the user's own
     except OSError as error:

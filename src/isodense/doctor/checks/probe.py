@@ -40,7 +40,7 @@ def probe(root: str, name: str) -> tuple[str, str, str]:
         return "problem", f"needs {', '.join(error.missing_deps)}, not installed", _pip(error.url)
     except PermissionError as error:
         return "problem", f"refuses: {error}", f"check who you are there; {WRONG}"
-    except ImportError as error:  # of a package that comes with an extra
+    except ImportError as error:  # the extra of the remote is missing
         return "problem", f"cannot be used: {error}", _pip(config["remote"][name]["url"])
     except (DvcException, OSError) as error:
         return "problem", f"does not answer: {error}", WRONG

@@ -21,7 +21,7 @@ def check_code(project: Project) -> Iterator[Finding]:
     """Whether the code that the stages depend on is committed to git."""
     name, code = "code", sorted(_code(project))
     if git(project.root, "rev-parse", "HEAD") is None:
-        hint = "commit: dvc.lock means something only beside the code it was made with"
+        hint = "commit: dvc.lock is only valid together with the code of the run"
         yield Finding(name, "warning", "there is no git repository with a commit", hint)
         return
     if not code:
