@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import chain
 
 import numpy as np
 import pytest
 
 from isodense.cli.main import main
 from isodense.embeddings.build import embed
-from isodense.embeddings.reader import load_vectors, read_ids
+from isodense.embeddings.reader import load_vectors, read_shard_ids
 from isodense.pipeline.artifact import publishing, read_manifest, write_manifest
 from isodense.prompts.deduplicate import publish
 from isodense.prompts.params import PromptsParams
@@ -167,8 +168,12 @@ def test_merged_parts_are_as_if_embedded_at_once(tmp_path, models, capsys):
     assert "30 rows in 3 shards, 20 repeated prompts collapsed" in said
     vectors, manifest = load_vectors(out / "embeddings")
     whole, of_whole = load_vectors(parts[1] / "embeddings")
-    merged = dict(zip(read_ids(out / "embeddings", manifest), vectors, strict=True))
-    expected = dict(zip(read_ids(parts[1] / "embeddings", of_whole), whole, strict=True))
+    merged = dict(
+        zip(list(chain(*read_shard_ids(out / "embeddings", manifest))), vectors, strict=True)
+    )
+    expected = dict(
+        zip(list(chain(*read_shard_ids(parts[1] / "embeddings", of_whole))), whole, strict=True)
+    )
     assert merged.keys() == expected.keys()
     assert all((merged[name] == expected[name]).all() for name in expected)
     assert run(capsys, "verify", out / "embeddings", out / "prompts")[0] == 0

@@ -270,7 +270,7 @@ def test_packages_that_are_too_old_are_named(tmp_path, monkeypatch, checkout):
     assert "pip install" in hint
 
 
-def test_the_command_of_another_checkout_is_told(checkout):
+def test_the_command_of_another_checkout_is_found(checkout):
     text, hint = only(installed.check_checkout, checkout, "warning")
     assert str(checkout.root / "src" / "isodense") in text
     assert "--editable" in hint
@@ -417,7 +417,7 @@ def test_remotes_that_do_not_answer_refuse_or_lack_a_package(checkout, closed, r
 
 
 def test_a_remote_that_says_nothing_is_given_up(checkout, monkeypatch):
-    monkeypatch.setattr(remotes, "PATIENCE", 2.0)
+    monkeypatch.setattr(remotes, "TIMEOUT", 2.0)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -512,21 +512,21 @@ def test_training_all_weights_holds_four_times_as_much(checkout):
     assert held() - few == 3 * weights  # gradients and two moments
 
 
-def test_scratch_and_leftovers(checkout, monkeypatch):
-    assert "scratch" not in {one.level for one in space.check_scratch(Project(checkout.root))}
-    scratch = checkout.root / ".cache/isodense"
-    old = scratch / "old"
+def test_the_cache_and_incomplete_folders(checkout, monkeypatch):
+    assert "warning" not in {one.level for one in space.check_cache(Project(checkout.root))}
+    cache = checkout.root / ".cache/isodense"
+    old = cache / "old"
     old.write_bytes(b"x" * 3000)
     os.utime(old, (1, 1))
-    assert "3.0 kB of it unused" in only(space.check_scratch, checkout, "ok")[0]
+    assert "3.0 kB of it unused" in only(space.check_cache, checkout, "ok")[0]
     monkeypatch.setattr(space, "MUCH", 20_000)
-    _, hint = only(space.check_scratch, checkout, "warning")
-    assert hint.startswith(f"rm -rf {scratch}")
+    _, hint = only(space.check_cache, checkout, "warning")
+    assert hint.startswith(f"rm -rf {cache}")
     old.unlink()
-    assert found(space.check_leftovers, checkout) == []
+    assert found(space.check_incomplete, checkout) == []
     left = checkout.root / "data/density.tmp"
     left.mkdir()
-    assert "data/density.tmp" in only(space.check_leftovers, checkout, "warning")[0]
+    assert "data/density.tmp" in only(space.check_incomplete, checkout, "warning")[0]
     left.rmdir()
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from isodense.embeddings.build import embed
 from isodense.embeddings.encoder import load_encoder
 from isodense.embeddings.params import EmbeddingsParams
 from isodense.embeddings.postprocess import load_transform
-from isodense.embeddings.reader import load_vectors, read_ids
+from isodense.embeddings.reader import load_vectors, read_shard_ids
 from isodense.pipeline.artifact import ids_sha256, read_manifest
 from isodense.pipeline.errors import ArtifactError, IsodenseError, ModelError
 from isodense.pipeline.executor import Rank
@@ -91,7 +92,7 @@ def test_rows_are_the_encoders_own_in_prompt_order(tmp_path, folder):
     prompts = load_prompts(tmp_path / "prompts40")
     assert (vectors == load_encoder(folder, max_tokens=64).encode(prompts.texts)).all()
     assert manifest["ids_sha256"] == prompts.ids_sha256 == ids_sha256(prompts.ids)
-    assert read_ids(tmp_path / "out", manifest) == prompts.ids
+    assert list(chain(*read_shard_ids(tmp_path / "out", manifest))) == prompts.ids
     tokens = [len(row) for row in load_encoder(folder, max_tokens=64).tokenize(prompts.texts)[0]]
     assert run.report == {
         "prompts": 40,

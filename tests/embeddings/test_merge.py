@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tracemalloc
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from isodense.embeddings import merge as module
 from isodense.embeddings.merge import merge
 from isodense.embeddings.postprocess import Transform
-from isodense.embeddings.reader import iter_shards, load_vectors, read_ids
+from isodense.embeddings.reader import iter_shards, load_vectors, read_shard_ids
 from isodense.pipeline.artifact import (
     content_sha256,
     ids_sha256,
@@ -62,7 +63,7 @@ def by_id(folder):
     """Return the bytes of each row as the encoder made it."""
     manifest = read_manifest(folder, "embeddings")
     rows = [row.tobytes() for shard in iter_shards(folder, manifest) for row in shard]
-    return dict(zip(read_ids(folder, manifest), rows, strict=True))
+    return dict(zip(chain(*read_shard_ids(folder, manifest)), rows, strict=True))
 
 
 def data_folder(folder, texts, seed=0, heldout=0.2, **changes):
@@ -81,7 +82,7 @@ def test_shards_follow_each_other_as_links_to_the_same_files(tmp_path):
     verify_files(tmp_path / "c", manifest)
     vectors, _ = load_vectors(tmp_path / "c")
     np.testing.assert_array_equal(vectors, np.concatenate([unit_rows(10, 1), unit_rows(6, 2)]))
-    assert read_ids(tmp_path / "c", manifest) == IDS[:16]
+    assert list(chain(*read_shard_ids(tmp_path / "c", manifest))) == IDS[:16]
     assert manifest["ids_sha256"] == ids_sha256(IDS[:16])
     assert (manifest["rows_per_shard"], manifest["device"]) == (4, "cpu")
     assert manifest["inputs"] == {"encoder": "e" * 64, "prompts": None}

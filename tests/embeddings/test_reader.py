@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from isodense.embeddings.reader import (
     ids_name,
     iter_shards,
     load_vectors,
-    read_ids,
+    read_shard_ids,
     shard_count,
     shard_name,
 )
@@ -62,14 +63,14 @@ def test_rows_and_ids_come_back_in_order(tmp_path):
     assert (vectors == ROWS).all()
     assert shard_count(manifest) == 3
     assert [len(shard) for shard in iter_shards(folder, manifest)] == SIZES
-    assert read_ids(folder, manifest) == IDS
+    assert list(chain(*read_shard_ids(folder, manifest))) == IDS
 
 
 def test_more_than_ten_shards_keep_their_order(tmp_path):
     folder = artifact(tmp_path / "e", sizes=[1] * 11)
     vectors, manifest = load_vectors(folder)
     assert (vectors == ROWS).all()
-    assert read_ids(folder, manifest) == IDS
+    assert list(chain(*read_shard_ids(folder, manifest))) == IDS
     names = [name(number) for number in (0, 10, 99999) for name in (shard_name, ids_name)]
     assert names == sorted(names, key=lambda name: (name[-9:-4], name[0] == "i"))
 

@@ -1,98 +1,18 @@
-"""The table of experiments: what belongs to a revision, and how it is shown."""
+"""The table of experiments, and how it is sorted and written."""
 
 from __future__ import annotations
 
 import argparse
 import csv
-import hashlib
 import io
 import json
 
 import pytest
-import yaml
 
 from isodense.cli.commands import experiments as command
 from isodense.evaluate import experiments
-from isodense.evaluate.experiments import Experiment, as_csv, as_json, ordered, stale_outputs, table
+from isodense.evaluate.experiments import Experiment, as_csv, as_json, ordered, table
 from isodense.pipeline.errors import IsodenseError
-
-CODE = b"code of training\n"
-STAGES = {
-    "density": {
-        "cmd": "python density",
-        "deps": ["data/prompts"],
-        "params": ["density.k"],
-        "outs": [{"data/density": {"desc": "weights"}}],
-        "metrics": [{"density.json": {"cache": False}}],
-    },
-    "train": {
-        "cmd": "python train",
-        "deps": ["train.py", "data/density"],
-        "params": ["train.learning_rate", "train.lora"],
-        "outs": ["models/grpo"],
-        "metrics": [{"train.json": {"cache": False}}],
-    },
-    "evaluate": {
-        "cmd": "python evaluate",
-        "deps": ["models/grpo", "train.json"],
-        "metrics": [{"evaluate.json": {"cache": False}}],
-    },
-}
-PARAMS = "density: {k: 5}\ntrain: {learning_rate: 1e-05, lora: {r: 8}}\n"
-LOCK = """
-stages:
-  density:
-    cmd: python density
-    deps: [{path: data/prompts, md5: p1.dir}]
-    params: {params.yaml: {density.k: 5}}
-    outs: [{path: data/density, md5: d1.dir}, {path: density.json, md5: m1}]
-  train:
-    cmd: python train
-    deps: [{path: train.py, md5: CODE}, {path: data/density, md5: d1.dir}]
-    params: {params.yaml: {train.learning_rate: 1e-05, train.lora: {r: 8}}}
-    outs: [{path: models/grpo, md5: g1.dir}, {path: train.json, md5: m2}]
-  evaluate:
-    cmd: python evaluate
-    deps: [{path: models/grpo, md5: g1.dir}, {path: train.json, md5: m2}]
-    outs: [{path: evaluate.json, md5: m3}]
-""".replace("CODE", hashlib.md5(CODE, usedforsecurity=False).hexdigest())
-AFTER_DENSITY = {"models/grpo", "train.json", "evaluate.json"}
-
-
-def stale(**changed):
-    files = {
-        "dvc.yaml": yaml.safe_dump({"stages": STAGES}),
-        "dvc.lock": LOCK,
-        "params.yaml": PARAMS,
-        "train.py": CODE.decode(),
-    } | {name.replace("__", "."): text for name, text in changed.items()}
-    return stale_outputs(lambda path: files[path].encode() if path in files else None)
-
-
-def test_what_ran_as_it_stands_is_not_stale():
-    assert stale() == set()
-
-
-def test_density_alone_leaves_what_follows_stale():
-    lock = LOCK.replace("density.k: 5", "density.k: 9").replace(
-        "outs: [{path: data/density, md5: d1.dir}", "outs: [{path: data/density, md5: d9.dir}"
-    )
-    assert lock.count("d9.dir") == 1
-    assert stale(dvc__lock=lock, params__yaml=PARAMS.replace("k: 5", "k: 9")) == AFTER_DENSITY
-
-
-def test_another_param_code_or_command_makes_its_stage_stale_and_what_follows():
-    everything = AFTER_DENSITY | {"data/density", "density.json"}
-    assert stale(params__yaml=PARAMS.replace("k: 5", "k: 6")) == everything
-    assert stale(params__yaml=PARAMS.replace("r: 8", "r: 9")) == AFTER_DENSITY
-    assert stale(train__py="edited\n") == AFTER_DENSITY
-    assert stale(dvc__lock=LOCK.replace("python train", "python train --old")) == AFTER_DENSITY
-    assert stale(dvc__lock=LOCK.replace("{path: train.py", "{path: old.py")) == AFTER_DENSITY
-
-
-def test_a_stage_that_never_ran_is_stale():
-    assert stale(dvc__lock=LOCK[: LOCK.index("  evaluate:")]) == {"evaluate.json"}
-    assert stale(dvc__lock="") == AFTER_DENSITY | {"data/density", "density.json"}
 
 
 def made(name, state="", k=50, reward=None, **params):

@@ -100,7 +100,7 @@ def test_texts_of_one_kind_are_one_text():
     assert found["vendi_within"] == pytest.approx(1)
 
 
-def test_collapse_over_prompts_and_within_them_are_told_apart():
+def test_collapse_over_prompts_differs_from_collapse_within_them():
     eye = np.eye(8, dtype=np.float32)
     rewards, group = np.zeros((8, 4), np.float32), [[Completion("x", (1,), False)] * 4] * 8
     same_within = Answers(group, rewards, np.repeat(eye[:, None], 4, axis=1)).describe()

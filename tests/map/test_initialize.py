@@ -7,7 +7,7 @@ import pytest
 from scipy.sparse import coo_matrix
 from scipy.spatial import cKDTree
 
-from isodense.map.initialize import FEW, joined, spread
+from isodense.map.initialize import MAX_ROWS, coarsen, initial_coordinates
 
 
 def nearest_edges(X, k=10):
@@ -29,20 +29,20 @@ def agreement(coordinates, truth, seed=0):
     return (first_is_nearer(coordinates) == first_is_nearer(truth)).mean()
 
 
-@pytest.mark.parametrize("rows", [FEW // 2, 3 * FEW])
+@pytest.mark.parametrize("rows", [MAX_ROWS // 2, 3 * MAX_ROWS])
 def test_a_sheet_comes_out_flat(rows):
-    """Of so many rows at once, and of more by way of groups."""
+    """Of so many rows at once, and of more by coarsening."""
     sheet = np.random.default_rng(1).uniform(size=(rows, 2))
-    coordinates = spread(nearest_edges(sheet), 0)
+    coordinates = initial_coordinates(nearest_edges(sheet), 0)
     assert agreement(coordinates, sheet) > 0.85
     assert agreement(np.random.default_rng(2).permutation(coordinates), sheet) < 0.55
 
 
 def test_a_long_chain_is_not_folded():
-    n = 3 * FEW
+    n = 3 * MAX_ROWS
     chain = np.random.default_rng(0).permutation(n)
     edges = coo_matrix((np.ones(n - 1), (chain[:-1], chain[1:])), shape=(n, n)).tocsr()
-    coordinates = spread(edges + edges.T, 0)[chain]
+    coordinates = initial_coordinates(edges + edges.T, 0)[chain]
     steps = np.linalg.norm(np.diff(coordinates, axis=0), axis=1)
     ends = np.linalg.norm(coordinates[0] - coordinates[-1])
     assert ends > 100 * np.median(steps)
@@ -53,7 +53,7 @@ def test_pieces_lie_side_by_side_each_as_large_as_it_has_rows():
     sizes = [3000, 800, 800, 400]
     pieces = np.repeat(np.arange(4), sizes)
     X = rng.uniform(size=(len(pieces), 2)) + 5 * pieces[:, None]
-    coordinates = spread(nearest_edges(X), 0)
+    coordinates = initial_coordinates(nearest_edges(X), 0)
     found = cKDTree(coordinates).query(coordinates, 6)[1][:, 1:]
     assert (pieces[found] == pieces[:, None]).mean() > 0.8
     widths = [np.ptp(coordinates[pieces == piece], axis=0).mean() for piece in range(4)]
@@ -67,7 +67,7 @@ def test_small_pieces_start_apart(rows, pieces):
     """All with all within a piece, none beyond."""
     block = np.ones((rows, rows)) - np.eye(rows)
     edges = coo_matrix(np.kron(np.eye(pieces), block)).tocsr()
-    coordinates = spread(edges, 0)
+    coordinates = initial_coordinates(edges, 0)
     assert coordinates.dtype == np.float32
     assert np.isfinite(coordinates).all()
     assert len(np.unique(coordinates, axis=0)) == len(coordinates)
@@ -77,16 +77,16 @@ def test_small_pieces_start_apart(rows, pieces):
 def test_rows_join_only_rows_that_they_are_connected_with():
     X = np.random.default_rng(0).uniform(size=(1000, 2))
     edges = nearest_edges(X)
-    groups = joined(edges, np.random.default_rng(0))
-    assert 1 < len(np.unique(groups)) < 400
-    assert groups.max() == len(np.unique(groups)) - 1
-    for group in range(0, groups.max(), 20):
-        members = np.flatnonzero(groups == group)
+    clusters = coarsen(edges, np.random.default_rng(0))
+    assert 1 < len(np.unique(clusters)) < 400
+    assert clusters.max() == len(np.unique(clusters)) - 1
+    for cluster in range(0, clusters.max(), 20):
+        members = np.flatnonzero(clusters == cluster)
         within = edges[members][:, members]
         assert len(members) == 1 or within.sum(axis=1).min() > 0
 
 
 def test_the_seed_decides():
     edges = nearest_edges(np.random.default_rng(0).uniform(size=(3000, 2)))
-    assert spread(edges, 0).tobytes() == spread(edges, 0).tobytes()
-    assert spread(edges, 1).tobytes() != spread(edges, 0).tobytes()
+    assert initial_coordinates(edges, 0).tobytes() == initial_coordinates(edges, 0).tobytes()
+    assert initial_coordinates(edges, 1).tobytes() != initial_coordinates(edges, 0).tobytes()

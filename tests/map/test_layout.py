@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
-from isodense.map.layout import beside, layout
+from isodense.map.layout import interpolate, layout
 from isodense.map.params import MapParams
 from isodense.neighbors.build import knn_graph
 from isodense.neighbors.graph import Graph
@@ -140,22 +140,22 @@ CORNERS = np.array([[0, 0], [4, 0], [0, 8]], dtype=np.float32)
 
 
 def test_a_held_out_copy_falls_on_its_original():
-    found = beside(near([[1, 0, 2]], [[0.0, 0.5, 1.0]]), CORNERS, 3)
+    found = interpolate(near([[1, 0, 2]], [[0.0, 0.5, 1.0]]), CORNERS, 3)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, [[4, 0]], atol=1e-4)
 
 
 def test_a_held_out_prompt_lies_between_its_neighbours_nearer_to_the_nearer():
-    np.testing.assert_allclose(beside(near([[0, 1]], [[0.5, 0.5]]), CORNERS, 2), [[2, 0]])
-    np.testing.assert_allclose(beside(near([[0, 1]], [[0.5, 1.5]]), CORNERS, 2), [[1, 0]])
+    np.testing.assert_allclose(interpolate(near([[0, 1]], [[0.5, 0.5]]), CORNERS, 2), [[2, 0]])
+    np.testing.assert_allclose(interpolate(near([[0, 1]], [[0.5, 1.5]]), CORNERS, 2), [[1, 0]])
 
 
 def test_a_held_out_prompt_is_placed_by_as_many_neighbours_as_the_others():
-    np.testing.assert_array_equal(beside(near([[2, 1]], [[0.5, 0.6]]), CORNERS, 1), [[0, 8]])
+    np.testing.assert_array_equal(interpolate(near([[2, 1]], [[0.5, 0.6]]), CORNERS, 1), [[0, 8]])
 
 
 def test_no_held_out_prompts_are_no_places():
-    assert beside(Graph.empty(0, 2), CORNERS, 15).shape == (0, 2)
+    assert interpolate(Graph.empty(0, 2), CORNERS, 15).shape == (0, 2)
 
 
 def test_held_out_prompts_fall_into_their_cluster(made):
@@ -164,6 +164,6 @@ def test_held_out_prompts_fall_into_their_cluster(made):
     own = rng.integers(len(X), size=50)
     queries = unit(X[own] + 0.02 * rng.normal(size=(50, 16)))
     distances, indices = cKDTree(X).query(queries, 15)
-    found = beside(near(indices, distances), coordinates, 15)
+    found = interpolate(near(indices, distances), coordinates, 15)
     nearest = cKDTree(coordinates).query(found)[1]
     assert (labels[nearest] == labels[own]).mean() > 0.95

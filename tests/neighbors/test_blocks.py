@@ -112,7 +112,7 @@ def test_ranks_share_the_blocks_and_the_first_one_joins_them(tmp_path):
 
 
 def test_a_rank_that_falls_silent_is_named_with_its_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr("isodense.pipeline.executor.SILENT", 0.3)
+    monkeypatch.setattr("isodense.pipeline.executor.TIMEOUT", 0.3)
     with pytest.raises(Exception, match=r"rank 1 \(never seen\).* 3 blocks are missing"):
         run(tmp_path, rank=Rank(0, 2))
 

@@ -154,7 +154,7 @@ def test_a_row_is_never_its_own_neighbour():
         assert sorted([row, *found.tolist()]) == list(range(30))
 
 
-def test_finished_queries_are_told_as_they_come():
+def test_finished_queries_are_reported_as_they_come():
     done = []
     Exact(unit(50), "cpu").nearest(unit(25, seed=1), 3, block=10, done=done.append)
     assert done == [10, 10, 5]

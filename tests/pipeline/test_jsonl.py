@@ -16,7 +16,7 @@ def test_rows_round_trip_with_their_text(tmp_path):
     assert [row for _, row in read_jsonl(tmp_path / "x.jsonl")] == rows
 
 
-def test_gzip_is_told_by_content_and_blank_lines_keep_their_numbers(tmp_path):
+def test_gzip_is_recognised_by_content_and_blank_lines_keep_their_numbers(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_bytes(gzip.compress(b'{"a": 1}\n\n{"a": 2}\n'))
     assert list(read_jsonl(path)) == [(1, {"a": 1}), (3, {"a": 2})]

@@ -1,6 +1,6 @@
-"""Looking a checkout over before hours are spent: every check, each finding with its hint.
+"""Running all checks of a checkout, before a long run of the pipeline.
 
-Offline but for the remotes, which are asked for a list; nothing is changed.
+Only the remotes are accessed over the network, to list files; nothing is changed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from isodense.doctor.checks.project import Finding, Project
 from isodense.doctor.checks.remotes import check_remotes
 from isodense.doctor.checks.results import check_context, check_lengths, check_recall, check_reward
 from isodense.doctor.checks.settings import check_batches, check_launcher, check_params
-from isodense.doctor.checks.space import check_disk, check_leftovers, check_memory, check_scratch
+from isodense.doctor.checks.space import check_cache, check_disk, check_incomplete, check_memory
 from isodense.doctor.checks.versioned import check_code, check_links, check_lock
 from isodense.pipeline.errors import IsodenseError
 from isodense.pipeline.terminal import printable, styled
@@ -31,8 +31,8 @@ CHECKS: tuple[Callable[[Project], Iterator[Finding]], ...] = (
     check_links,
     check_remotes,
     check_disk,
-    check_scratch,
-    check_leftovers,
+    check_cache,
+    check_incomplete,
     check_memory,
     check_device,
     check_dtype,
@@ -46,12 +46,12 @@ MARKS = {"ok": ("ok", "green"), "warning": ("warn", "yellow"), "problem": ("fail
 
 
 def find_project(folder: Path) -> Project:
-    """Return the project that `folder` is in.
+    """Return the project that contains `folder`.
 
     Raises
     ------
     IsodenseError
-        If it is in none.
+        If no parent folder has a ``dvc.yaml`` and a ``params.yaml``.
     """
     for root in (folder.absolute(), *folder.absolute().parents):
         if (root / "dvc.yaml").is_file() and (root / "params.yaml").is_file():
@@ -61,14 +61,14 @@ def find_project(folder: Path) -> Project:
 
 
 def examine(project: Project) -> Iterator[Finding]:
-    """Yield what each check finds; what one cannot look at is a finding, too."""
+    """Yield the findings of all checks; a check that fails is a finding, too."""
     for check in CHECKS:
         name = check.__name__.removeprefix("check_").replace("_", " ")
         try:
             yield from check(project)
         except IsodenseError as error:
             yield Finding(name, "problem", error.message, error.hint)
-        except ImportError as error:  # of a package, which check_packages names
+        except ImportError as error:  # check_packages names the package
             yield Finding(name, "problem", f"could not be looked at: {error}", INSTALL)
         except OSError as error:
             yield Finding(name, "warning", f"could not be looked at: {error}")
@@ -77,12 +77,12 @@ def examine(project: Project) -> Iterator[Finding]:
 def describe(finding: Finding) -> str:
     """Return one finding as text for a terminal."""
     mark, colour = MARKS[finding.level]
-    gap = " " * (5 - len(mark))  # outside the colour, whose codes would count
+    gap = " " * (5 - len(mark))  # apart from `styled`, as colour codes have a length
     line = f"{styled(f'[{mark}]', colour)}{gap}{finding.name}: {printable(finding.text)}\n"
     return line + (f"       -> {printable(finding.hint)}\n" if finding.hint else "")
 
 
 def summary(findings: Iterable[Finding]) -> str:
-    """Return how many there are of each level."""
+    """Return a line with the numbers of problems and warnings."""
     levels = [finding.level for finding in findings]
     return f"problems: {levels.count('problem')}, warnings: {levels.count('warning')}\n"

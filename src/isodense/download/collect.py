@@ -1,9 +1,8 @@
 """The download stage: pairs from every source in use, as one file in TRL's preference format.
 
-Rows are written as they are read, so a source may be larger than the memory; what is kept of them
-is 16 bytes of each pair's id, to leave out exact repeats of a whole pair (prompts may repeat: their
-counts matter later). Sources come in the order of ``download.sources``, so adding one at the end
-appends.
+Rows are written as they are read, so a source may be larger than memory; only the 16-byte ids of
+pairs are kept, to leave out duplicates of a whole pair (prompts may repeat: their occurrences
+matter later). Sources come in the order of ``download.sources``, so adding one at the end appends.
 """
 
 from __future__ import annotations
@@ -37,17 +36,25 @@ LOADERS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
     "stack_exchange": stack_exchange.load,
     "local": local.load,
 }
-SHOWN = 5  # skipped rows that are named in the log; the rest are counted
+SHOWN = 5  # at most so many skipped rows are logged; all are counted
 
 
 @dataclass
 class Tally:
-    """What was read and what was left out.
+    """Counts of rows that were read and that were left out.
 
-    Parameters
+    Attributes
     ----------
     on_bad_row : {"error", "skip"}
-        What a malformed row does.
+        Whether a malformed row raises an error or is counted.
+    sources : Counter
+        Pairs of each source.
+    bad_rows : int
+        Malformed rows that were skipped.
+    unusable_rows : int
+        Valid rows that hold no pair, see :class:`isodense.download.pairs.UnusableRow`.
+    repeated : int
+        Duplicates of an earlier pair.
     """
 
     on_bad_row: str
@@ -57,7 +64,7 @@ class Tally:
     repeated: int = 0
 
     def bad_row(self, error: DataError) -> None:
-        """Count a row that is no pair, or raise `error` in mode ``error``."""
+        """Count a row without a pair; in mode ``error``, raise `error` if the row is malformed."""
         if isinstance(error, UnusableRow):
             self.unusable_rows += 1
             return
@@ -68,7 +75,7 @@ class Tally:
             log.warning("skipped %s", str(error).splitlines()[0])
 
     def metrics(self) -> dict[str, Any]:
-        """Return the stage's metrics, nested under its name."""
+        """Return the metrics of the stage, nested under ``download``."""
         counts = {name: getattr(self, name) for name in ("bad_rows", "unusable_rows", "repeated")}
         pairs = {"pairs": self.sources.total(), "sources": dict(self.sources)}
         return {"download": pairs | counts}
@@ -77,21 +84,21 @@ class Tally:
 def collect(
     params: DownloadParams, rng_for: Callable[[str], np.random.Generator], tally: Tally
 ) -> Iterator[dict[str, Any]]:
-    """Yield the distinct pairs of all sources in use, as they are written.
+    """Yield the distinct pairs of all sources in use, in the form in which they are written.
 
     Parameters
     ----------
     params : DownloadParams
-        The section.
+        The stage's section.
     rng_for : callable
-        Gives the random generator of a source by name, so that sources do not disturb each other.
+        Returns the random generator of a source by name, so that sources are independent.
     tally : Tally
-        Counts what is yielded and left out.
+        Counts the rows that are yielded and left out.
 
     Yields
     ------
     dict
-        ``id, prompt, chosen, rejected, source`` and, if the source gave one, ``label``.
+        ``id, prompt, chosen, rejected, source`` and, if the source has one, ``label``.
     """
     seen: set[bytes] = set()
     for source in params.sources:
@@ -117,21 +124,21 @@ def publish(
     Parameters
     ----------
     params : DownloadParams
-        The section.
+        The stage's section.
     rng_for : callable
-        Gives the random generator of a source by name.
+        Returns the random generator of a source by name.
     out : str or Path
-        The artifact's folder; it is replaced only if all went well.
+        The artifact's folder; it is replaced only if no error occurs.
 
     Returns
     -------
     dict
-        The metrics.
+        The metrics of the stage.
 
     Raises
     ------
     DataError
-        If a source fails, a row is malformed in mode ``error``, or there is no pair at all.
+        If a source fails, a row is malformed in mode ``error``, or there are no pairs.
     """
     tally = Tally(params.on_bad_row)
     with publishing(out) as folder:

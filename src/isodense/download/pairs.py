@@ -1,9 +1,9 @@
-"""Preference pairs: what one is, its identity, and reading the artifact ``data/pairs``.
+"""Preference pairs: validation, ids, and reading the artifact ``data/pairs``.
 
-A pair is a prompt (a conversation that ends with a user message) and two answers to it, one
-assistant message each, of which the first was preferred: TRL's conversational preference format.
-Its id is a hash of its exact text: unlike a prompt's id it does not fold white space, so only a
-pair that says the same to the last character is a repeat.
+A pair is a prompt (a conversation that ends with a user message) and two answers, one assistant
+message each, of which the first was preferred: TRL's conversational preference format. The id of a
+pair is a hash of the exact text: unlike the id of a prompt it does not fold white space, so only
+pairs that are equal to the last character are duplicates.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ Message = dict[str, str]
 
 
 class UnusableRow(DataError):
-    """A sound row that holds no pair: it prefers nothing, or has no text.
+    """A valid row that holds no pair: both answers are equal, or there is no text.
 
-    Published data sets contain such rows, and nobody can correct them there, so the download
-    stage counts them and goes on, whatever ``download.on_bad_row`` says.
+    Published data sets contain such rows, and users cannot correct them there, so the download
+    stage counts them and continues, whatever ``download.on_bad_row`` is.
     """
 
 
 def pair_id(pair: dict[str, Any]) -> str:
-    """Return the pair's id: 32 hex digits of SHA-256 of its prompt and answers as JSON.
+    """Return the id of a pair: 32 hex digits of the SHA-256 of prompt and answers as JSON.
 
     Examples
     --------
@@ -48,13 +48,13 @@ def pair_id(pair: dict[str, Any]) -> str:
 
 
 def fault(pair: dict[str, Any]) -> str | None:
-    """Return what keeps `pair` from being a preference pair, or None.
+    """Return why `pair` is not a valid preference pair, or None if it is.
 
     Parameters
     ----------
     pair : dict
-        With ``prompt``, ``chosen`` and ``rejected``, each meant to be a list of messages. An empty
-        answer is sound (the model may say nothing) as long as the other one says something.
+        With ``prompt``, ``chosen`` and ``rejected``, each expected to be a list of messages. One of
+        the answers may be empty.
     """
     for name in ("prompt", "chosen", "rejected"):
         found = messages_fault(pair.get(name))
@@ -73,10 +73,10 @@ def fault(pair: dict[str, Any]) -> str | None:
 
 
 def messages_fault(messages: Any) -> str | None:
-    """Return what keeps `messages` from being a conversation, or None.
+    """Return why `messages` is not a valid conversation, or None if it is.
 
-    A conversation is a list of ``{"role", "content"}`` mappings: a system message at most at the
-    start, then user and assistant in turns.
+    A conversation is a list of ``{"role", "content"}`` mappings: optionally a system message, then
+    user and assistant alternating.
     """
     if not isinstance(messages, list) or not messages:
         return "not a list of messages"
@@ -98,19 +98,18 @@ def messages_fault(messages: Any) -> str | None:
 def from_dialogues(chosen: list[Message], rejected: list[Message]) -> dict[str, Any] | str:
     """Split two whole dialogues into their common prompt and one answer each.
 
-    The prompt is everything the two share, and the answers are the first assistant messages that
-    differ. Dialogues that part early are cut there: what follows a different answer is no longer a
-    reply to the same prompt.
+    The prompt is the common prefix, and the answers are the first assistant messages that differ.
+    Later messages are left out: after different answers they no longer reply to the same prompt.
 
     Parameters
     ----------
     chosen, rejected : list of dict
-        Sound conversations (see `messages_fault`).
+        Valid conversations, see :func:`messages_fault`.
 
     Returns
     -------
     dict or str
-        The pair, or why there is none.
+        The pair, or the reason why there is none.
     """
     if chosen == rejected:
         return "chosen and rejected are the same"
@@ -136,13 +135,13 @@ def load_pairs(folder: str | Path) -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        The pairs in order, with ``id``, ``prompt``, ``chosen``, ``rejected``, ``source`` and, where
-        the source gave one, ``label``.
+        The pairs in order, with ``id``, ``prompt``, ``chosen``, ``rejected``, ``source`` and, if
+        the source has one, ``label``.
 
     Raises
     ------
     ArtifactError
-        If it is missing, incomplete, or not what its manifest says.
+        If the artifact is missing, incomplete, or does not match the manifest.
     """
     manifest = read_manifest(folder, "download")
     path = Path(folder) / FILE

@@ -1,4 +1,4 @@
-"""What a sentence-transformers folder does after pooling: its dense layers, read from its files."""
+"""Pooling and dense layers of a sentence-transformers folder, read from the folder's files."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from isodense.embeddings.packing import product
 from isodense.pipeline.errors import ModelError
 
 KINDS = ("Transformer", "Pooling", "Dense", "Normalize")
+POOLINGS = {"mean": "mean", "mean_tokens": "mean", "cls": "cls", "cls_token": "cls"}
+POOLINGS |= {"lasttoken": "last"}  # by the names of newer and older sentence-transformers
 ACTIVATIONS = {"Identity": torch.nn.Identity(), "Tanh": torch.nn.Tanh()}
 
 
@@ -21,8 +23,8 @@ class Dense:
 
     Parameters
     ----------
-    layers : list of (weight, bias or None, activation)
-        Weights of shape (out, in).
+    layers : list of tuple
+        Weight of shape (out, in), bias of shape (out,) or None, and activation of each layer.
     """
 
     def __init__(
@@ -32,7 +34,17 @@ class Dense:
         self.dim = len(layers[-1][0])
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
-        """Return the vectors of sequences, from their states (sequences, positions, hidden)."""
+        """Return the vectors of sequences, not yet of unit length.
+
+        Parameters
+        ----------
+        states : Tensor of shape (sequences, positions, hidden), float32
+            Hidden states.
+
+        Returns
+        -------
+        Tensor of shape (sequences, dim), float32
+        """
         rows = states.mean(dim=1)
         for weight, bias, activation in self._layers:
             rows = activation(product(rows, weight, bias))
@@ -40,7 +52,7 @@ class Dense:
 
 
 def is_sentence_encoder(folder: str | Path) -> bool:
-    """Return whether a model folder is one of sentence-transformers."""
+    """Return whether a model folder is in the format of sentence-transformers."""
     return (Path(folder) / "modules.json").is_file()
 
 
@@ -50,7 +62,7 @@ def modules(folder: Path) -> list[tuple[str, Path]]:
     Raises
     ------
     ModelError
-        If a module is of a kind that is not known here.
+        If a module is not of one of the supported `KINDS`.
     """
     found = []
     for module in json.loads((folder / "modules.json").read_text(encoding="utf-8")):
@@ -62,13 +74,41 @@ def modules(folder: Path) -> list[tuple[str, Path]]:
     return found
 
 
-def load_dense(folder: Path, device: str) -> Dense | None:
-    """Load the dense layers of a folder, if it has any.
+def folder_pooling(folder: Path) -> str:
+    """Return the pooling of a sentence-transformers folder, by either format of its config.
+
+    Returns
+    -------
+    {"mean", "cls", "last"}
 
     Raises
     ------
     ModelError
-        If a layer is not whole, or has an activation that is not known here.
+        If the pooling is of another kind, or there are several.
+    """
+    chosen: list[str] = []
+    for kind, path in modules(folder):
+        if kind == "Pooling":
+            settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
+            modes = settings.get("pooling_mode") or [
+                key.removeprefix("pooling_mode_")
+                for key, on in settings.items()
+                if key.startswith("pooling_mode_") and on
+            ]
+            chosen = [modes] if isinstance(modes, str) else modes
+    if len(chosen) != 1 or chosen[0] not in POOLINGS:
+        message = f"{folder} asks for the pooling {' and '.join(chosen) or 'none'}"
+        raise ModelError(message, "set embeddings.pooling to mean, cls or last")
+    return POOLINGS[chosen[0]]
+
+
+def load_dense(folder: Path, device: str) -> Dense | None:
+    """Load the dense layers of a folder, None if it has none.
+
+    Raises
+    ------
+    ModelError
+        If a layer is incomplete or has an unsupported activation.
     """
     layers = []
     found = modules(folder) if is_sentence_encoder(folder) else []

@@ -1,19 +1,19 @@
 """Text encoders: unit vectors whose bytes depend on nothing but the text and the model.
 
-Two kinds of model folder are understood. A sentence-transformers folder (``modules.json``) is
-pooled as it says itself. Any other folder is a decoder language model: its hidden states are
-averaged over the prompt's tokens without the first, which is an attention sink with a huge norm.
+Two kinds of model folder are supported. For a sentence-transformers folder (``modules.json``), the
+pooling is that of the folder. Any other folder is taken for a decoder language model, and the
+hidden states are averaged over all tokens of the prompt but the first, which is an attention sink
+with a huge norm.
 
 Texts run in packs, end to end and without padding (:mod:`isodense.embeddings.packing`). Models
-whose attention cannot be packed (windows, learnt position biases) run in padded batches, found out
-by a short trial when the model is loaded. On a CPU the last bits of a row change with the shape of
-a matrix product, so batches too are padded to fixed multiples. Either way a row's bytes were the
-same in every company and at every thread count tried.
+whose attention cannot be packed (windows, learnt position biases) run in padded batches; a short
+trial at load time decides. On a CPU the last bits of a row change with the shape of a matrix
+product, so batches are padded to fixed multiples. Either way the bytes of a row were the same in
+every batch and at every thread count tried.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Callable
@@ -26,7 +26,7 @@ import torch
 from transformers import AutoTokenizer
 
 from isodense.embeddings import packing
-from isodense.embeddings.dense import Dense, is_sentence_encoder, load_dense, modules
+from isodense.embeddings.dense import Dense, folder_pooling, is_sentence_encoder, load_dense
 from isodense.embeddings.logits import LogitSpace
 from isodense.models.backbone import load_backbone
 from isodense.pipeline.errors import ModelError, TextError
@@ -38,28 +38,25 @@ Precision = Literal["float32", "bfloat16"]
 
 Head = LogitSpace | Dense
 
-POOLINGS = {"mean": "mean", "mean_tokens": "mean", "cls": "cls", "cls_token": "cls"}
-POOLINGS |= {"lasttoken": "last"}  # in the words of sentence-transformers, newer and older
-WINDOWS = ("sliding_window", "attention_chunk_size", "local_attention")  # of a model's config
 LENGTH_MULTIPLE = 16
 ROWS_MULTIPLE = 4
-BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}  # on a CPU what stays in its caches
-SAME = {"float32": 0.9999, "bfloat16": 0.99}  # cosine of one text's vectors, batched and alone
+BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}  # on a CPU, as many as stay in the caches
+SAME = {"float32": 0.9999, "bfloat16": 0.99}  # least cosine of a text's vectors, batched and alone
 
 log = logging.getLogger("isodense")
 
 
 class Encoder:
-    """A frozen encoder.
+    """A frozen encoder; :func:`load_encoder` makes one.
 
     Attributes
     ----------
     max_tokens : int
-        Longer texts are cut at their start: what is asked usually stands at the end.
-    device : str
-        Where it runs.
+        Longer texts are truncated on the left: the question is usually at the end.
+    device : {"cpu", "cuda"}
+        Device of the model.
     precision : {"float32", "bfloat16"}
-        Of its computations; vectors are float32.
+        Type of the model's weights and computations; vectors are float32.
     packed : bool
         Whether texts run in packs rather than padded batches.
     """
@@ -86,20 +83,20 @@ class Encoder:
 
     @property
     def dim(self) -> int:
-        """Length of a vector."""
+        """Columns of a vector."""
         return int(self._model.config.hidden_size) if self._head is None else self._head.dim
 
     def tokenize(self, texts: list[str]) -> tuple[list[list[int]], int]:
-        """Return the token ids of each text and how many texts were cut."""
+        """Return the token ids of each text, and the number of texts that were truncated."""
         ids: list[list[int]] = self._tokenizer(texts, verbose=False)["input_ids"] if texts else []
-        cut = [row for row in range(len(ids)) if len(ids[row]) > self.max_tokens]
-        if cut:
-            short = self._tokenizer(
-                [texts[row] for row in cut], truncation=True, max_length=self.max_tokens
+        long = [row for row in range(len(ids)) if len(ids[row]) > self.max_tokens]
+        if long:
+            truncated = self._tokenizer(
+                [texts[row] for row in long], truncation=True, max_length=self.max_tokens
             )["input_ids"]
-            for row, kept in zip(cut, short, strict=True):
+            for row, kept in zip(long, truncated, strict=True):
                 ids[row] = kept
-        return ids, len(cut)
+        return ids, len(long)
 
     def encode(self, texts: list[str]) -> np.ndarray:
         """Return one unit vector per text.
@@ -126,18 +123,26 @@ class Encoder:
     ) -> np.ndarray:
         """Return one unit vector per list of token ids.
 
-        Where memory runs out, batches are halved from there on.
+        When memory runs out, the batch size is halved from there on.
 
         Parameters
         ----------
         ids : list of list of int
-            Of each text, not longer than `max_tokens`.
+            Token ids of each text, at most `max_tokens`.
         on_batch : callable, optional
-            Called with the number of texts and tokens after each batch.
+            Called with the numbers of texts and tokens after each batch.
 
         Returns
         -------
         ndarray of shape (n_texts, dim), float32
+            Rows have unit L2 norm.
+
+        Raises
+        ------
+        TextError
+            If a text has no tokens, or its vector is not finite or is zero.
+        ModelError
+            If memory runs out on a single text.
         """
         empty = [row for row in range(len(ids)) if not ids[row]]
         if empty:
@@ -159,12 +164,22 @@ class Encoder:
         return _normalised(rows)
 
     def projection_error(self, ids: list[list[int]]) -> dict[str, float]:
-        """Return how far the projection moves cosines, over all pairs of the given texts.
+        """Return the absolute error of the projection's cosines, over all pairs of texts.
 
         Parameters
         ----------
         ids : list of list of int
-            Token ids of each text; the encoder's space is ``logits_projected``.
+            Token ids of each text.
+
+        Returns
+        -------
+        dict
+            ``median`` and ``max``.
+
+        Raises
+        ------
+        ModelError
+            If the encoder's space is not ``logits_projected``.
         """
         space = self._head
         if not isinstance(space, LogitSpace):
@@ -177,14 +192,14 @@ class Encoder:
         return {"median": round(float(np.median(error)), 6), "max": round(float(error.max()), 6)}
 
     def encode_alone(self, ids: list[int]) -> np.ndarray:
-        """Return the unit vector of one text, run by itself through the model's own attention."""
+        """Return the unit vector of one text, run alone through the model's default attention."""
         tokens = torch.tensor([ids]).to(self._model.device)
         with packing.stock_attention(self._model) if self.packed else nullcontext():
             states = self._states_of(lambda: self._model(input_ids=tokens))
         return _normalised(self._pool(states).cpu().numpy())[0]
 
     def _fitting(self, lengths: list[int]) -> int:
-        """Return how many of the texts, longest first, make one batch; at least one."""
+        """Return how many of the texts, longest first, fit into one batch; at least one."""
         if self.packed:
             totals = np.cumsum(lengths)
             return max(1, int(np.searchsorted(totals, self._batch_tokens, side="right")))
@@ -193,7 +208,7 @@ class Encoder:
         return sum(_padded(length, LENGTH_MULTIPLE) == padded for length in lengths[:size])
 
     def _halve(self, error: RuntimeError, texts: int) -> None:
-        """Halve the batches if `error` says that memory ran out, else raise it again."""
+        """Halve the batch size if `error` means that memory ran out, else raise it again."""
         exhausted = isinstance(error, torch.OutOfMemoryError) or "can't allocate" in str(error)
         if not exhausted:
             raise error
@@ -207,9 +222,9 @@ class Encoder:
 
     @torch.inference_mode()
     def _forward(self, ids: list[list[int]]) -> np.ndarray:
-        """Return the vectors of a batch whose texts come longest first."""
+        """Return the vectors of a batch, not yet of unit length; texts come longest first."""
         if self.packed:
-            place = first_position(self._model), self.max_tokens
+            place = packing.first_position(self._model), self.max_tokens
             states = self._states_of(lambda: packing.run(self._model, ids, *place))[0]
             parts = [
                 states[part.start : part.stop].unflatten(0, (part.sequences, part.length))
@@ -228,14 +243,14 @@ class Encoder:
         for row, values in enumerate(ids):
             tokens[row, : len(values)] = torch.tensor(values)
             mask[row, : len(values)] = 1
-        mask[len(ids) :, 0] = 1  # rows that only fill the batch attend to one token, not to none
+        mask[len(ids) :, 0] = 1  # without any token, attention of the padding rows would be NaN
         device = self._model.device
         return {"input_ids": tokens.to(device), "attention_mask": mask.to(device)}
 
     @torch.inference_mode()
     def _states_of(self, forward: Callable[[], Any]) -> torch.Tensor:
         states = forward().last_hidden_state
-        if self._states is not None:  # of the last block, before the model's final norm
+        if self._states is not None:  # the hook's: those of a block, before the final norm
             states, self._states = self._states, None
         return states.float()
 
@@ -273,29 +288,34 @@ def load_encoder(
     folder : str or Path
         A sentence-transformers or ``transformers`` folder.
     pooling : {"auto", "mean", "mean_without_first", "cls", "last"}
-        ``auto`` follows the folder's own pooling; for a decoder, the mean without the first token,
-        and for mean logits the mean.
+        ``auto`` is the pooling of a sentence-transformers folder; for a decoder the mean without
+        the first token, and for mean logits the mean.
     layer : int, optional
         Use the hidden states after this many blocks, before any final norm; deeper blocks are not
         loaded.
     max_tokens : int
-        Longer texts are cut at their start.
+        Longer texts are truncated on the left.
     batch_tokens : int, optional
         Tokens per batch; changes speed and memory, not the result. 1,024 on a CPU by default,
         32,768 on a GPU.
     device : {"auto", "cpu", "cuda"}
+        ``auto`` takes a GPU if there is one.
     space : {"hidden", "logits", "logits_projected", "logits_full"}
         Hidden states or mean logits, see :mod:`isodense.embeddings.logits`.
     projection : int
         Columns of ``logits_projected``.
     precision : {"float32", "bfloat16"}
-        Of the computations.
+        Type of the weights and computations.
+
+    Returns
+    -------
+    Encoder
 
     Raises
     ------
     ModelError
-        If the folder is not a whole model, has fewer layers or a shorter context, or asks for a
-        pooling that is not known here.
+        If the folder is not a whole model, has fewer layers or a shorter context, or asks for an
+        unknown pooling.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
@@ -305,62 +325,43 @@ def load_encoder(
         raise ModelError(message, "set it to null: logits are made of the last layer's states")
     chosen = _auto_pooling(folder, space) if pooling == "auto" else pooling
     where = _device(device)
-    dtype = getattr(torch, precision)
-    model, block = load_backbone(folder, layer, "embeddings.layer", where, dtype)
-    packable = _packable(model, max_tokens)
-    packed = packable and _pack(model, max_tokens, SAME[precision])
-    if packable and not packed:  # what the trial changed is undone by loading again
-        model, block = load_backbone(folder, layer, "embeddings.layer", where, dtype)
+    model, block, packed = _load_model(folder, layer, max_tokens, where, precision)
     tokenizer = _load_tokenizer(folder, model, max_tokens)
-    head: Head | None = None
+    head = _load_head(folder, space, layer, projection, where)
+    return Encoder(model, block, tokenizer, chosen, head, max_tokens, batch_tokens, packed)
+
+
+def _load_head(
+    folder: Path, space: Space, layer: int | None, projection: int, device: str
+) -> Head | None:
+    """Return the map from hidden states to a vector; None if the pooled states are the vector."""
     if space != "hidden":
-        head = LogitSpace(space, folder, projection, where)
-    elif layer is None:
-        head = load_dense(folder, where)
-    hooked = None if layer is None else block
-    return Encoder(model, hooked, tokenizer, chosen, head, max_tokens, batch_tokens, packed)
+        return LogitSpace(space, folder, projection, device)
+    return load_dense(folder, device) if layer is None else None
 
 
-def first_position(model: Any) -> int:
-    """Return the position of a sequence's first token, which RoBERTa counts from beyond its pad."""
-    padding = getattr(getattr(model, "embeddings", None), "padding_idx", None)
-    return 0 if padding is None else int(padding) + 1
+def _load_model(
+    folder: Path, layer: int | None, max_tokens: int, device: str, precision: Precision
+) -> tuple[Any, torch.nn.Module | None, bool]:
+    """Return the backbone, the block to take states from, and whether it is set up for packs.
+
+    The block is None where `layer` is, for the states after the final norm.
+    """
+    dtype = getattr(torch, precision)
+    model, block = load_backbone(folder, layer, "embeddings.layer", device, dtype)
+    packable = packing.packable(model, max_tokens)
+    packed = packable and packing.pack(model, max_tokens, SAME[precision])
+    if packable and not packed:  # loading again undoes what the trial changed
+        model, block = load_backbone(folder, layer, "embeddings.layer", device, dtype)
+    return model, None if layer is None else block, packed
 
 
 def _device(device: str) -> str:
-    """Return the device, having chosen this process's GPU where several run on a machine."""
+    """Return ``"cpu"`` or ``"cuda"``, and select the GPU of this process by ``LOCAL_RANK``."""
     where = resolve_device(device)
     if where == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     return where
-
-
-def _packable(model: Any, max_tokens: int) -> bool:
-    """Return whether a model takes another attention, and none of its windows matters."""
-    windows = [getattr(model.config, name, None) for name in WINDOWS]
-    narrow = any(isinstance(window, int) and window < max_tokens for window in windows)
-    return bool(model._supports_attention_backend) and not narrow
-
-
-@torch.inference_mode()
-def _pack(model: Any, max_tokens: int, limit: float) -> bool:
-    """Set a model up for packs and return whether its states are then what they were."""
-    generator = torch.Generator().manual_seed(0)
-    lengths = [min(max_tokens, 64), 7, 7, 3]
-    rows = [  # of ordinary tokens: special ones come first or last in a vocabulary
-        torch.randint(8, model.config.vocab_size // 2, (length,), generator=generator).tolist()
-        for length in lengths
-    ]
-    device = model.device
-    alone = [model(input_ids=torch.tensor([row]).to(device)).last_hidden_state[0] for row in rows]
-    packing.prepack(model)
-    try:
-        model.set_attn_implementation(packing.NAME)
-        states = packing.run(model, rows, first_position(model), max_tokens).last_hidden_state[0]
-    except (ValueError, TypeError, RuntimeError, AttributeError):
-        return False
-    cosine = torch.cosine_similarity(states[: sum(lengths)].float(), torch.cat(alone).float())
-    return bool(cosine.min() >= limit)
 
 
 def _load_tokenizer(folder: Path, model: Any, max_tokens: int) -> Any:
@@ -369,7 +370,7 @@ def _load_tokenizer(folder: Path, model: Any, max_tokens: int) -> Any:
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{folder} cannot be loaded: {error}") from None
     tokenizer.truncation_side = "left"
-    limit = model.config.max_position_embeddings - first_position(model)
+    limit = model.config.max_position_embeddings - packing.first_position(model)
     limit = min(limit, tokenizer.model_max_length)
     limit -= limit % LENGTH_MULTIPLE
     if max_tokens > limit:
@@ -381,25 +382,7 @@ def _load_tokenizer(folder: Path, model: Any, max_tokens: int) -> Any:
 def _auto_pooling(folder: Path, space: str) -> str:
     if space != "hidden":
         return "mean"
-    return _folder_pooling(folder) if is_sentence_encoder(folder) else "mean_without_first"
-
-
-def _folder_pooling(folder: Path) -> str:
-    """Return the pooling that a sentence-transformers folder asks for, in old words or new."""
-    chosen: list[str] = []
-    for kind, path in modules(folder):
-        if kind == "Pooling":
-            settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
-            modes = settings.get("pooling_mode") or [
-                key.removeprefix("pooling_mode_")
-                for key, on in settings.items()
-                if key.startswith("pooling_mode_") and on
-            ]
-            chosen = [modes] if isinstance(modes, str) else modes
-    if len(chosen) != 1 or chosen[0] not in POOLINGS:
-        message = f"{folder} asks for the pooling {' and '.join(chosen) or 'none'}"
-        raise ModelError(message, "set embeddings.pooling to mean, cls or last")
-    return POOLINGS[chosen[0]]
+    return folder_pooling(folder) if is_sentence_encoder(folder) else "mean_without_first"
 
 
 def _padded(value: int, multiple: int) -> int:

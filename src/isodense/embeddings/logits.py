@@ -1,4 +1,4 @@
-r"""Embedding a prompt by its mean logits, the prototype's way, in few columns.
+r"""Embeddings made of mean logits, as in the prototype, in fewer columns than the vocabulary.
 
 The logits of a position are :math:`Wh`, with the language head :math:`W` and the hidden state
 :math:`h`. Where nothing follows (no softcap), their mean over positions is :math:`W\bar h`, and
@@ -9,8 +9,8 @@ so the vectors :math:`S\bar h`, with as many columns as the hidden state, have t
 norms and distances of the mean logits, without approximation. (The Cholesky factor would do as
 well; the square root also exists where :math:`W^\top W` is singular and has no signs to choose.)
 
-A softcap :math:`c\tanh(\cdot/c)` acts on every position's logits before the mean, so the short cut
-is wrong there. Two spaces compute the true mean logits: ``logits_full`` keeps all columns,
+A softcap :math:`c\tanh(\cdot/c)` acts on the logits of every position before the mean, so the
+identity does not hold. Two spaces compute the exact mean logits: ``logits_full`` keeps all columns,
 ``logits_projected`` multiplies them by a seeded Gaussian matrix (Johnson and Lindenstrauss 1984),
 which keeps a cosine to within about :math:`1/\sqrt{m}` for :math:`m` columns.
 """
@@ -33,8 +33,9 @@ from isodense.models.backbone import quiet
 from isodense.pipeline.errors import ModelError
 from isodense.pipeline.runtime import one_thread
 
-SEED = 0  # of the projection
-BLOCK = 4096  # rows of the head squared at once
+SEED = 0  # seed of the projection
+BLOCK = 4096  # rows of the head per matrix product
+HINT = "set embeddings.space: hidden"
 
 
 def load_head(folder: str | Path) -> tuple[torch.Tensor, float | None]:
@@ -43,12 +44,14 @@ def load_head(folder: str | Path) -> tuple[torch.Tensor, float | None]:
     Returns
     -------
     weight : Tensor of shape (vocabulary, hidden), float32
+        Weight of the head.
     softcap : float or None
+        Bound c of the logits, None if they are not capped.
 
     Raises
     ------
     ModelError
-        If the model has none, or one with a bias.
+        If the model has no language head, or one with a bias.
     """
     try:
         with quiet():
@@ -56,28 +59,27 @@ def load_head(folder: str | Path) -> tuple[torch.Tensor, float | None]:
                 folder, dtype=torch.float32, output_loading_info=True
             )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise ModelError(f"{folder} has no language head: {error}", _REMEDY) from None
+        raise ModelError(f"{folder} has no language head: {error}", HINT) from None
     model, info = loaded
     head = model.get_output_embeddings()
     if head is None or info["missing_keys"] or getattr(head, "bias", None) is not None:
-        raise ModelError(f"the language head of {folder} is missing or has a bias", _REMEDY)
+        raise ModelError(f"the language head of {folder} is missing or has a bias", HINT)
     return head.weight.detach(), getattr(model.config, "final_logit_softcapping", None)
 
 
-_REMEDY = "set embeddings.space: hidden"
-
-
 class LogitSpace:
-    """What turns hidden states into mean logits.
+    """A map from hidden states to mean logits.
 
     Parameters
     ----------
     space : {"logits", "logits_projected", "logits_full"}
+        Columns to compute, see the module.
     folder : str or Path
         The model.
     columns : int
-        Of ``logits_projected``.
-    device : str
+        Columns of ``logits_projected``.
+    device : {"cpu", "cuda"}
+        Device of the head's weight.
 
     Raises
     ------
@@ -108,7 +110,7 @@ class LogitSpace:
 
     @contextmanager
     def unprojected(self) -> Iterator[None]:
-        """Give all columns of the mean logits for a while."""
+        """Compute all columns of the mean logits inside the block."""
         projection, self._projection = self._projection, None
         try:
             yield
@@ -121,11 +123,11 @@ class LogitSpace:
         Parameters
         ----------
         states : Tensor of shape (sequences, positions, hidden), float32
-            After the model's final norm.
+            Hidden states after the model's final norm.
 
         Returns
         -------
-        Tensor of shape (sequences, dim)
+        Tensor of shape (sequences, dim), float32
         """
         if self._square_root is not None:
             return product(states.mean(dim=1), self._square_root)
@@ -140,7 +142,7 @@ class LogitSpace:
 
 
 def _square_root(weight: torch.Tensor) -> torch.Tensor:
-    """Return the symmetric square root of WᵀW, the same bytes at any thread count."""
+    """Return the symmetric square root of WᵀW, with the same bytes at any thread count."""
     with one_thread():
         square = sum(block.double().T @ block.double() for block in weight.split(BLOCK))
         values, vectors = torch.linalg.eigh(square)

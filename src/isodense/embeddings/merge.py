@@ -1,9 +1,9 @@
-"""Merging artifacts that were embedded apart, by linking their shards: no row is computed again.
+"""Merging embeddings artifacts by linking their shards: no row is computed again.
 
 Large sets are embedded in parts, on several machines or on several days. The merged artifact holds
-the shards of the first part, then those of the second, and so on. A prompt that an earlier part
-has keeps its first row, so only a shard that repeats one is written anew; all others are
-hard-linked. Merging is appending: a transform that was fitted on the first part stays as it is.
+the shards of the first part, then those of the second, and so on. Of duplicate prompts the first
+row is kept, so only a shard that repeats a prompt of an earlier part is written again; all others
+are hard-linked. Merging is appending: a transform that was fitted on the first part stays as it is.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ABSENT = "(absent)"
 
 @dataclass(frozen=True)
 class _Part:
-    """One checked embeddings artifact, and the prompt ids of each of its shards."""
+    """An embeddings artifact, verified, and the prompt ids of each shard."""
 
     folder: Path
     manifest: dict[str, Any]
@@ -45,52 +45,52 @@ class _Part:
 
 
 def merge(parts: Sequence[Path], out: Path) -> dict[str, Any]:
-    """Write the artifacts `parts` as one, in their order.
+    """Concatenate the artifacts `parts`, in order.
 
     Parameters
     ----------
     parts : sequence of Path
-        Two or more embeddings artifacts; or as many data folders, each of which holds the
-        artifacts ``prompts`` and ``embeddings``, and both are merged.
+        Two or more embeddings artifacts; or data folders, each with the artifacts ``prompts`` and
+        ``embeddings``, both of which are merged.
     out : Path
-        The new folder, of the same sort.
+        The new folder, of the same kind as the parts.
 
     Returns
     -------
     dict
         ``rows`` and ``shards`` of the merged embeddings, and ``collapsed``, the number of rows
-        left out because an earlier part has their prompt.
+        left out as duplicates of a prompt in an earlier part.
 
     Raises
     ------
     ArtifactError
-        If `out` exists, a part is incomplete or damaged, or the parts differ in what shapes a row;
-        then every setting that differs is listed.
+        If `out` exists, a part is incomplete or damaged, or the parts differ in settings that
+        change the vectors; the message lists all settings that differ.
     """
     _check_paths(parts, out)
     if not (parts[0] / "embeddings").is_dir():
         embeddings = _checked_parts(parts, [{}] * len(parts))
-        with publishing(out) as scratch:
-            return _write_embeddings(embeddings, scratch, prompts_sha256=None)
+        with publishing(out) as folder:
+            return _write_embeddings(embeddings, folder, prompts_sha256=None)
     prompts = [_checked(part / "prompts", "prompts") for part in parts]
     embeddings = _checked_parts([part / "embeddings" for part in parts], prompts)
     for found, part in zip(prompts, embeddings, strict=True):
         require_same_ids(found["ids_sha256"], part.manifest, f"the vectors in {part.folder}")
-    with publishing(out) as scratch:
+    with publishing(out) as folder:
         folders = [part / "prompts" for part in parts]
-        merged = _write_prompts(folders, prompts[0]["params"], scratch / "prompts")
-        (scratch / "embeddings").mkdir()
-        return _write_embeddings(embeddings, scratch / "embeddings", content_sha256(merged))
+        merged = _write_prompts(folders, prompts[0]["params"], folder / "prompts")
+        (folder / "embeddings").mkdir()
+        return _write_embeddings(embeddings, folder / "embeddings", content_sha256(merged))
 
 
 def _check_paths(parts: Sequence[Path], out: Path) -> None:
-    """Refuse parts and an output that cannot be merged, before anything is read."""
+    """Raise if the folders cannot be merged into `out`, before anything is read."""
     folders = [part.resolve() for part in parts]
     if len(set(folders)) < max(2, len(folders)):
         raise ArtifactError("merge takes two or more different folders", "name each part once")
-    scratch = out.with_name(out.name + ".tmp").resolve()  # which publishing removes
+    temporary = out.with_name(out.name + ".tmp").resolve()  # `publishing` removes it
     for folder in folders:
-        if folder == out.resolve() or folder.is_relative_to(scratch):
+        if folder == out.resolve() or folder.is_relative_to(temporary):
             raise ArtifactError(f"{out} would overwrite the part {folder}", "name a new folder")
     if out.exists():
         raise ArtifactError(f"{out} exists already", "name a new folder, or remove this one")
@@ -108,7 +108,7 @@ def _checked(folder: Path, kind: str) -> dict[str, Any]:
 
 
 def _checked_parts(folders: Sequence[Path], prompts: Sequence[dict[str, Any]]) -> list[_Part]:
-    """Return the embeddings artifacts, after checking that they can be one."""
+    """Return the embeddings artifacts, after checking that their settings are the same."""
     manifests = [_checked(folder, "embeddings") for folder in folders]
     _require_same_settings(
         folders, [_settings(*pair) for pair in zip(manifests, prompts, strict=True)]
@@ -118,14 +118,14 @@ def _checked_parts(folders: Sequence[Path], prompts: Sequence[dict[str, Any]]) -
 
 
 def _settings(embeddings: dict[str, Any], prompts: dict[str, Any]) -> dict[str, Any]:
-    """Return all that two parts must have in common, by the names an error gives them."""
+    """Return the settings in which two parts must agree, by the names used in an error."""
     settings = {name: embeddings[name] for name in ("dim", "dtype", "device")}
     settings |= {f"params.{name}": value for name, value in embeddings["params"].items()}
     settings["inputs.encoder"] = embeddings["inputs"]["encoder"]
     fitted = embeddings.get("transform") or {}
     settings |= {f"transform.{name}": fitted.get(name) for name in ("method", "components")}
-    held = prompts.get("params", {})
-    return settings | {f"prompts.params.{name}": value for name, value in held.items()}
+    params = prompts.get("params", {})
+    return settings | {f"prompts.params.{name}": value for name, value in params.items()}
 
 
 def _require_same_settings(folders: Sequence[Path], settings: list[dict[str, Any]]) -> None:
@@ -150,15 +150,13 @@ def _shard_ids(folder: Path, manifest: dict[str, Any]) -> list[list[str]]:
     return ids
 
 
-def _write_embeddings(
-    parts: list[_Part], scratch: Path, prompts_sha256: str | None
-) -> dict[str, Any]:
+def _write_embeddings(parts: list[_Part], out: Path, prompts_sha256: str | None) -> dict[str, Any]:
     first = parts[0].manifest
-    shards, ids = _write_shards(parts, scratch)
+    shards, ids = _write_shards(parts, out)
     if TRANSFORM in first["files"]:
-        _link(parts[0].folder / TRANSFORM, scratch / TRANSFORM)
+        _link(parts[0].folder / TRANSFORM, out / TRANSFORM)
     write_manifest(
-        scratch,
+        out,
         "embeddings",
         rows=len(ids),
         dim=first["dim"],
@@ -174,8 +172,8 @@ def _write_embeddings(
     return {"rows": len(ids), "shards": shards, "collapsed": rows - len(ids)}
 
 
-def _write_shards(parts: list[_Part], scratch: Path) -> tuple[int, list[str]]:
-    """Link or write the shards of all parts; return their number and the ids of their rows."""
+def _write_shards(parts: list[_Part], out: Path) -> tuple[int, list[str]]:
+    """Link or write the shards of all parts; return the number of shards and all prompt ids."""
     number = 0
     seen: dict[str, None] = {}
     for part in parts:
@@ -187,12 +185,12 @@ def _write_shards(parts: list[_Part], scratch: Path) -> tuple[int, list[str]]:
                     keep.append(row)
             names = shard_name(number), ids_name(number)
             if keep and len(keep) == len(ids):
-                _link(part.folder / shard_name(source), scratch / names[0])
-                _link(part.folder / ids_name(source), scratch / names[1])
+                _link(part.folder / shard_name(source), out / names[0])
+                _link(part.folder / ids_name(source), out / names[1])
             elif keep:
-                np.save(scratch / names[0], shard[keep], allow_pickle=False)
+                np.save(out / names[0], shard[keep], allow_pickle=False)
                 kept = "\n".join(ids[row] for row in keep)
-                (scratch / names[1]).write_text(kept, encoding="ascii")
+                (out / names[1]).write_text(kept, encoding="ascii")
             number += bool(keep)
     return number, list(seen)
 
@@ -214,7 +212,7 @@ def _write_prompts(folders: list[Path], params: dict[str, Any], out: Path) -> di
 
 
 def _link(source: Path, target: Path) -> None:
-    """Hard-link a file (not a symbolic link to it), or copy it where that cannot be."""
+    """Hard-link a file, not a symbolic link to it; copy it where hard links are impossible."""
     try:
         os.link(source.resolve(), target)
     except OSError:

@@ -1,13 +1,13 @@
-"""Running many sequences through a transformer as one long row, without padding.
+"""Sequence packing: many sequences run through a transformer as one row, without padding.
 
-The sequences of a pack lie end to end. Embeddings, linear layers and norms see one row of tokens;
-only attention must not look across, so it is computed by sequence, all those of one length at once,
-without a mask. Nothing is spent on padding, and matrix products are large.
+The sequences of a pack are concatenated. Embeddings, linear layers and norms see one row of tokens;
+only attention must not cross sequences, so it is computed per sequence, all those of one length at
+once, without a mask. No computation is spent on padding, and matrix products are large.
 
-On a CPU in float32 the linear layers run on oneDNN with weights laid out for it beforehand, a tenth
-faster than the default BLAS here (``benchmarks/embeddings.py``). Its products, and those of the
-BLAS, gave a row the same bytes in packs of any size from 4 tokens up, at any thread count tried
-(``tests/test_encoders.py`` repeats the trial); packs are filled up to a multiple of 16.
+On a CPU in float32 the linear layers run on oneDNN with prepacked weights, a tenth faster than the
+default BLAS here (``benchmarks/embeddings.py``). Products of oneDNN and of BLAS gave a row the same
+bytes in packs of any size from 4 tokens up, at any thread count tried
+(``tests/embeddings/test_encoder.py`` repeats the trial); packs are padded to a multiple of 16.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from torch.nn.functional import linear, pad, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
 NAME = "isodense_packed"
-UNSUPPORTED = ("softcap", "s_aux", "position_bias")  # of attention, under transformers' names
-MULTIPLE = 16  # packs are filled up to so many tokens, heads to as many floats
-ROWS_HINT = 1024  # tokens that oneDNN lays weights out for; always the same, as bytes depend on it
+UNSUPPORTED = ("softcap", "s_aux", "position_bias")  # arguments of attention in transformers
+WINDOWS = ("sliding_window", "attention_chunk_size", "local_attention")  # fields of model configs
+MULTIPLE = 16  # packs are padded to a multiple of so many tokens, heads to as many floats
+ROWS_HINT = 1024  # batch size that oneDNN prepacks weights for; fixed, as bytes depend on it
 
 
 class Segment(NamedTuple):
@@ -32,11 +33,11 @@ class Segment(NamedTuple):
     Attributes
     ----------
     start : int
-        Their first token.
+        Position of the first token in the pack.
     sequences : int
-        How many they are.
+        Number of sequences.
     length : int
-        Tokens of each.
+        Tokens per sequence.
     """
 
     start: int
@@ -45,12 +46,17 @@ class Segment(NamedTuple):
 
     @property
     def stop(self) -> int:
-        """The token after their last."""
+        """Position after the last token."""
         return self.start + self.sequences * self.length
 
 
 def segments(lengths: Sequence[int]) -> list[Segment]:
-    """Return the runs of equal length in a pack.
+    """Group adjacent sequences of equal length.
+
+    Parameters
+    ----------
+    lengths : sequence of int
+        Tokens of each sequence of the pack, in order.
 
     Examples
     --------
@@ -67,18 +73,28 @@ def segments(lengths: Sequence[int]) -> list[Segment]:
 
 
 def run(model: Any, rows: Sequence[Sequence[int]], first_position: int, longest: int) -> Any:
-    """Run a pack and return what the model returns, of shape (1, tokens, …).
+    """Run a pack through a model.
 
     Parameters
     ----------
     model : transformers.PreTrainedModel
-        Its attention set to `NAME`.
-    rows : sequence of token ids
-        Those of equal length side by side.
+        The model, with the attention implementation `NAME`.
+    rows : sequence of sequence of int
+        Token ids of each sequence; sequences of equal length are adjacent.
     first_position : int
-        Of a sequence's first token.
+        Position id of the first token of a sequence.
     longest : int
         Tokens of the longest sequence of all packs, which decides whether a window matters.
+
+    Returns
+    -------
+    transformers.utils.ModelOutput
+        The model's output, with tensors of shape (1, tokens, …).
+
+    Raises
+    ------
+    NotImplementedError
+        If the model's attention has an argument that packs do not support.
     """
     lengths = [len(row) for row in rows]
     fill = -sum(lengths) % MULTIPLE
@@ -107,7 +123,7 @@ def _attention(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention for ``transformers``: heads of shape (1, heads, tokens, size)."""
+    """Attention in the interface of ``transformers``: heads of shape (1, heads, tokens, size)."""
     special = [name for name in UNSUPPORTED if kwargs.get(name) is not None]
     if special or (sliding_window is not None and sliding_window < longest):
         raise NotImplementedError(f"packed attention with {special or 'a sliding window'}")
@@ -130,9 +146,10 @@ def _attention(
 
 
 def _aligned(heads: torch.Tensor) -> torch.Tensor:
-    """Fill the heads up with zeros until each token's begin on a cache line.
+    """Pad the heads with zeros so that those of each token are aligned to a cache line.
 
-    Otherwise a CPU's small products take other paths, and round otherwise, by a sequence's place.
+    Otherwise small matrix products on a CPU use other kernels, which round differently, depending
+    on where a sequence is in the pack.
     """
     return pad(heads, (0, -heads.shape[3] % MULTIPLE)) if heads.shape[3] % MULTIPLE else heads
 
@@ -147,7 +164,7 @@ AttentionMaskInterface.register(NAME, _no_mask)
 
 @contextmanager
 def stock_attention(model: Any) -> Iterator[None]:
-    """Give a packed model its own attention back for a while."""
+    """Use the model's default attention inside the block, not that of packs."""
     model.set_attn_implementation("sdpa")
     try:
         yield
@@ -156,7 +173,7 @@ def stock_attention(model: Any) -> Iterator[None]:
 
 
 class _Linear(torch.nn.Module):
-    """A linear layer on oneDNN."""
+    """A linear layer on oneDNN, with prepacked weights."""
 
     def __init__(self, layer: torch.nn.Linear) -> None:
         super().__init__()
@@ -168,15 +185,29 @@ class _Linear(torch.nn.Module):
 
 
 def product(rows: torch.Tensor, weight: torch.Tensor, bias: Any = None) -> torch.Tensor:
-    """Return ``rows @ weight.T + bias``, a row's bytes independent of how many there are."""
-    filled = pad(rows, (0, 0, 0, -len(rows) % MULTIPLE))
-    return linear(filled, weight, bias)[: len(rows)]
+    """Return ``rows @ weight.T + bias``; the bytes of a row do not depend on the number of rows.
+
+    Parameters
+    ----------
+    rows : Tensor of shape (n, in)
+        Inputs.
+    weight : Tensor of shape (out, in)
+        Weight.
+    bias : Tensor of shape (out,), optional
+        Bias.
+
+    Returns
+    -------
+    Tensor of shape (n, out)
+    """
+    padded = pad(rows, (0, 0, 0, -len(rows) % MULTIPLE))
+    return linear(padded, weight, bias)[: len(rows)]
 
 
 def prepack(model: torch.nn.Module) -> None:
     """Replace the linear layers of a float32 model on the CPU by oneDNN's, where torch has them."""
-    there = torch.backends.mkldnn.is_available()
-    if not there or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    available = torch.backends.mkldnn.is_available()
+    if not available or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return
     for name, child in list(model.named_children()):
         if type(child) is torch.nn.Linear:
@@ -184,3 +215,55 @@ def prepack(model: torch.nn.Module) -> None:
                 setattr(model, name, _Linear(child))
         else:
             prepack(child)
+
+
+def first_position(model: Any) -> int:
+    """Return the position id of a sequence's first token; RoBERTa starts after its padding id."""
+    padding = getattr(getattr(model, "embeddings", None), "padding_idx", None)
+    return 0 if padding is None else int(padding) + 1
+
+
+def packable(model: Any, max_tokens: int) -> bool:
+    """Return whether a model lets its attention be replaced, with windows of `max_tokens` or more.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        The model.
+    max_tokens : int
+        Tokens of the longest sequence.
+    """
+    windows = [getattr(model.config, name, None) for name in WINDOWS]
+    narrow = any(isinstance(window, int) and window < max_tokens for window in windows)
+    return bool(model._supports_attention_backend) and not narrow
+
+
+@torch.inference_mode()
+def pack(model: Any, max_tokens: int, limit: float) -> bool:
+    """Set a model up for packs, and return whether its hidden states stay the same.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        The model; it is changed, also where the result is False.
+    max_tokens : int
+        Tokens of the longest sequence.
+    limit : float
+        Least cosine of the hidden states of a token, packed and alone.
+    """
+    generator = torch.Generator().manual_seed(0)
+    lengths = [min(max_tokens, 64), 7, 7, 3]
+    rows = [  # ordinary tokens only: special ones come first or last in a vocabulary
+        torch.randint(8, model.config.vocab_size // 2, (length,), generator=generator).tolist()
+        for length in lengths
+    ]
+    device = model.device
+    alone = [model(input_ids=torch.tensor([row]).to(device)).last_hidden_state[0] for row in rows]
+    prepack(model)
+    try:
+        model.set_attn_implementation(NAME)
+        states = run(model, rows, first_position(model), max_tokens).last_hidden_state[0]
+    except (ValueError, TypeError, RuntimeError, AttributeError):
+        return False
+    cosine = torch.cosine_similarity(states[: sum(lengths)].float(), torch.cat(alone).float())
+    return bool(cosine.min() >= limit)

@@ -1,9 +1,10 @@
 """Post-processing of embeddings that is fitted on the prompts: centring and all-but-the-top.
 
-Hidden states of language models share a large mean and a few dominant directions that say little
-of the text; without them, distances mean more (Mu and Viswanath 2018, arXiv 1702.01417). Shards
-hold the encoder's own vectors, so that a shard depends on nothing but its prompts. What is fitted
-is a small file of its own beside them, applied when the vectors are read.
+Hidden states of language models share a large mean and a few dominant directions that carry little
+information about the text; removing them makes distances more meaningful (Mu and Viswanath 2018,
+arXiv 1702.01417). Shards hold the vectors before post-processing, so that a shard depends on the
+encoder and its prompts only. The fitted transform is a small separate file in the same folder,
+applied when the vectors are read.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from isodense.pipeline.errors import ModelError
 
 FILE = "transform.safetensors"
-ROWS_PER_DIRECTION = 10  # fewer prompts than this for each removed direction fit nothing but noise
+ROWS_PER_DIRECTION = 10  # with fewer prompts per removed direction, the fit is noise
 
 
 @dataclass(frozen=True)
@@ -28,28 +29,31 @@ class Transform:
     Attributes
     ----------
     mean : ndarray of shape (dim,), float32
+        Mean of the training prompts' vectors.
     components : ndarray of shape (n_components, dim), float32
-        Orthonormal rows, the largest variance first, each with its largest entry positive.
+        Orthonormal rows by falling variance; the entry largest in magnitude is positive.
     """
 
     mean: np.ndarray
     components: np.ndarray
 
     def apply(self, X: np.ndarray) -> np.ndarray:
-        """Return the rows of `X` centred, without the components, of unit length.
+        """Centre the rows of `X`, remove the components, and scale to unit length.
 
         Parameters
         ----------
         X : ndarray of shape (n, dim)
+            Rows of unit length.
 
         Returns
         -------
         ndarray of shape (n, dim), float32
+            Rows of unit length.
 
         Raises
         ------
         ModelError
-            If nothing is left of a row.
+            If a row is zero without the mean and the components.
         """
         components = self.components.astype(np.float64)
         rows = X.astype(np.float64) - self.mean
@@ -63,8 +67,9 @@ class Transform:
 
     def save(self, folder: str | Path) -> None:
         """Write the transform into a folder of shards."""
+        # save_file writes the memory of an array and ignores its strides.
         arrays = {"mean": self.mean, "components": np.ascontiguousarray(self.components)}
-        save_file(arrays, Path(folder) / FILE)  # which writes memory as it lies
+        save_file(arrays, Path(folder) / FILE)
 
 
 def fit(blocks: Iterable[np.ndarray], components: int) -> Transform:
@@ -73,14 +78,18 @@ def fit(blocks: Iterable[np.ndarray], components: int) -> Transform:
     Parameters
     ----------
     blocks : iterable of ndarray of shape (n, dim)
-        Unit rows, a block at a time.
+        Rows of unit length, block by block.
     components : int
         Directions to remove; 0 only centres.
+
+    Returns
+    -------
+    Transform
 
     Raises
     ------
     ModelError
-        If there are too few rows to tell directions from noise.
+        If there are under ``ROWS_PER_DIRECTION`` rows per component.
     """
     count, total, square = 0, np.float64(0), np.float64(0)
     for block in blocks:

@@ -1,4 +1,4 @@
-"""Checks of an encoder on a handful of its own texts, before the hours are spent."""
+"""Checks of an encoder on a few of the texts to embed, before a long run."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from isodense.pipeline.errors import ModelError
 if TYPE_CHECKING:
     from isodense.embeddings.encoder import Encoder
 
-TEXTS = 8
+TEXTS = 8  # texts to check
 
 log = logging.getLogger("isodense")
 
 
 def preflight(encoder: Encoder, texts: list[str]) -> float:
-    """Compare each text's vector in a batch of mixed lengths with the one it has alone.
+    """Compare the vectors of texts in a batch of mixed lengths with those of each text alone.
 
     Parameters
     ----------
     encoder : Encoder
+        The encoder to check.
     texts : list of str
-        Candidates, of which a few of all lengths are taken.
+        Candidates; ``TEXTS`` of them, evenly spread over the lengths, are embedded.
 
     Returns
     -------
@@ -34,7 +35,7 @@ def preflight(encoder: Encoder, texts: list[str]) -> float:
     Raises
     ------
     ModelError
-        If a vector differs, is not finite or is zero, or if texts are not cut at their start.
+        If a vector differs, is not finite or is zero, or if texts are not truncated on the left.
     """
     from isodense.embeddings.encoder import SAME
 
@@ -67,7 +68,7 @@ def _mixed_lengths(texts: list[str]) -> list[str]:
 
 
 def _check_cut(encoder: Encoder) -> None:
-    """Check that of a text that is too long the end is kept."""
+    """Check that truncation keeps the end of a text that is too long."""
     long = " ".join(["question"] * (encoder.max_tokens + 1))
     (plain, started, ended), cut = encoder.tokenize([long, f"isodense {long}", f"{long} isodense"])
     if cut != 3 or len(plain) > encoder.max_tokens or plain != started or plain == ended:

@@ -22,22 +22,33 @@ def shard_name(number: int) -> str:
 
 
 def ids_name(number: int) -> str:
-    """Return the name of the file that lists the prompt ids of shard `number`, one a line."""
+    """Return the name of the file with the prompt ids of shard `number`, one per line."""
     return f"ids-{number:05d}.txt"
 
 
 def shard_count(manifest: dict[str, Any]) -> int:
-    """Return how many shards an artifact has."""
+    """Return the number of shards of an artifact."""
     return sum(name.startswith("shard-") for name in manifest["files"])
 
 
 def iter_shards(folder: str | Path, manifest: dict[str, Any]) -> Iterator[np.ndarray]:
-    """Yield the shards in order, memory-mapped, as the encoder made them.
+    """Yield the shards in order, memory-mapped, without post-processing.
+
+    Parameters
+    ----------
+    folder : str or Path
+        The embeddings artifact.
+    manifest : dict
+        The artifact's manifest.
+
+    Yields
+    ------
+    ndarray of shape (rows, dim), float16 or float32
 
     Raises
     ------
     ArtifactError
-        If a shard is not of the shape in the manifest, or rows are missing.
+        If the shape of a shard is not that in the manifest, or rows are missing.
     """
     entries = [manifest["files"].get(shard_name(i)) for i in range(shard_count(manifest))]
     shapes = [tuple(entry["shape"]) if entry else () for entry in entries]
@@ -52,13 +63,15 @@ def iter_shards(folder: str | Path, manifest: dict[str, Any]) -> Iterator[np.nda
         yield shard
 
 
-def read_ids(folder: str | Path, manifest: dict[str, Any]) -> list[str]:
-    """Return the prompt ids of all rows, in order."""
-    return [identifier for ids in read_shard_ids(folder, manifest) for identifier in ids]
-
-
 def read_shard_ids(folder: str | Path, manifest: dict[str, Any]) -> list[list[str]]:
-    """Return the prompt ids of each shard's rows, in order.
+    """Return the prompt ids of the rows of each shard, in order.
+
+    Parameters
+    ----------
+    folder : str or Path
+        The embeddings artifact.
+    manifest : dict
+        The artifact's manifest.
 
     Raises
     ------
@@ -74,25 +87,26 @@ def read_shard_ids(folder: str | Path, manifest: dict[str, Any]) -> list[list[st
 def load_vectors(
     folder: str | Path, rows: np.ndarray | None = None
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Load ``data/embeddings``, with its post-processing applied where it has one.
+    """Load ``data/embeddings``, post-processed if the artifact has a transform.
 
     Parameters
     ----------
     folder : str or Path
-        The artifact; its shards are memory-mapped, and only what is asked for is copied.
+        The artifact; shards are memory-mapped, and only the requested rows are copied.
     rows : ndarray of shape (m,), optional
-        Rising numbers of the rows to load; all by default.
+        Numbers of the rows to load, in rising order; all by default.
 
     Returns
     -------
     vectors : ndarray of shape (m, dim), float32
-        Unit rows, in the order of the prompts.
+        Rows of unit length, in the order of the prompts.
     manifest : dict
+        The artifact's manifest.
 
     Raises
     ------
     ArtifactError
-        If the artifact is incomplete, or a shard is not of its shape.
+        If the artifact is incomplete, or the shape of a shard is not that in the manifest.
     """
     manifest = read_manifest(folder, "embeddings")
     transform = load_transform(folder) if TRANSFORM in manifest["files"] else None

@@ -1,4 +1,4 @@
-"""Checking an embeddings artifact by embedding a sample of its prompts again."""
+"""Verifying an embeddings artifact: a sample of the prompts is embedded again and compared."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from isodense.pipeline.artifact import content_sha256, read_manifest, require_sa
 from isodense.pipeline.errors import ArtifactError
 from isodense.prompts.reader import load_prompts
 
-DRIFT = {"float32": 0.9999, "bfloat16": 0.99}  # smallest cosine of one model on two machines
-UNIT = 1e-3  # how far a stored row's length may be from 1, in float16
+DRIFT = {"float32": 0.9999, "bfloat16": 0.99}  # least cosine of one model on two machines
+UNIT = 1e-3  # tolerance of the norm of a stored row, in float16
 
 
 def recompute(folder: Path, prompts: Path, encoder: Path, count: int, device: str = "auto") -> str:
-    """Embed `count` prompts again and say how the stored vectors compare.
+    """Embed `count` prompts again and compare the vectors with the stored ones.
 
     Parameters
     ----------
@@ -27,16 +27,17 @@ def recompute(folder: Path, prompts: Path, encoder: Path, count: int, device: st
     prompts : Path
         The prompts artifact.
     encoder : Path
-        The encoder's artifact.
+        The model artifact of the encoder.
     count : int
-        Prompts to embed, spread evenly over all.
+        Number of prompts to embed, evenly spread.
     device : {"auto", "cpu", "cuda"}
+        Device to embed on.
 
     Returns
     -------
     str
         ``same`` (to the byte), ``drifted (largest difference …)`` as on another kind of machine,
-        or ``different model (…)``, saying why.
+        or ``different model (…)``, with the reason.
 
     Raises
     ------
@@ -61,13 +62,13 @@ def recompute(folder: Path, prompts: Path, encoder: Path, count: int, device: st
     one, two = computed.astype(np.float64), stored.astype(np.float64)
     cosine = float((one * two).sum(axis=1).min())
     unit = bool((np.abs(np.linalg.norm(two, axis=1) - 1) < UNIT).all())
-    if not (cosine >= DRIFT[manifest["params"]["precision"]] and unit):  # also where not a number
+    if not (cosine >= DRIFT[manifest["params"]["precision"]] and unit):  # also true for NaN
         return f"different model (smallest cosine {cosine:.4f})"
     return f"drifted (largest difference {np.abs(one - two).max():.1e})"
 
 
 def _stored(folder: Path, manifest: dict[str, Any], rows: np.ndarray) -> np.ndarray:
-    """Return the given rows of the shards."""
+    """Return the stored vectors of the rows `rows`, in rising order."""
     parts, start = [], 0
     for shard in iter_shards(folder, manifest):
         parts.append(shard[rows[(rows >= start) & (rows < start + len(shard))] - start])

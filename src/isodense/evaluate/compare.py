@@ -1,12 +1,12 @@
 """Does sampling by density help? Arms × seeds as DVC experiments, at the same rollout budget.
 
-An arm says how the reward and the training draw: by density, every distinct prompt alike, or every
-prompt as often as it was asked. Each arm runs with each seed of draws and completions, from the
-same commit, and ``dvc exp show`` lists the runs. Runs that are there already are not run again.
+An arm says how the reward and the training draw prompts: by density, uniformly over distinct
+prompts, or in proportion to occurrences. Each arm runs with each seed of draws and completions,
+from the same commit, and ``dvc exp show`` lists the runs. Finished runs are not run again.
 
-The reward that an arm trained on judges only that arm. So one judge, the reward of the first arm,
-scores the held-out completions of all. Seeds are the unit of replication: intervals are 95% t
-intervals over seeds, of the difference to the first arm paired by seed.
+Rewards of different arms cannot be compared with each other, so one judge, the reward of the first
+arm, scores the held-out completions of all arms. Seeds are the unit of replication: intervals are
+95% t intervals over seeds, of the difference to the first arm paired by seed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from isodense.evaluate.metrics import interval
+from isodense.evaluate.differences import Row, figure, markdown, tabulate
 from isodense.pipeline.artifact import write_json
 from isodense.pipeline.errors import IsodenseError
 from isodense.prompts.conversations import Message
@@ -36,38 +36,21 @@ ARMS = {
     "density-reward": ("density", "uniform"),
     "density-both": ("density", "density"),
 }
-MEASURES = {
-    "reward by one judge": "judge.all",
-    "… sparsest third of the prompts": "judge.sparse",
-    "… most crowded third": "judge.crowded",
-    "gain by the own reward": "eval.gain.reward",
-    "accuracy of the reward": "reward.heldout.accuracy",
-    "distinct-2": "eval.trained.distinct_2",
-    "self-BLEU": "eval.trained.self_bleu",
-    "Vendi score": "eval.trained.vendi",
-    "Vendi score within prompts": "eval.trained.vendi_within",
-    "groups without signal": "eval.trained.frac_reward_zero_std",
-    "KL to the base, nats": "eval.trained.kl",
-    "em-dash": "eval.trained.em_dash",
-    "not just … but": "eval.trained.not_just_but",
-    "tokens": "eval.trained.tokens",
-    "cut at the limit": "eval.trained.clipped_ratio",
-    "distinct prompts trained on": "train.distinct_prompts",
-    "distinct labels trained on": "train.distinct_labels",
-}
 COMPLETIONS = "reports/completions.jsonl"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One experiment.
+    """One run of a comparison, as a DVC experiment.
 
     Attributes
     ----------
     arm : str
+        Key of `ARMS`.
     seed : int
+        Seed of draws and completions.
     settings : tuple of str
-        What it sets, as ``dvc exp run -S`` reads it.
+        Params to set, in the form ``section.key=value`` of ``dvc exp run -S``.
     """
 
     arm: str
@@ -76,7 +59,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Name of the experiment, which tells other settings apart."""
+        """Name of the experiment; it differs if the settings differ."""
         digest = hashlib.sha256("\n".join(self.settings).encode()).hexdigest()
         return f"{self.arm}-{self.seed}-{digest[:6]}"
 
@@ -87,11 +70,11 @@ def plan_runs(arms: Sequence[str], seeds: int, settings: Sequence[str] = ()) -> 
     Parameters
     ----------
     arms : sequence of str
-        Of `ARMS`; the first is what the others are compared with.
+        Keys of `ARMS`; the first is the baseline that the others are compared with.
     seeds : int
-        At least 2.
+        Number of seeds, at least 2.
     settings : sequence of str
-        What all arms set besides, as ``section.key=value``.
+        Params that all arms set, as ``section.key=value``.
 
     Raises
     ------
@@ -99,8 +82,8 @@ def plan_runs(arms: Sequence[str], seeds: int, settings: Sequence[str] = ()) -> 
         If there is nothing to compare, an arm is unknown or named twice, or a setting is one that
         the arms differ in.
     """
-    own = ("reward.sampling", "train.sampling", "train.seed")
-    taken = [setting for setting in settings if setting.lstrip("+").partition("=")[0] in own]
+    varied = ("reward.sampling", "train.sampling", "train.seed")
+    taken = [setting for setting in settings if setting.lstrip("+").partition("=")[0] in varied]
     if taken:
         raise IsodenseError(f"{taken[0]} is what the arms differ in", "choose among --arms instead")
     wrong = [arm for arm in arms if arm not in ARMS]
@@ -117,12 +100,21 @@ def plan_runs(arms: Sequence[str], seeds: int, settings: Sequence[str] = ()) -> 
 
 
 def require_different(arms: Sequence[str], settings: Sequence[str], params: Path) -> None:
-    """Raise if arms differ in how the reward draws, and the reward draws nothing.
+    """Check that arms which differ in the reward's sampling do differ: the reward must be fitted.
+
+    Parameters
+    ----------
+    arms : sequence of str
+        Keys of `ARMS`.
+    settings : sequence of str
+        Params that all arms set, as ``section.key=value``.
+    params : Path
+        ``params.yaml``.
 
     Raises
     ------
     IsodenseError
-        Naming the kind of reward.
+        If an arm samples for the reward by density, but the reward is of a kind that is not fitted.
     """
     import yaml
 
@@ -137,7 +129,7 @@ def require_different(arms: Sequence[str], settings: Sequence[str], params: Path
 
 
 def run_missing(runs: Sequence[Run]) -> None:
-    """Run what has not been run from this commit, one after another.
+    """Run the experiments that have not been run from this commit, one after another.
 
     Raises
     ------
@@ -153,20 +145,20 @@ def run_missing(runs: Sequence[Run]) -> None:
         message = f"files have changed since the last commit:\n{changed}"
         hint = "commit them, or restore them with `git restore` and `dvc checkout`"
         raise IsodenseError(message, hint)
-    there = revisions()
+    finished = revisions()
     for run in tqdm(runs, unit="run", **progress()):
-        if run.name in there:
+        if run.name in finished:
             continue
         changes = [word for setting in run.settings for word in ("-S", setting)]
         command = [sys.executable, "-m", "dvc", "exp", "run", "--temp", "--name", run.name]
         done = subprocess.run([*command, *changes, "evaluate"], env=environ(), stdout=sys.stderr)
         if done.returncode:
-            hint = "correct what it says above; `isodense compare` again keeps finished runs"
+            hint = "correct the error above; `isodense compare` again keeps finished runs"
             raise IsodenseError(f"experiment {run.name} failed", hint)
 
 
 def revisions() -> dict[str, str]:
-    """Return the commits of the experiments that hang on this checkout's commit, by name."""
+    """Return the commits of the experiments that started from this checkout's commit, by name."""
     from dvc.repo import Repo
 
     with Repo() as repo:
@@ -174,7 +166,18 @@ def revisions() -> dict[str, str]:
 
 
 def collect(runs: Sequence[Run]) -> dict[str, list[dict[str, Any]]]:
-    """Return the metrics of every run by arm, in the order of seeds, with the judge's scores."""
+    """Return the metrics of every run, with the judge's scores.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+        Finished runs; the judge is the reward of the first.
+
+    Returns
+    -------
+    dict
+        A list of metrics for each arm, in the order of seeds.
+    """
     import dvc.api
 
     shas = revisions()
@@ -190,7 +193,7 @@ def collect(runs: Sequence[Run]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _judge(sha: str, folder: Path) -> Callable[[list[dict[str, Any]]], dict[str, float]]:
-    """Return what scores an experiment's completions by the reward of the experiment `sha`."""
+    """Return a function that scores completions by the reward of the experiment `sha`."""
     import dvc.api
 
     from isodense.pipeline.runtime import resolve_device
@@ -218,8 +221,8 @@ def judged(
     Parameters
     ----------
     rows : sequence of dict
-        Of ``reports/completions.jsonl``.
-    conversations : mapping
+        Rows of ``reports/completions.jsonl``.
+    conversations : mapping of str to list of message
         Prompts by id.
     score : callable
         The judge: ``(prompts, completions) -> ndarray of shape (n,)``.
@@ -227,11 +230,11 @@ def judged(
     Returns
     -------
     dict
-        ``all``, ``sparse`` and ``crowded``: of all prompts, of the third in the emptiest and of the
-        third in the most crowded neighbourhoods.
+        ``all``, ``sparse`` and ``crowded``: means over all prompts, over the third with the lowest
+        and the third with the highest density.
     """
-    asked = [conversations[row["id"]] for row in rows for _ in row["trained"]]
-    scores = score(asked, [text for row in rows for text in row["trained"]])
+    prompts = [conversations[row["id"]] for row in rows for _ in row["trained"]]
+    scores = score(prompts, [text for row in rows for text in row["trained"]])
     by_prompt = np.asarray(scores, dtype=np.float64).reshape(len(rows), -1).mean(axis=1)
     order = np.argsort([row["density"] for row in rows], kind="stable")
     third = max(1, len(rows) // 3)
@@ -242,134 +245,20 @@ def judged(
     }
 
 
-@dataclass(frozen=True)
-class Row:
-    """One measure of one arm.
-
-    Attributes
-    ----------
-    measure, arm : str
-    values : ndarray of shape (n_seeds,), float64
-    differences : ndarray of shape (n_seeds,), float64
-        To the first arm, seed by seed.
-    """
-
-    measure: str
-    arm: str
-    values: np.ndarray
-    differences: np.ndarray
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the row with means and intervals."""
-        mean, low, high = interval(self.values)
-        difference, difference_low, difference_high = interval(self.differences)
-        return {
-            "measure": self.measure,
-            "arm": self.arm,
-            "values": [round(float(value), 6) for value in self.values],
-            "mean": mean,
-            "low": low,
-            "high": high,
-            "difference": difference,
-            "difference_low": difference_low,
-            "difference_high": difference_high,
-        }
-
-
-def tabulate(found: dict[str, list[dict[str, Any]]]) -> list[Row]:
-    """Return a row for each measure that all runs have, and each arm.
-
-    Parameters
-    ----------
-    found : dict
-        Metrics of each arm's runs in the order of seeds, the arm to compare with first.
-    """
-    rows = []
-    baseline = next(iter(found))
-    for measure, path in MEASURES.items():
-        values = {arm: [_look_up(metrics, path) for metrics in found[arm]] for arm in found}
-        if any(value is None for row in values.values() for value in row):
-            continue
-        arrays = {arm: np.array(row, dtype=np.float64) for arm, row in values.items()}
-        rows += [Row(measure, arm, row, row - arrays[baseline]) for arm, row in arrays.items()]
-    return rows
-
-
-def _look_up(metrics: Any, path: str) -> float | None:
-    for key in path.split("."):
-        metrics = metrics.get(key) if isinstance(metrics, dict) else None
-    return metrics
-
-
-def markdown(rows: Sequence[Row]) -> str:
-    """Return a table: a line for each measure, and a column for each arm's difference."""
-    arms = list(dict.fromkeys(row.arm for row in rows))
-    lines = [
-        "| | " + " | ".join([arms[0], *(f"{arm} − {arms[0]}" for arm in arms[1:])]) + " |",
-        "| --- |" + " ---: |" * len(arms),
-    ]
-    for measure in dict.fromkeys(row.measure for row in rows):
-        of_arm = {row.arm: row.as_dict() for row in rows if row.measure == measure}
-        cells = [_cell(of_arm[arms[0]], "", "")]
-        cells += [_cell(of_arm[arm], "difference", "+") for arm in arms[1:]]
-        lines.append(f"| {measure} | " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        "Bold: the 95% interval is clear of 0, not corrected for how many there are.",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _cell(row: dict[str, Any], what: str, sign: str) -> str:
-    prefix = f"{what}_" if what else ""
-    mean, low, high = (row[key] for key in (what or "mean", f"{prefix}low", f"{prefix}high"))
-    digits = 3 if max(abs(mean), abs(low), abs(high)) < 10 else 1
-    shown = [f"{value:{sign}.{digits}f}".replace("-", "−") for value in (mean, low, high)]
-    if low == high:  # the same with every seed
-        return shown[0]
-    clear = "**" if what and (low > 0 or high < 0) else ""
-    return f"{clear}{shown[0]}{clear} ({shown[1]} to {shown[2]})"
-
-
-def figure(rows: Sequence[Row], path: Path) -> None:
-    """Draw the differences to the first arm, with intervals, of what differs at all, as a PNG."""
-    from matplotlib.figure import Figure
-
-    from isodense.density.plots import BLUE, GREY, save
-
-    measures = list(dict.fromkeys(row.measure for row in rows if row.differences.any()))
-    arms = list(dict.fromkeys(row.arm for row in rows))[1:]
-    height = max(1, -(-len(measures) // 3))
-    made = Figure(figsize=(13, (0.55 + 0.3 * len(arms)) * height + 0.5), layout="constrained")
-    axes = made.subplots(height, 3, squeeze=False).ravel()
-    for axis, measure in zip(axes, measures, strict=False):
-        for place, arm in enumerate(arms):
-            (row,) = (row for row in rows if (row.measure, row.arm) == (measure, arm))
-            mean, low, high = interval(row.differences)
-            axis.plot([low, high], [place, place], color=BLUE, linewidth=2)
-            axis.plot(row.differences, [place] * len(row.differences), "|", color=GREY)
-            axis.plot(mean, place, "o", color=BLUE)
-        axis.axvline(0, color=GREY, linestyle="--", linewidth=1)
-        axis.set(
-            title=measure, yticks=range(len(arms)), yticklabels=arms, ylim=(len(arms) - 0.5, -0.5)
-        )
-        axis.locator_params(axis="x", nbins=5)
-        axis.spines[["top", "right"]].set_visible(False)
-    for axis in axes[len(measures) :]:
-        axis.remove()
-    made.suptitle("Difference to the first arm, 95% interval over seeds")
-    save(made, path)
-
-
 def compare(arms: Sequence[str], seeds: int, settings: Sequence[str], out: Path) -> list[Row]:
-    """Run what is missing of a comparison; write ``table.md``, ``results.json``, ``compare.png``.
+    """Run the experiments of a comparison that are missing, and write the results.
 
     Parameters
     ----------
     arms, seeds, settings
         See :func:`plan_runs`.
     out : Path
-        A folder.
+        Folder for ``table.md``, ``results.json`` and ``compare.png``.
+
+    Returns
+    -------
+    list of Row
+        See :func:`isodense.evaluate.differences.tabulate`.
 
     Raises
     ------
@@ -404,6 +293,6 @@ def _output(*command: str) -> str:
 
 
 def environ() -> dict[str, str]:
-    """Return the environment with this interpreter's commands first: stages call `python`."""
-    own = str(Path(sys.executable).parent)
-    return {**os.environ, "PATH": os.pathsep.join([own, os.environ.get("PATH", "")])}
+    """Return the environment with this interpreter first on ``PATH``: stages call ``python``."""
+    here = str(Path(sys.executable).parent)
+    return {**os.environ, "PATH": os.pathsep.join([here, os.environ.get("PATH", "")])}

@@ -1,6 +1,6 @@
-"""How different the texts of a set are: self-BLEU of their words, Vendi score of their meaning.
+"""Diversity of a set of texts: self-BLEU of the words, Vendi score of the embeddings.
 
-Both depend on the size of the set: compare sets of as many texts, to the same prompts.
+Both depend on the size of the set: compare sets of equal size, answers to the same prompts.
 """
 
 from __future__ import annotations
@@ -9,25 +9,25 @@ from collections.abc import Sequence
 
 import numpy as np
 
-TEXTS = 100  # of which self-BLEU is computed, at most: its cost grows with their square
+TEXTS = 100  # at most so many enter self-BLEU: the cost is quadratic in the number of texts
 
 
 def self_bleu(texts: Sequence[str]) -> float:
-    """Return how much of each text stands in the others (Zhu et al. 2018, Texygen).
+    """Return the mean BLEU of each text against all others (Zhu et al. 2018, Texygen).
 
-    It is the mean BLEU of a text with all others as references, up to its own length where that is
-    under four words. Of more than ``TEXTS`` texts, as many are taken, evenly spread. BLEU is
-    sacrebleu's, with its default tokenisation (13a, for languages that put spaces between words).
+    BLEU is that of sacrebleu, with the default tokenisation (13a, for languages with spaces between
+    words) and n-grams of up to four words, or up to the length of a shorter text. Sets of more than
+    ``TEXTS`` texts are sampled down to that number, evenly spread.
 
     Parameters
     ----------
     texts : sequence of str
-        At least two.
+        At least two texts.
 
     Returns
     -------
     float
-        From 0, no word in common, to 100, all alike. An empty text has no word in common.
+        From 0 (no word in common) to 100 (all equal). An empty text has no word in common.
 
     Examples
     --------
@@ -47,19 +47,19 @@ def self_bleu(texts: Sequence[str]) -> float:
 
 
 def vendi(vectors: np.ndarray) -> float:
-    """Return the effective number of different items (Friedman and Dieng 2023, Vendi score).
+    """Return the Vendi score, the effective number of different items (Friedman and Dieng 2023).
 
-    It is the exponential of the entropy of the eigenvalues of the matrix of cosines over n.
+    It is the exponential of the entropy of the eigenvalues of K / n, K the matrix of cosines.
 
     Parameters
     ----------
     vectors : ndarray of shape (n, dim), float
-        Unit rows.
+        Rows of unit length.
 
     Returns
     -------
     float
-        From 1, all alike, to n, all orthogonal.
+        From 1 (all equal) to n (all orthogonal).
 
     Examples
     --------
@@ -69,6 +69,6 @@ def vendi(vectors: np.ndarray) -> float:
     """
     from vendi_score.vendi import score_dual
 
-    # Turned into the space that the rows span, where they have the same cosines and are shorter.
-    turned = np.linalg.qr(vectors.T.astype(np.float64)).R.T
-    return float(score_dual(turned))
+    # Coordinates in the span of the rows: the same cosines in min(n, dim) columns.
+    coordinates = np.linalg.qr(vectors.T.astype(np.float64)).R.T
+    return float(score_dual(coordinates))

@@ -1,56 +1,52 @@
-"""One line per experiment: what it changed, and the numbers that belong to it.
+"""A table of experiments: the params they changed, and their metrics.
 
-``dvc exp show`` has them all. Two things are added here. Only the columns that a comparison of
-weights needs are shown. And a number is shown only where its stage belongs to the experiment: after
+Compared with ``dvc exp show``, only the columns that a comparison of weights needs are shown, and a
+metric is left out where its stage is not up to date (:mod:`isodense.evaluate.lockfile`): after
 ``dvc exp run -S density.k=10 density`` the metrics of training are still those of the parent
-commit, so they are left out until training has run.
-
-A stage belongs to a revision if what ``dvc.lock`` records for it is what that revision holds: its
-command, its params, its code, and the outputs of stages that belong to the revision themselves.
+commit until training has run.
 """
 
 from __future__ import annotations
 
 import csv
-import functools
-import hashlib
 import io
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from isodense.evaluate.lockfile import Read, nested_items, stale_outputs
 from isodense.pipeline.errors import IsodenseError
 from isodense.pipeline.terminal import printable
 from isodense.pipeline.terminal import table as aligned
 
 Value = str | int | float | bool | list[Any] | None
-Read = Callable[[str], bytes | None]  # a file of a revision, or None where it has none
 
 MISSING = "–"
 WORKSPACE = "workspace"
-ATTEMPTS = 4  # at `dvc exp show`, which fails while a queued experiment is being put away
+ATTEMPTS = 4  # at `dvc exp show`, which fails while a queued experiment is being stored
 PARAMS = {"k": "density.k", "ess": "density.ess", "sampling": "train.sampling"}  # always shown
-LEFT = ("experiment", "sampling", "state")  # columns that are flush left
+LEFT = ("experiment", "sampling", "state")  # columns aligned to the left
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A column of numbers.
+    """A column with a metric.
 
     Attributes
     ----------
     heading : str
+        Heading of the column.
     path : str
-        Of the metric, its keys joined by dots.
+        Keys of the metric, joined by dots.
     digits : int
-        After the decimal point.
+        Digits after the decimal point.
     interval : bool
-        Whether ``<path>_low`` and ``<path>_high`` bound it.
+        Whether the metrics ``<path>_low`` and ``<path>_high`` are the ends of an interval.
     """
 
     heading: str
@@ -77,17 +73,17 @@ class Experiment:
     Attributes
     ----------
     name : str
-        Of the experiment, branch or tag, a short hash, or ``workspace``.
+        Name of the experiment, branch or tag, a short hash, or ``workspace``.
     rev : str
         Hash of the commit, or ``workspace``.
     baseline : str
-        Name of the commit that it hangs on; its own where it is that commit.
+        Name of the commit that the experiment started from; equal to `name` for a commit.
     state : str
-        ``queued``, ``running`` or ``failed``; empty for what is there.
+        ``queued``, ``running``, ``failed`` or ``unreadable``; empty if finished.
     params : dict
-        By dotted name.
+        Params by dotted name.
     metrics : dict
-        By dotted name, of the stages that belong to the revision.
+        Metrics by dotted name, of the stages that are up to date.
     """
 
     name: str
@@ -99,14 +95,14 @@ class Experiment:
 
 
 def experiments(num: int = 1, all_commits: bool = False) -> list[Experiment]:
-    """Return the experiments of this checkout's last commits, each after the commit it hangs on.
+    """Return the experiments of this checkout's last commits, each after its baseline commit.
 
     Parameters
     ----------
     num : int
-        Commits.
+        Number of commits.
     all_commits : bool
-        Those of every commit instead.
+        Whether to return the experiments of every commit instead.
 
     Returns
     -------
@@ -143,7 +139,7 @@ def _experiment(
     if entry["error"] or not entry["data"]:
         return Experiment(name, entry["rev"], baseline, state or "unreadable")
     params = _merged(entry["data"]["params"])
-    if state:  # its metrics would be those of the commit it started from
+    if state:  # an unfinished experiment still has the metrics of its baseline
         return Experiment(name, entry["rev"], baseline, state, params)
     stale = stale_outputs(files.of(entry["rev"]))
     kept = {path: text for path, text in entry["data"]["metrics"].items() if path not in stale}
@@ -159,7 +155,7 @@ def _exp_show(options: Sequence[str]) -> list[dict[str, Any]]:
         if "does not exist" not in done.stderr:
             break
         time.sleep(attempt / 2)
-    hint = "do what it says; `dvc exp show` says it, too"
+    hint = "do what the message says; `dvc exp show` prints it, too"
     raise IsodenseError(f"`dvc exp show` failed: {done.stderr.strip()}", hint)
 
 
@@ -171,13 +167,13 @@ def _merged(files: Mapping[str, Any]) -> dict[str, Value]:
     """Return the leaves of all files by dotted name."""
     leaves: dict[str, Value] = {}
     for file in files.values():
-        found = _leaves_and_branches(file.get("data") or {}, "")
+        found = nested_items(file.get("data") or {}, "")
         leaves |= {name: value for name, value in found if not isinstance(value, Mapping)}
     return leaves
 
 
 class _Files:
-    """Files of the workspace and of commits."""
+    """Files of the workspace and of commits, read without a checkout."""
 
     def __init__(self) -> None:
         from dvc.scm import Git
@@ -186,7 +182,7 @@ class _Files:
         self.folder = Path.cwd().resolve().relative_to(Path(self.git.root_dir).resolve())
 
     def of(self, rev: str) -> Read:
-        """Return what reads files of a revision by their path in the project."""
+        """Return a function that reads files of a revision by their path in the project."""
         if rev == WORKSPACE:
             return lambda path: Path(path).read_bytes() if Path(path).is_file() else None
         files = self.git.get_fs(rev)
@@ -198,144 +194,21 @@ class _Files:
         return read
 
 
-def stale_outputs(read: Read) -> set[str]:
-    """Return the outputs and metrics, by path, of the stages that do not belong to a revision.
-
-    Parameters
-    ----------
-    read : callable
-        ``(path) -> bytes or None``: the revision's ``dvc.yaml``, ``dvc.lock``, params and code.
-
-    Returns
-    -------
-    set of str
-        What was made from something else than the revision holds, or has never been made.
-    """
-    stages = _yaml(read, "dvc.yaml").get("stages", {})
-    locked = _yaml(read, "dvc.lock").get("stages", {})
-    maker = {path: name for name, stage in stages.items() for path in _outputs(stage)}
-    belongs: dict[str, bool] = {}
-
-    def current(name: str) -> bool:
-        if name not in belongs:
-            lock = locked.get(name)
-            upstream = {maker[dep] for dep in _paths(stages[name], "deps") if dep in maker}
-            belongs[name] = (
-                lock is not None
-                and lock["cmd"] == stages[name]["cmd"]
-                and all(current(other) for other in upstream)
-                and _same_deps(stages[name], lock, locked, maker, read)
-                and _same_params(stages[name], lock, read)
-            )
-        return belongs[name]
-
-    return {path for path, name in maker.items() if not current(name)}
-
-
-def outdated_outputs(lock: Path) -> set[str]:
-    """Return the outputs of stages that last ran on other outputs than those there are now.
-
-    Parameters
-    ----------
-    lock : Path
-        ``dvc.lock``; where there is none, nothing is outdated.
-
-    Returns
-    -------
-    set of str
-        Their paths. Params and code are not looked at: what is there was made from one another.
-    """
-    locked = _parsed(lock.read_bytes())["stages"] if lock.is_file() else {}
-    made = {out["path"]: (name, out.get("md5")) for name in locked for out in _outs(locked[name])}
-
-    @functools.cache
-    def current(name: str) -> bool:
-        used = [dep for dep in locked[name].get("deps", []) if dep["path"] in made]
-        return all(
-            made[dep["path"]][1] == dep.get("md5") and current(made[dep["path"]][0]) for dep in used
-        )
-
-    return {path for path, (name, _) in made.items() if not current(name)}
-
-
-def _outs(lock: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return lock.get("outs", [])
-
-
-def _same_deps(
-    stage: Mapping[str, Any],
-    lock: Mapping[str, Any],
-    locked: Mapping[str, Any],
-    maker: Mapping[str, str],
-    read: Read,
-) -> bool:
-    """Return whether a stage ran on the code and the outputs that the revision holds."""
-    used = {dep["path"]: dep.get("md5") for dep in lock.get("deps", [])}
-    if set(used) != set(_paths(stage, "deps")):
-        return False
-    for path, md5 in used.items():
-        if path in maker:
-            made = {out["path"]: out.get("md5") for out in _outs(locked[maker[path]])}
-            if made.get(path) != md5:
-                return False
-            continue
-        content = read(path)  # neither an output nor in git: cannot be told
-        if content is not None and hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
-            return False
-    return True
-
-
-def _same_params(stage: Mapping[str, Any], lock: Mapping[str, Any], read: Read) -> bool:
-    used = lock.get("params", {}).get("params.yaml", {})
-    tree = dict(_leaves_and_branches(_yaml(read, "params.yaml"), ""))
-    return set(used) == set(stage.get("params", [])) and all(
-        key in tree and tree[key] == value for key, value in used.items()
-    )
-
-
-def _leaves_and_branches(tree: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
-    for key, value in tree.items():
-        yield f"{prefix}{key}", value
-        if isinstance(value, Mapping):
-            yield from _leaves_and_branches(value, f"{prefix}{key}.")
-
-
-def _yaml(read: Read, path: str) -> dict[str, Any]:
-    content = read(path)
-    return _parsed(content) if content else {}
-
-
-@functools.lru_cache(maxsize=256)
-def _parsed(content: bytes) -> dict[str, Any]:
-    """Read YAML as DVC does, by version 1.2 of it, in which 1e-05 is a number."""
-    from ruamel.yaml import YAML
-
-    return YAML(typ="safe").load(content) or {}
-
-
-def _paths(stage: Mapping[str, Any], kind: str) -> list[str]:
-    return [item if isinstance(item, str) else next(iter(item)) for item in stage.get(kind, [])]
-
-
-def _outputs(stage: Mapping[str, Any]) -> list[str]:
-    return [path for kind in ("outs", "metrics", "plots") for path in _paths(stage, kind)]
-
-
 def changed_params(rows: Sequence[Experiment]) -> list[str]:
-    """Return the params, other than those always shown, that differ among experiments."""
+    """Return the names of the params, beyond `PARAMS`, that differ among experiments."""
     names = sorted({name for row in rows for name in row.params} - set(PARAMS.values()))
     return [name for name in names if len({json.dumps(row.params.get(name)) for row in rows}) > 1]
 
 
 def columns(rows: Sequence[Experiment]) -> list[str]:
-    """Return the headings that :func:`ordered` knows and :func:`table` shows."""
+    """Return the headings of the table, by which :func:`ordered` can sort."""
     states = ["state"] if any(row.state for row in rows) else []
     measures = [measure.heading for measure in MEASURES]
     return ["experiment", *PARAMS, *changed_params(rows), *measures, *states]
 
 
 def value(row: Experiment, heading: str) -> Value:
-    """Return what an experiment has in a column; None where it has nothing."""
+    """Return the value of an experiment in a column, None if missing."""
     if heading in ("experiment", "state"):
         return row.name if heading == "experiment" else row.state
     for measure in MEASURES:
@@ -345,15 +218,16 @@ def value(row: Experiment, heading: str) -> Value:
 
 
 def ordered(rows: Sequence[Experiment], heading: str, reverse: bool = False) -> list[Experiment]:
-    """Return experiments by a column: the largest number first, names from a to z.
+    """Return experiments sorted by a column: numbers descending, names ascending.
 
     Parameters
     ----------
     rows : sequence of Experiment
+        The experiments.
     heading : str
-        Of :func:`columns`.
+        One of :func:`columns`.
     reverse : bool
-        The other way round. What has nothing in the column comes last either way.
+        Whether to reverse the order. Experiments without a value come last either way.
 
     Raises
     ------
@@ -362,14 +236,13 @@ def ordered(rows: Sequence[Experiment], heading: str, reverse: bool = False) -> 
     """
     if heading not in columns(rows):
         raise IsodenseError(f"no column {heading!r}", f"name one of {', '.join(columns(rows))}")
-    there = [row for row in rows if value(row, heading) is not None]
-    absent = [row for row in rows if value(row, heading) is None]
-    numbers = [value(row, heading) for row in there]
-    if all(isinstance(number, int | float) for number in numbers):
-        there.sort(key=lambda row: value(row, heading), reverse=not reverse)  # type: ignore[arg-type, return-value]
+    present = [row for row in rows if value(row, heading) is not None]
+    missing = [row for row in rows if value(row, heading) is None]
+    if all(isinstance(value(row, heading), int | float) for row in present):
+        present.sort(key=lambda row: value(row, heading), reverse=not reverse)  # type: ignore[arg-type, return-value]
     else:
-        there.sort(key=lambda row: str(value(row, heading)), reverse=reverse)
-    return there + absent
+        present.sort(key=lambda row: str(value(row, heading)), reverse=reverse)
+    return present + missing
 
 
 def table(rows: Sequence[Experiment], markdown: bool = False) -> str:
@@ -384,7 +257,7 @@ def table(rows: Sequence[Experiment], markdown: bool = False) -> str:
 
 
 def _cell(row: Experiment, heading: str) -> str:
-    """Return a value as text; one with an interval, which is symmetric, as value ± half width."""
+    """Return a value as text; with a (symmetric) interval, as value ± half width."""
     found = value(row, heading)
     measure = next((measure for measure in MEASURES if measure.heading == heading), None)
     if found is None:
@@ -400,9 +273,10 @@ def _cell(row: Experiment, heading: str) -> str:
 
 
 def as_csv(rows: Sequence[Experiment]) -> str:
-    """Return the experiments as CSV: all digits, empty where none.
+    """Return the experiments as CSV, with all digits; missing values are empty.
 
-    Columns are ``params.<name>`` and ``metrics.<name>``: ``density.ess`` is the one and the other.
+    Columns are named ``params.<name>`` and ``metrics.<name>``, since ``density.ess``, say, names
+    both a param and a metric.
     """
     params = [*PARAMS.values(), *changed_params(rows)]
     metrics = list(_metric_paths())
@@ -434,7 +308,7 @@ def as_json(rows: Sequence[Experiment]) -> str:
     return json.dumps(shown, indent=2, ensure_ascii=False) + "\n"
 
 
-def _metric_paths() -> Iterable[str]:
+def _metric_paths() -> Iterator[str]:
     for measure in MEASURES:
         yield measure.path
         if measure.interval:

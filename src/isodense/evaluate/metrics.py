@@ -1,10 +1,9 @@
-"""What two policies' answers to the same prompts say: rewards, diversity, phrases, divergence.
+"""Metrics of two policies on the same prompts: rewards, diversity, phrases, divergence.
 
-Every prompt has as many completions by each policy. A prompt's reward is the mean of its
-completions', intervals are 95% t intervals over prompts, and the gain's is over the prompts' paired
-differences. Prompts are also sorted by density into deciles (fewer, if that left under ``BIN``
-prompts each), the first of which holds the most isolated prompts. ``docs/evaluation.md`` says what
-each measure means.
+Every prompt has the same number of completions by each policy. The reward of a prompt is the mean
+reward of its completions; intervals are 95% t intervals over prompts, for the gain over paired
+differences. Prompts are also binned by density into deciles (fewer, if a decile would hold under
+``BIN`` prompts), the most isolated prompts first. ``docs/evaluation.md`` defines each metric.
 """
 
 from __future__ import annotations
@@ -34,6 +33,7 @@ class Heldout:
     Attributes
     ----------
     prompts : PromptSet
+        Prompts of the split ``"heldout"``.
     density : ndarray of shape (n_prompts,), float32
         Log density among the training prompts.
     """
@@ -44,13 +44,14 @@ class Heldout:
 
 @dataclass(frozen=True)
 class Answers:
-    """What one policy answered.
+    """Completions of one policy, with rewards and embeddings.
 
     Attributes
     ----------
     completions : list of list of Completion
-        As many of each prompt.
+        `num_generations` completions of each prompt.
     rewards : ndarray of shape (n_prompts, num_generations), float32
+        Reward of each completion.
     vectors : ndarray of shape (n_prompts, num_generations, dim), float32
         Unit embeddings of the completions.
     """
@@ -61,40 +62,40 @@ class Answers:
 
     @property
     def grouped(self) -> bool:
-        """Whether prompts have several completions, which can be compared with each other."""
+        """Whether each prompt has several completions, a group in the sense of GRPO."""
         return self.rewards.shape[1] > 1
 
     @property
     def reward(self) -> np.ndarray:
-        """Return each prompt's mean reward: ndarray of shape (n_prompts,), float64."""
+        """Mean reward of each prompt: ndarray of shape (n_prompts,), float64."""
         return self.rewards.mean(axis=1, dtype=np.float64)
 
     @property
     def frac_reward_zero_std(self) -> np.ndarray:
-        """Return whether a prompt's completions all got one reward: (n_prompts,), bool.
+        """Whether all completions of a prompt have the same reward: (n_prompts,), bool.
 
-        From such a group GRPO learns nothing. Rounding in a reward model is no difference.
+        All advantages of such a group are 0. Rewards are compared up to rounding.
         """
         return np.isclose(self.rewards, self.rewards[:, :1]).all(axis=1)
 
     def describe(self) -> dict[str, Any]:
-        """Return the mean reward with its interval, and what the completions are like.
+        """Return the mean reward with an interval, and metrics of the completions' texts.
 
-        Measures of one set of texts (``self_bleu``, ``vendi``) take the first completion of each
-        prompt, so that answers to one prompt are not held against each other.
+        ``self_bleu`` and ``vendi`` take the first completion of each prompt, so that they measure
+        diversity over prompts; ``vendi_within`` is the mean diversity within a prompt.
         """
-        made = [completion for group in self.completions for completion in group]
-        texts = [completion.text for completion in made]
-        spoken = [words(text) for text in texts]
+        flat = [completion for group in self.completions for completion in group]
+        texts = [completion.text for completion in flat]
+        tokenized = [words(text) for text in texts]
         found: dict[str, Any] = {
-            "distinct_1": distinct(spoken, 1),
-            "distinct_2": distinct(spoken, 2),
-            "repetition": repetition(spoken),
+            "distinct_1": distinct(tokenized, 1),
+            "distinct_2": distinct(tokenized, 2),
+            "repetition": repetition(tokenized),
             "self_bleu": self_bleu([group[0].text for group in self.completions]),
             "vendi": vendi(self.vectors[:, 0]),
             **stock_phrases(texts),
-            "tokens": np.mean([completion.tokens for completion in made]),
-            "clipped_ratio": np.mean([completion.truncated for completion in made]),
+            "tokens": np.mean([completion.tokens for completion in flat]),
+            "clipped_ratio": np.mean([completion.truncated for completion in flat]),
         }
         if self.grouped:
             found["vendi_within"] = np.mean([vendi(group) for group in self.vectors])
@@ -111,10 +112,12 @@ class Comparison:
     Attributes
     ----------
     heldout : Heldout
+        The prompts.
     base, trained : Answers
+        Completions of the policy before and after training.
     log_ratios : ndarray of shape (n_prompts,), float64, or None
-        Log-probability of the trained policy's first completion of each prompt under the trained
-        policy less that under the base policy, in nats; None if nothing was drawn (temperature 0).
+        Log-probability of the trained policy's first completion of each prompt, under the trained
+        minus under the base policy, in nats; None if completions are greedy (temperature 0).
     """
 
     heldout: Heldout
@@ -124,11 +127,11 @@ class Comparison:
 
     @property
     def gain(self) -> np.ndarray:
-        """Return the trained less the base reward: ndarray of shape (n_prompts,), float64."""
+        """Reward of the trained minus the base policy: ndarray of shape (n_prompts,), float64."""
         return self.trained.reward - self.base.reward
 
     def metrics(self) -> dict[str, Any]:
-        """Return both policies' description, the divergence, and the gain overall and by decile."""
+        """Return the metrics of both policies, the divergence, and the gain by density decile."""
         found: dict[str, Any] = {"prompts": len(self.heldout.prompts)}
         for name, answers in (("base", self.base), ("trained", self.trained)):
             found[name] = answers.describe()
@@ -143,8 +146,8 @@ class Comparison:
     def divergence(self) -> dict[str, float]:
         """Return an estimate of KL(trained || base) in nats, per completion and per token.
 
-        The mean log-ratio of completions drawn from the trained policy is an unbiased estimate of
-        their divergence; by chance it may be below 0 where policies hardly differ.
+        The estimate is the mean log-ratio over completions drawn from the trained policy. It is
+        unbiased, and may be below 0 by chance where the policies hardly differ.
         """
         if self.log_ratios is None:
             return {}
@@ -153,7 +156,7 @@ class Comparison:
         return named_interval("kl", self.log_ratios) | {"kl_per_token": per_token}
 
     def deciles(self) -> list[dict[str, Any]]:
-        """Return each density bin's mean reward under each policy, and share of zero signal."""
+        """Return mean reward and ``frac_reward_zero_std`` of each density bin and policy."""
         rows = []
         for number, members in enumerate(bins(self.heldout.density), start=1):
             density = round(float(self.heldout.density[members].mean()), 6)
@@ -169,20 +172,20 @@ class Comparison:
         return rows
 
     def completions(self) -> list[dict[str, Any]]:
-        """Return each prompt with both policies' completions and rewards, for people to read."""
+        """Return each prompt with density, and completions and rewards of both policies."""
         rows = []
         for number, prompt in enumerate(self.heldout.prompts.rows):
             row = {"id": prompt["id"], "text": prompt["text"]}
             row["density"] = round(float(self.heldout.density[number]), 6)
             for policy, answers in (("base", self.base), ("trained", self.trained)):
-                row[policy] = [made.text for made in answers.completions[number]]
+                row[policy] = [completion.text for completion in answers.completions[number]]
                 rewards = answers.rewards[number].tolist()
                 row[f"{policy}_reward"] = [round(reward, 6) for reward in rewards]
             rows.append(row)
         return rows
 
     def _by_decile(self, values: np.ndarray) -> dict[str, float]:
-        """Return the mean of the prompts' values in each density bin."""
+        """Return the mean of `values`, one per prompt, in each density bin."""
         return {
             f"{number:02d}": round(float(values[members].mean()), 6)
             for number, members in enumerate(bins(self.heldout.density), start=1)
@@ -202,7 +205,7 @@ def write_tables(comparison: Comparison, deciles: Path, completions: Path) -> No
 
 
 def interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Return the mean of at least two values and its 95% t interval: mean, low, high.
+    """Return the mean of at least two values, and the ends of a 95% t interval, low and high.
 
     Examples
     --------
@@ -220,15 +223,25 @@ def interval(values: np.ndarray) -> tuple[float, float, float]:
 
 
 def named_interval(name: str, values: np.ndarray) -> dict[str, float]:
-    """Return the mean and its interval as metrics: `name`, `name`_low, `name`_high."""
+    """Return mean and 95% t interval as metrics: `name`, `name`_low, `name`_high."""
     mean, low, high = interval(values)
     return {name: mean, f"{name}_low": low, f"{name}_high": high}
 
 
 def bins(density: np.ndarray, most: int = 10) -> list[np.ndarray]:
-    """Return the rows of each density bin, sparse to crowded, nearly equal in size.
+    """Split rows into density bins of nearly equal size, the lowest density first.
 
-    There are `most` bins, or as many as leave ``BIN`` rows in each.
+    Parameters
+    ----------
+    density : ndarray of shape (n,)
+        Log density of each row.
+    most : int
+        Number of bins; fewer where a bin would have under ``BIN`` rows.
+
+    Returns
+    -------
+    list of ndarray
+        Row numbers of each bin.
 
     Examples
     --------

@@ -1,7 +1,7 @@
-"""Measures of a set of texts: diversity, repetition and stock phrases.
+"""Metrics of a set of texts: distinct n-grams, repetition and stock phrases.
 
-Diversity and repetition compare texts as lists of :func:`words`. They pool the n-grams of the whole
-set, so they depend on its size: compare sets of as many texts to the same prompts.
+The first two take texts as lists of :func:`words` and pool the n-grams of the whole set, so they
+depend on the size of the set: compare sets of equal size, answers to the same prompts.
 """
 
 from __future__ import annotations
@@ -30,12 +30,19 @@ def words(text: str) -> list[str]:
 
 
 def ngrams(items: Sequence[str], n: int) -> list[tuple[str, ...]]:
-    """Return all runs of `n` neighbouring items."""
+    """Return all n-grams: runs of `n` consecutive items."""
     return [tuple(items[start : start + n]) for start in range(len(items) - n + 1)]
 
 
 def distinct(texts: Sequence[Sequence[str]], n: int) -> float:
-    """Return the share of distinct n-grams among all n-grams of the set (Li et al. 2016).
+    """Return distinct-n, the share of distinct n-grams among all n-grams (Li et al. 2016).
+
+    Parameters
+    ----------
+    texts : sequence of sequence of str
+        Words of each text.
+    n : int
+        Words per n-gram.
 
     Returns
     -------
@@ -52,7 +59,14 @@ def distinct(texts: Sequence[Sequence[str]], n: int) -> float:
 
 
 def repetition(texts: Sequence[Sequence[str]], n: int = 4) -> float:
-    """Return the share of n-grams that occur earlier in their own text.
+    """Return the share of n-grams that occur earlier in the same text.
+
+    Parameters
+    ----------
+    texts : sequence of sequence of str
+        Words of each text.
+    n : int
+        Words per n-gram.
 
     Returns
     -------
@@ -70,9 +84,9 @@ def repetition(texts: Sequence[Sequence[str]], n: int = 4) -> float:
 
 
 def stock_phrases(texts: Sequence[str]) -> dict[str, float]:
-    """Return the share of texts that hold each of the phrases that language models overuse.
+    """Return the share of texts that contain each of `STOCK_PHRASES`, which models overuse.
 
-    They are the em-dash, and "not just … but" (or "only", "merely") within a sentence.
+    These are the em-dash, and "not just … but" (or "only", "merely") within a sentence.
 
     Examples
     --------

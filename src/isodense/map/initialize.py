@@ -1,10 +1,10 @@
-"""Where a layout starts from: coordinates that already follow the large shape of a graph.
+"""Initial coordinates of a layout: a multilevel spectral embedding of the graph.
 
-From random coordinates UMAP finds which prompts are neighbours, but folds and tears what is large
-(Kobak and Linderman 2021, Nature Biotechnology 39). Its own start, from eigenvectors of the whole
-graph, takes 8 GB at a million rows and wants their vectors where the graph is in pieces. Here rows
-are joined to groups, groups to larger ones, until eigenvectors are cheap; their coordinates are
-handed down the way back and smoothed along the edges.
+From random coordinates UMAP preserves neighbourhoods but not the global structure (Kobak and
+Linderman 2021, Nature Biotechnology 39). UMAP's spectral initialisation, from eigenvectors of the
+whole graph, takes 8 GB at a million rows and needs the vectors if the graph is not connected. Here
+the graph is coarsened, rows to clusters and clusters to larger ones, until eigenvectors are cheap;
+the coordinates of clusters are passed back to their rows and smoothed along the edges.
 """
 
 from __future__ import annotations
@@ -16,96 +16,101 @@ from scipy.linalg import eigh
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
 
-FEW = 2000  # rows of a connected piece that eigenvectors are found for
-LANDMARKS = 0.25  # share of rows that others join
-STEPS = 4  # of smoothing
-NOISE = 0.1  # of coordinates, in distances between rows at equal steps: all start apart
-GOLDEN = np.pi * (3 - np.sqrt(5.0))  # angle that spreads points evenly over a disc
+MAX_ROWS = 2000  # rows of a component up to which eigenvectors are computed
+LANDMARKS = 0.25  # share of rows that become centres of clusters
+STEPS = 4  # smoothing steps
+NOISE = 0.1  # standard deviation, in units of the mean distance of rows: no two start together
+GOLDEN_ANGLE = np.pi * (3 - np.sqrt(5.0))  # places points evenly on a disc
 
 
-def spread(edges: Any, seed: int) -> np.ndarray:
+def initial_coordinates(edges: Any, seed: int) -> np.ndarray:
     """Return coordinates to start a layout from.
 
     Parameters
     ----------
     edges : csr_matrix of shape (n, n)
-        Symmetric strengths, positive; every row has one.
+        Symmetric, positive edge weights; every row has an edge.
     seed : int
+        Seed of landmarks and noise.
 
     Returns
     -------
     ndarray of shape (n, 2), float32
-        Separate pieces of the graph lie side by side, each as large as it has rows.
+        Connected components do not overlap; the area of each is proportional to the rows in it.
     """
     rng = np.random.default_rng(seed)
     edges = csr_matrix(edges, dtype=np.float64)
-    pieces = connected_components(edges, directed=False)[1]
-    shares = np.bincount(pieces)
+    components = connected_components(edges, directed=False)[1]
+    sizes = np.bincount(components)
     levels = []
-    while np.bincount(pieces).max() > FEW:
-        groups = joined(edges, rng)
-        levels.append((edges, groups))
-        edges = _between(edges, groups)
-        pieces = pieces[np.unique(groups, return_index=True)[1]]
-    coordinates = _eigenvectors(edges, pieces, shares)
-    for edges, groups in reversed(levels):
-        coordinates = _smoothed(edges, coordinates[groups])
+    while np.bincount(components).max() > MAX_ROWS:
+        clusters = coarsen(edges, rng)
+        levels.append((edges, clusters))
+        edges = _between(edges, clusters)
+        components = components[np.unique(clusters, return_index=True)[1]]
+    coordinates = _eigenvectors(edges, components, sizes)
+    for edges, clusters in reversed(levels):
+        coordinates = _smoothed(edges, coordinates[clusters])
     return (coordinates + rng.normal(scale=NOISE, size=coordinates.shape)).astype(np.float32)
 
 
-def joined(edges: csr_matrix, rng: np.random.Generator) -> np.ndarray:
-    """Join most rows to the landmark that they hold strongest to.
+def coarsen(edges: csr_matrix, rng: np.random.Generator) -> np.ndarray:
+    """Assign rows to clusters: each row to the adjacent landmark with the largest edge weight.
 
     Parameters
     ----------
     edges : csr_matrix of shape (n, n)
+        Symmetric edge weights.
     rng : Generator
-        Of the landmarks.
+        Draws the landmarks.
 
     Returns
     -------
     ndarray of shape (n,), int64
-        Group of each row, numbered from 0; only connected rows are in one.
+        Cluster of each row, numbered from 0. A row without an adjacent landmark is alone.
     """
     n = edges.shape[0]
     landmark = rng.random(n) < LANDMARKS
     rows = np.repeat(np.arange(n), np.diff(edges.indptr))
-    wanted = np.flatnonzero(landmark[edges.indices] & ~landmark[rows])
-    order = wanted[np.argsort(edges.data[wanted], kind="stable")]
-    leader = np.arange(n)
-    leader[rows[order]] = edges.indices[order]  # the last one stays, the strongest
-    return np.unique(leader, return_inverse=True)[1]
+    candidates = np.flatnonzero(landmark[edges.indices] & ~landmark[rows])
+    order = candidates[np.argsort(edges.data[candidates], kind="stable")]
+    centre = np.arange(n)
+    centre[rows[order]] = edges.indices[order]  # the last assignment, the largest weight, wins
+    return np.unique(centre, return_inverse=True)[1]
 
 
-def _between(edges: csr_matrix, groups: np.ndarray) -> csr_matrix:
-    """Return the summed strengths between groups, none within."""
-    n = len(groups)
-    member = csr_matrix((np.ones(n), (np.arange(n), groups)))
-    made = csr_matrix(member.T @ edges @ member)
-    made.setdiag(0)
-    made.eliminate_zeros()
-    return made
+def _between(edges: csr_matrix, clusters: np.ndarray) -> csr_matrix:
+    """Return the summed edge weights between clusters, with an empty diagonal."""
+    n = len(clusters)
+    member = csr_matrix((np.ones(n), (np.arange(n), clusters)))
+    sums = csr_matrix(member.T @ edges @ member)
+    sums.setdiag(0)
+    sums.eliminate_zeros()
+    return sums
 
 
-def _eigenvectors(edges: csr_matrix, pieces: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Place each piece by its eigenvectors, in squares along a spiral, the largest first."""
-    coordinates = np.zeros((len(pieces), 2))
-    members = np.split(np.argsort(pieces, kind="stable"), np.cumsum(np.bincount(pieces))[:-1])
+def _eigenvectors(edges: csr_matrix, components: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Return spectral coordinates of each component, in squares along a spiral, largest first."""
+    coordinates = np.zeros((len(components), 2))
+    ends = np.cumsum(np.bincount(components))[:-1]
+    members = np.split(np.argsort(components, kind="stable"), ends)
     before = 0.0
-    for turn, piece in enumerate(np.argsort(-shares, kind="stable")):
-        rows, share = members[piece], float(shares[piece])
-        distance = np.sqrt((before + share / 2) / np.pi) if turn else 0.0
-        centre = distance * np.array([np.cos(turn * GOLDEN), np.sin(turn * GOLDEN)])
-        coordinates[rows] = centre + np.sqrt(share) * _square(edges, rows)
-        before += share
+    for turn, component in enumerate(np.argsort(-sizes, kind="stable")):
+        rows, size = members[component], float(sizes[component])
+        distance = np.sqrt((before + size / 2) / np.pi) if turn else 0.0
+        angle = turn * GOLDEN_ANGLE
+        centre = distance * np.array([np.cos(angle), np.sin(angle)])
+        coordinates[rows] = centre + np.sqrt(size) * _square(edges, rows)
+        before += size
     return coordinates
 
 
 def _square(edges: csr_matrix, rows: np.ndarray) -> np.ndarray:
-    """Return coordinates of a piece's rows in a square of side 1 around 0.
+    """Return coordinates of a component's rows in a square of side 1 around the origin.
 
-    They are the ranks in the eigenvectors that vary least along the edges, because the vectors
-    themselves often hold a few rows far out and all others in one spot.
+    They are ranks in the eigenvectors of the normalised graph Laplacian with the smallest positive
+    eigenvalues. Ranks, because eigenvectors often have a few outliers and all other rows in one
+    place.
     """
     n = len(rows)
     if n < 3:
@@ -118,11 +123,11 @@ def _square(edges: csr_matrix, rows: np.ndarray) -> np.ndarray:
 
 
 def _smoothed(edges: csr_matrix, coordinates: np.ndarray) -> np.ndarray:
-    """Move every row half of the way to the mean of its neighbours, a few times."""
+    """Move every row half of the way to the weighted mean of its neighbours, `STEPS` times."""
     sums = np.asarray(edges.sum(axis=1)).reshape(-1, 1)
-    alone = sums == 0
+    isolated = sums == 0
+    degrees = np.where(isolated, 1, sums)
     for _ in range(STEPS):
-        coordinates = np.where(
-            alone, coordinates, (coordinates + edges @ coordinates / np.where(alone, 1, sums)) / 2
-        )
+        moved = (coordinates + edges @ coordinates / degrees) / 2
+        coordinates = np.where(isolated, coordinates, moved)
     return coordinates

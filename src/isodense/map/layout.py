@@ -1,9 +1,9 @@
 """A map of all prompts: UMAP on the neighbour graph that the density is estimated from.
 
-Nothing is searched again: UMAP (McInnes, Healy and Melville 2018, arXiv 1802.03426) turns the
-distances of the graph into the strengths of its edges and moves the prompts in the plane until
-strong ones are short. Held-out prompts are put beside their nearest training prompts afterwards,
-so that they bend nothing.
+UMAP (McInnes, Healy and Melville 2018, arXiv 1802.03426) turns the distances of the graph into edge
+weights and optimises coordinates in the plane so that edges with large weights are short. No
+neighbours are searched again. Held-out prompts are placed afterwards, near their nearest training
+prompts, so that they do not change the layout.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from isodense.map.initialize import spread
+from isodense.map.initialize import initial_coordinates
 from isodense.map.params import MapParams
 from isodense.map.reader import COORDINATES
 from isodense.neighbors.graph import Graph, load_graph, load_heldout_graph
@@ -26,28 +26,29 @@ from isodense.pipeline.params import as_dict
 from isodense.pipeline.stage import progress
 from isodense.prompts.reader import Columns
 
-EPOCHS = ((10_000, 500), (200_000, 200))  # up to so many prompts, so many epochs
+EPOCHS = ((10_000, 500), (200_000, 200))  # (most prompts, epochs)
 EPOCHS_BEYOND = 100
-NEAREST = 1e-6  # a held-out prompt is taken to be no nearer than this to another
+MIN_DISTANCE = 1e-6  # lower bound of distances, so that their inverses are finite
 
 log = logging.getLogger("isodense")
 
 
 def layout(graph: Graph, params: MapParams, seed: int) -> np.ndarray:
-    """Place every row of a neighbour graph in the plane.
+    """Return UMAP coordinates for every row of a neighbour graph.
 
     Parameters
     ----------
     graph : Graph
-        Of n rows; more neighbours than ``params.neighbors`` are left out.
+        Graph of n rows; neighbours beyond ``params.neighbors`` are not used.
     params : MapParams
+        The stage's section.
     seed : int
-        Of the start and of the layout.
+        Seed of the initial coordinates and of the optimisation.
 
     Returns
     -------
     ndarray of shape (n, 2), float32
-        The same bytes on any number of threads of one type of machine.
+        Coordinates, with the same bytes at any number of threads on one type of machine.
     """
     n, k = len(graph), min(params.neighbors, graph.k)
     if not k:
@@ -56,9 +57,9 @@ def layout(graph: Graph, params: MapParams, seed: int) -> np.ndarray:
 
     with _one_thread():
         a, b = find_ab_params(1.0, params.min_dist)
-        edges = strengths(graph, k)
+        edges = edge_weights(graph, k)
         coordinates, _ = simplicial_set_embedding(
-            None,  # the vectors, which it wants for starts of its own only
+            None,  # the vectors, which only UMAP's built-in initialisations use
             edges,
             n_components=2,
             initial_alpha=1.0,
@@ -67,8 +68,8 @@ def layout(graph: Graph, params: MapParams, seed: int) -> np.ndarray:
             gamma=1.0,
             negative_sample_rate=5,
             n_epochs=params.epochs or default_epochs(n),
-            init=spread(edges, seed),
-            random_state=np.random.RandomState(seed),  # which umap takes
+            init=initial_coordinates(edges, seed),
+            random_state=np.random.RandomState(seed),  # umap takes no Generator
             metric="euclidean",
             metric_kwds={},
             densmap=False,
@@ -81,7 +82,7 @@ def layout(graph: Graph, params: MapParams, seed: int) -> np.ndarray:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Compute on one thread for a while: sums over several would differ in their last bits."""
+    """Use one thread inside the block: sums over several would differ in the last bits."""
     import numba
 
     threads = numba.get_num_threads()
@@ -94,23 +95,24 @@ def _one_thread() -> Iterator[None]:
 
 
 def default_epochs(rows: int) -> int:
-    """Return the rounds of a layout of so many rows where ``map.epochs`` is null."""
+    """Return the number of epochs for a number of rows, where ``map.epochs`` is null."""
     return next((epochs for most, epochs in EPOCHS if rows <= most), EPOCHS_BEYOND)
 
 
-def strengths(graph: Graph, k: int) -> Any:
-    """Return UMAP's symmetric edge strengths of a graph's `k` nearest neighbours.
+def edge_weights(graph: Graph, k: int) -> Any:
+    """Return UMAP's symmetric edge weights, the fuzzy simplicial set of a neighbour graph.
 
     Parameters
     ----------
     graph : Graph
-        Of n rows.
+        Graph of n rows.
     k : int
+        Nearest neighbours to use, at most ``graph.k``.
 
     Returns
     -------
     csr_matrix of shape (n, n), float32
-        In [0, 1], the strongest of every row 1.
+        Weights in [0, 1]; the largest in every row is 1.
     """
     from umap.umap_ import fuzzy_simplicial_set
 
@@ -124,25 +126,26 @@ def strengths(graph: Graph, k: int) -> Any:
     return edges
 
 
-def beside(near: Graph, coordinates: np.ndarray, k: int) -> np.ndarray:
-    """Place prompts at the mean of their nearest ones' coordinates, each weighed by 1 / distance.
+def interpolate(near: Graph, coordinates: np.ndarray, k: int) -> np.ndarray:
+    """Return the mean of the neighbours' coordinates, weighted by 1 / distance.
 
     Parameters
     ----------
     near : Graph
-        Of m rows, pointing into `coordinates`.
+        Graph of m rows whose indices are row numbers of `coordinates`.
     coordinates : ndarray of shape (n, 2), float32
+        Coordinates of the neighbours.
     k : int
-        Neighbours used, at most those in the graph.
+        Neighbours to use; all of the graph if it has fewer.
 
     Returns
     -------
     ndarray of shape (m, 2), float32
     """
-    weights = 1 / np.maximum(near.distances[:, :k].astype(np.float64), NEAREST)
+    weights = 1 / np.maximum(near.distances[:, :k].astype(np.float64), MIN_DISTANCE)
     weights /= weights.sum(axis=1, keepdims=True)
-    found = np.einsum("ij,ijd->id", weights, coordinates[near.indices[:, :k]].astype(np.float64))
-    return found.astype(np.float32)
+    means = np.einsum("ij,ijd->id", weights, coordinates[near.indices[:, :k]].astype(np.float64))
+    return means.astype(np.float32)
 
 
 def publish(prompts: Columns, neighbors: Path, params: MapParams, seed: int, out: Path) -> None:
@@ -157,7 +160,7 @@ def publish(prompts: Columns, neighbors: Path, params: MapParams, seed: int, out
     params : MapParams
         The stage's section.
     seed : int
-        Of the layout.
+        Seed of the layout.
     out : Path
         The artifact's folder.
 
@@ -177,11 +180,11 @@ def publish(prompts: Columns, neighbors: Path, params: MapParams, seed: int, out
     train = layout(graph, params, seed)
     coordinates[prompts.positions("train")] = train
     near = load_heldout_graph(neighbors)
-    coordinates[prompts.positions("heldout")] = beside(near, train, params.neighbors)
-    with publishing(out) as scratch:
-        np.save(scratch / COORDINATES, coordinates, allow_pickle=False)
+    coordinates[prompts.positions("heldout")] = interpolate(near, train, params.neighbors)
+    with publishing(out) as folder:
+        np.save(folder / COORDINATES, coordinates, allow_pickle=False)
         write_manifest(
-            scratch,
+            folder,
             "map",
             rows=len(coordinates),
             ids_sha256=prompts.ids_sha256,

@@ -1,4 +1,4 @@
-"""Reading the map artifact: a place in two dimensions for every prompt."""
+"""Reading the map artifact: two coordinates for every prompt."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ HINT = "run `dvc repro map`, or `dvc checkout --force data/map`"
 def load_coordinates(folder: str | Path) -> tuple[np.ndarray, dict[str, Any]]:
     """Load ``data/map`` memory-mapped and check it.
 
-    Whoever shows it beside the prompts compares the manifest's ``ids_sha256`` with theirs, by
+    That the coordinates are those of a set of prompts is for the caller to check, by
     :func:`isodense.pipeline.artifact.require_same_ids`.
 
     Parameters
     ----------
     folder : str or Path
-        The artifact.
+        The map artifact.
 
     Returns
     -------
     coordinates : ndarray of shape (n_prompts, 2), float32
-        Row i is the place of prompt i of ``prompts.jsonl``, in training or held out.
+        Coordinates of all prompts, held-out ones included, in the order of ``prompts.jsonl``.
     manifest : dict
+        The artifact's manifest.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Loading a transformer for its hidden states, without the blocks deeper than asked."""
+"""Loading the backbone of a model: the transformer without language head, cut at a layer."""
 
 from __future__ import annotations
 
@@ -18,30 +18,32 @@ from isodense.pipeline.errors import ModelError
 def load_backbone(
     folder: str | Path,
     layer: int | None,
-    knob: str,
+    param: str,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Any, torch.nn.Module]:
-    """Load the embedding and the first `layer` blocks of a model; deeper ones are not read.
+    """Load the token embedding and the first `layer` blocks of a model.
 
     Parameters
     ----------
     folder : str or Path
         A safetensors folder.
     layer : int, optional
-        Blocks to keep; all by default.
-    knob : str
-        The param that `layer` comes from, for the error.
-    device : str
+        Blocks to keep, all by default; deeper ones are not read.
+    param : str
+        Name of the param that `layer` comes from, for errors.
+    device : {"cpu", "cuda"}
+        Device of the model.
     dtype : torch.dtype
+        Type of the weights.
 
     Returns
     -------
     model : transformers.PreTrainedModel
-        Without language head, in evaluation mode.
+        The backbone, in evaluation mode.
     block : torch.nn.Module
         The last block, whose output is the hidden state at that depth, before any final norm; the
-        model itself where it shares one block among all layers.
+        model itself if all layers share one block.
 
     Raises
     ------
@@ -52,8 +54,8 @@ def load_backbone(
         config = AutoConfig.from_pretrained(folder)
         depth = config.num_hidden_layers
         if layer is not None and not 1 <= layer <= depth:
-            message = f"{knob} = {layer}, but {folder} has {depth} layers"
-            raise ModelError(message, f"set {knob} to 1 … {depth}")
+            message = f"{param} = {layer}, but {folder} has {depth} layers"
+            raise ModelError(message, f"set {param} to 1 … {depth}")
         config.num_hidden_layers = layer or depth
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[: layer or depth]
@@ -67,20 +69,24 @@ def load_backbone(
     if missing:
         message = f"{folder} lacks {len(missing)} weights, first {missing[0]}"
         raise ModelError(message, "fetch the model again: they would be made up at random")
-    blocks = [
-        module
-        for module in model.modules()
-        if isinstance(module, torch.nn.ModuleList) and len(module) == config.num_hidden_layers
-    ]
-    if not blocks and layer is not None:
+    block = _last_block(model, config.num_hidden_layers)
+    if block is None and layer is not None:
         message = f"{folder} shares its weights among its layers and cannot be cut at {layer}"
-        raise ModelError(message, f"set {knob} to null, or choose another model")
-    return model.eval().to(device), blocks[0][-1] if blocks else model
+        raise ModelError(message, f"set {param} to null, or choose another model")
+    return model.eval().to(device), model if block is None else block
+
+
+def _last_block(model: torch.nn.Module, depth: int) -> torch.nn.Module | None:
+    """Return the last of `depth` blocks, None if the model has no such list of blocks."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == depth:
+            return module[-1]
+    return None
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers from drawing bars and listing the weights that are left out."""
+    """Silence the progress bars of transformers and its list of unused weights."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

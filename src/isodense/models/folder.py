@@ -12,12 +12,19 @@ from isodense.pipeline.errors import ModelError
 
 @contextmanager
 def fetched(model: ModelParams, cache: Path) -> Iterator[Path]:
-    """Give the path of the model; nothing is fetched.
+    """Give the path of a local model; nothing is fetched.
+
+    Parameters
+    ----------
+    model : ModelParams
+        Where the model is.
+    cache : Path
+        Not used; every source accepts it.
 
     Raises
     ------
     ModelError
-        If it does not exist.
+        If the path does not exist.
     """
     inside = "" if model.source == "nanochat" else model.path or ""
     path = Path(model.name, inside).expanduser()

@@ -1,7 +1,7 @@
-"""Completions of a policy for many prompts, and how likely a policy finds given completions.
+"""Completions of a policy for many prompts, and the log-probabilities of completions.
 
-Prompts run in batches of similar length. Each runs once, whatever the number of its completions,
-which continue from copies of its cached keys and values.
+Prompts run in batches of similar length. A prompt runs once, whatever the number of completions,
+which continue from copies of the prompt's key-value cache.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from isodense.prompts.conversations import Message
 
 @dataclass(frozen=True)
 class Completion:
-    """What a policy answered.
+    """One completion of a prompt.
 
     Attributes
     ----------
     text : str
-        Without special tokens.
+        The text, without special tokens.
     ids : tuple of int
-        Its tokens, the end-of-turn token included.
+        Token ids, the end-of-turn token included.
     truncated : bool
-        Whether the limit on tokens ended it.
+        Whether the completion was cut at the limit on tokens.
     """
 
     text: str
@@ -39,7 +39,7 @@ class Completion:
 
     @property
     def tokens(self) -> int:
-        """Length, the end-of-turn token included."""
+        """Number of tokens, the end-of-turn token included."""
         return len(self.ids)
 
 
@@ -55,58 +55,65 @@ def complete(
     seed: int,
     on_batch: Callable[[int], Any] = lambda count: None,
 ) -> list[list[Completion]]:
-    """Return some completions of each prompt.
+    """Return `num_generations` completions of each prompt.
 
-    Every batch has a seed of its own. So two policies that are asked the same get the same random
-    numbers at every step, in every batch, although one may end a batch sooner.
+    The random generator is seeded for every batch, so that two policies with the same prompts draw
+    with the same random numbers in every batch, although one may finish a batch sooner.
 
     Parameters
     ----------
-    model, tokenizer
-        The policy, as :mod:`isodense.models.policy` loads it.
+    model : transformers.PreTrainedModel
+        The policy, see :func:`isodense.models.policy.load_policy`.
+    tokenizer : transformers.PreTrainedTokenizerBase
+        Tokenizer of the policy.
     prompts : sequence of list of message
-        Conversations that end with the user's turn.
+        Conversations that end with a user message.
     num_generations : int
         Completions per prompt.
     max_tokens : int
-        Completions are cut there.
+        Most tokens of a completion.
     temperature : float
-        0 for the likeliest token at each step, which draws nothing.
+        Temperature of the draws; 0 for greedy decoding.
     batch_tokens : int
         Padded tokens per batch, prompts and completions.
     seed : int
-        Of the draws; the process's own random state is left as it was.
+        Seed of the draws; torch's random state is restored afterwards.
     on_batch : callable
         Called with the number of prompts after each batch.
 
     Returns
     -------
     list of list of Completion
-        `num_generations` for each prompt, in the order of the prompts.
+        Completions of each prompt, in the order of the prompts.
     """
     ids = prompt_tokens(tokenizer, prompts)
     costs = [num_generations * (len(row) + max_tokens) for row in ids]
     ends = _end_tokens(model, tokenizer)
     settings = _settings(temperature, max_tokens)
     settings |= {"eos_token_id": sorted(ends), "pad_token_id": tokenizer.pad_token_id}
-    model.generation_config = GenerationConfig()  # a folder may ask for other odds than the model's
-    made: dict[int, list[Completion]] = {}
+    model.generation_config = GenerationConfig()  # the folder's may change the distribution
+    completed: dict[int, list[Completion]] = {}
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         for number, batch in enumerate(token_batches(costs, batch_tokens)):
             torch.manual_seed(seed + number)
-            tokens, mask, cache = _prefill(
-                model, [ids[row] for row in batch], tokenizer.pad_token_id, num_generations
-            )
-            output = model.generate(
-                input_ids=tokens, attention_mask=mask, past_key_values=cache, **settings
-            )
-            answers = iter(output[:, tokens.shape[1] :].tolist())
+            answers = _generate(model, [ids[row] for row in batch], num_generations, settings)
             for row in batch:
                 group = [next(answers) for _ in range(num_generations)]
-                made[row] = [_completion(answer, ends, tokenizer) for answer in group]
+                completed[row] = [_completion(answer, ends, tokenizer) for answer in group]
             on_batch(len(batch))
-    return [made[row] for row in range(len(ids))]
+    return [completed[row] for row in range(len(ids))]
+
+
+def _generate(
+    model: Any, ids: Sequence[Sequence[int]], copies: int, settings: dict[str, Any]
+) -> Iterator[list[int]]:
+    """Return the token ids of the answers to a batch, `copies` in a row for each prompt."""
+    tokens, mask, cache = _prefill(model, ids, settings["pad_token_id"], copies)
+    output = model.generate(
+        input_ids=tokens, attention_mask=mask, past_key_values=cache, **settings
+    )
+    return iter(output[:, tokens.shape[1] :].tolist())
 
 
 @torch.inference_mode()
@@ -121,19 +128,21 @@ def log_probs(
 ) -> np.ndarray:
     """Return the log-probability of each completion under a policy.
 
-    It is the sum over the completion's tokens, the end-of-turn token included where there is one.
-    Of a truncated completion it is the probability to begin so.
+    It is the sum over the tokens of a completion, including the end-of-turn token unless the
+    completion is truncated: then it is the log-probability of a longer answer beginning so.
 
     Parameters
     ----------
-    model, tokenizer
-        The policy, as :mod:`isodense.models.policy` loads it.
+    model : transformers.PreTrainedModel
+        The policy, see :func:`isodense.models.policy.load_policy`.
+    tokenizer : transformers.PreTrainedTokenizerBase
+        Tokenizer of the policy.
     prompts : sequence of list of message
-        Conversations that end with the user's turn.
+        Conversations that end with a user message.
     completions : sequence of sequence of Completion
-        As many of each prompt.
+        Completions of each prompt, the same number for all.
     temperature : float
-        Above 0: what logits are divided by, as in sampling.
+        Temperature that logits are divided by, above 0.
     batch_tokens : int
         Padded tokens per batch, prompts and completions.
     on_batch : callable
@@ -142,33 +151,33 @@ def log_probs(
     Returns
     -------
     ndarray of shape (n_prompts, num_generations), float64
-        In nats.
+        Log-probabilities in nats.
     """
     ids = prompt_tokens(tokenizer, prompts)
     copies = len(completions[0])
     costs = [
-        copies * (len(asked) + max(made.tokens for made in group))
-        for asked, group in zip(ids, completions, strict=True)
+        copies * (len(prompt) + max(completion.tokens for completion in group))
+        for prompt, group in zip(ids, completions, strict=True)
     ]
-    found = np.empty((len(ids), copies))
+    result = np.empty((len(ids), copies))
     for batch in token_batches(costs, batch_tokens):
-        asked = [ids[row] for row in batch]
-        answers = [made.ids for row in batch for made in completions[row]]
-        sums = _sums(model, asked, answers, tokenizer.pad_token_id, temperature)
-        found[batch] = np.reshape(list(sums), (len(batch), copies))
+        batch_ids = [ids[row] for row in batch]
+        answers = [completion.ids for row in batch for completion in completions[row]]
+        sums = _sums(model, batch_ids, answers, tokenizer.pad_token_id, temperature)
+        result[batch] = np.reshape(list(sums), (len(batch), copies))
         on_batch(len(batch))
-    return found
+    return result
 
 
 def _sums(
     model: Any,
-    asked: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[int]],
     answers: Sequence[Sequence[int]],
     pad: int,
     temperature: float,
 ) -> Iterator[float]:
-    """Yield the log-probability of each answer; as many in a row belong to each prompt."""
-    prompt, mask, cache = _prefill(model, asked, pad, len(answers) // len(asked))
+    """Yield the log-probability of each answer; answers to one prompt are adjacent."""
+    prompt, mask, cache = _prefill(model, prompts, pad, len(answers) // len(prompts))
     answer, seen = (part.to(model.device) for part in _padded(answers, pad, left=False))
     tokens = torch.cat([prompt[:, -1:], answer[:, :-1]], dim=1)  # each token predicts the next
     mask = torch.cat([mask, seen[:, :-1]], dim=1)
@@ -178,7 +187,7 @@ def _sums(
         position_ids=_positions(mask)[:, -tokens.shape[1] :],
         past_key_values=cache,
     ).logits
-    for row, ids in enumerate(answers):  # one by one: a whole batch of logits is large already
+    for row, ids in enumerate(answers):  # one by one: float32 logits of a batch are large
         scaled = logits[row, : len(ids)].float() / temperature
         yield -float(cross_entropy(scaled, answer[row, : len(ids)], reduction="sum"))
 
@@ -186,9 +195,9 @@ def _sums(
 def _prefill(
     model: Any, ids: Sequence[Sequence[int]], pad: int, copies: int
 ) -> tuple[torch.Tensor, torch.Tensor, Any]:
-    """Run all of each prompt but its last token.
+    """Run all tokens of each prompt but the last.
 
-    Returns tokens, mask and the cache of what was run, all with `copies` rows of each prompt.
+    Returns the padded tokens, the mask and the key-value cache, with `copies` rows per prompt.
     """
     tokens, mask = (part.to(model.device) for part in _padded(ids, pad, left=True))
     cache = model(
@@ -207,7 +216,7 @@ def _positions(mask: torch.Tensor) -> torch.Tensor:
 
 
 def _settings(temperature: float, max_tokens: int) -> dict[str, Any]:
-    """Return the settings of generation that draw from the policy itself."""
+    """Return settings of generation that leave the policy's distribution as it is."""
     settings: dict[str, Any] = {"max_new_tokens": max_tokens}
     if temperature > 0:
         return settings | {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}

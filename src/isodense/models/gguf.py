@@ -1,4 +1,4 @@
-"""Turning a quantised ``.gguf`` file into a float32 safetensors folder, once."""
+"""Dequantising a ``.gguf`` file to a float32 safetensors folder."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def dequantise(source: Path, out: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
     except (ValueError, OSError, KeyError, struct.error, NotImplementedError) as error:
         raise ModelError(f"{source.name} cannot be dequantised: {error}") from error
-    del model.config.quantization_config  # it would send save and load down the quantised path
+    del model.config.quantization_config  # otherwise transformers saves and loads it as quantised
     model.hf_quantizer = None  # type: ignore[assignment]
     model.config.name_or_path = model.config._name_or_path = ""
     tokenizer.name_or_path = ""

@@ -12,13 +12,20 @@ from isodense.pipeline.hub_errors import clear_errors
 PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 HINT = (
     "check the connection, HF_ENDPOINT (a mirror) and HF_HUB_OFFLINE, then run again: finished "
-    "files are kept; or fetch the model elsewhere and use source: folder"
+    "files are kept; or fetch the model on another machine and use source: folder"
 )
 
 
 @contextmanager
 def fetched(model: ModelParams, cache: Path) -> Iterator[Path]:
-    """Give the path of a snapshot of the repository in the Hub library's own cache.
+    """Give the path of a snapshot of the repository, in the cache of ``huggingface_hub``.
+
+    Parameters
+    ----------
+    model : ModelParams
+        Repository, revision and path in the repository.
+    cache : Path
+        Not used; every source accepts it.
 
     Raises
     ------

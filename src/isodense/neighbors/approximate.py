@@ -1,10 +1,10 @@
-"""Approximate nearest neighbours from two well-kept indexes: faiss' inverted file, pynndescent.
+"""Approximate nearest neighbours from two indexes: faiss' inverted file and pynndescent.
 
-Whatever index proposes the candidates, they are measured in float64 and ordered as those of the
-exact search. The inverted file (Sivic and Zisserman 2003; Douze et al. 2024, arXiv 2401.08281)
-puts every row into the list of its nearest centroid and scores the lists nearest to a query. It
-needs no compilation, answers queries one by one, so that they can be split, resumed and spread
-over processes, and gives the same rows on any number of threads.
+Either index proposes candidates; distances are then computed in float64 and sorted as in the exact
+search. The inverted file (Sivic and Zisserman 2003; Douze et al. 2024, arXiv 2401.08281) puts every
+row into the list of the nearest centroid and scores the lists nearest to a query. It needs no
+compilation, answers queries independently, so that they can be split, resumed and distributed over
+processes, and returns the same rows at any number of threads.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from isodense.neighbors.exact import in_threads, measured, nearest
 from isodense.neighbors.graph import Graph, recall
 
 SPARE = 4  # candidates beyond k and the row itself
-BLOCK = 2048  # queries measured at once
-POINTS = 64  # rows per centroid that k-means sees
-PROBES = tuple(round(4 * 2 ** (step / 4)) for step in range(32))  # lists to try, 4 to 861
+BLOCK = 2048  # queries whose distances are computed at once
+POINTS = 64  # rows per centroid that k-means is fitted on
+PROBES = tuple(round(4 * 2 ** (step / 4)) for step in range(32))  # values to try, 4 to 861
 
 log = logging.getLogger("isodense")
 
 
 class InvertedFile:
-    """Rows in lists by nearest centroid; a query is compared with those of the nearest lists.
+    """Rows in lists by nearest centroid; a query is compared with the rows of the nearest lists.
 
     Parameters
     ----------
     X : ndarray of shape (n, dim), float32
-        Unit rows; a copy of them in float16 is kept.
+        Rows of unit length; the index holds a copy in float16.
     centroids : ndarray of shape (n_lists, dim), float32
         See :func:`centroids`.
     probes : int
-        Lists that a query looks into.
+        Number of lists to search per query, ``nprobe`` in faiss.
     """
 
     def __init__(self, X: np.ndarray, centroids: np.ndarray, probes: int = PROBES[0]) -> None:
@@ -45,19 +45,24 @@ class InvertedFile:
         self._X = X
         lists = faiss.IndexFlatIP(X.shape[1])
         lists.add(centroids)
-        half = faiss.ScalarQuantizer.QT_fp16  # half the memory to stream; we measure in float64
+        half = faiss.ScalarQuantizer.QT_fp16  # half the memory; distances are computed in float64
         metric = faiss.METRIC_INNER_PRODUCT
         self._index = faiss.IndexIVFScalarQuantizer(
             lists, X.shape[1], len(centroids), half, metric, False
         )
-        self._lists = lists  # which the index points to
-        self._index.train(X[:1])  # the lists are known: only tells it so
+        self._lists = lists  # the index holds a bare pointer to it
+        self._index.train(X[:1])  # centroids are set already; this marks the index as trained
         for start in range(0, len(X), 2**16):
             self._index.add(X[start : start + 2**16])
         self.probes = probes
 
     def order(self) -> np.ndarray:
-        """Return all row numbers, list by list: neighbours in this order share their lists."""
+        """Return all row numbers, list by list, so that rows near each other are adjacent.
+
+        Returns
+        -------
+        ndarray of shape (n,), int64
+        """
         faiss, lists = _faiss(), self._index.invlists
         return np.concatenate(
             [
@@ -68,27 +73,30 @@ class InvertedFile:
         )
 
     def search(self, queries: np.ndarray, own: np.ndarray, k: int) -> Graph:
-        """Find `k` near rows of every query; see :func:`isodense.neighbors.exact.nearest`."""
+        """Find about the `k` nearest rows for every query.
+
+        Parameters are those of :func:`isodense.neighbors.exact.nearest`.
+        """
         self._index.nprobe = self.probes
         found = self._index.search(queries, min(k + 1 + SPARE, len(self._X)))[1]
         return _kept(queries, self._X, found, own, k)
 
     def tune(self, rows: np.ndarray, exact: Graph, aim: float) -> float:
-        """Look into as many lists as it takes to find the share `aim` of the true neighbours.
+        """Set `probes` to the smallest number of lists that reaches a recall.
 
         Parameters
         ----------
         rows : ndarray of shape (m,)
-            Rows to try it on.
+            Numbers of the rows to measure recall on.
         exact : Graph
-            Their exact neighbours.
+            Exact neighbours of these rows.
         aim : float
-            Recall to reach.
+            Recall to reach, in [0, 1].
 
         Returns
         -------
         float
-            Recall that was reached.
+            Recall that was reached; it may be below `aim` if all lists are searched.
         """
         reached = 0.0
         for probes in (*PROBES, self._index.nlist):
@@ -101,14 +109,14 @@ class InvertedFile:
 
 
 def centroids(X: np.ndarray, seed: int) -> np.ndarray:
-    """Return 4√n centroids of spherical k-means on a sample of the rows.
+    """Return the 4√n centroids of spherical k-means on a sample of the rows.
 
     Parameters
     ----------
     X : ndarray of shape (n, dim), float32
-        Unit rows.
+        Rows of unit length.
     seed : int
-        Of the sample and the start.
+        Seed of the sample and the initial centroids.
 
     Returns
     -------
@@ -123,22 +131,23 @@ def centroids(X: np.ndarray, seed: int) -> np.ndarray:
 
 
 def descent(X: np.ndarray, k: int, n_jobs: int, seed: int) -> Graph:
-    """Find `k` near rows of every row by nearest-neighbour descent (Dong et al. 2011).
+    """Find about the `k` nearest rows of every row by NN-Descent (Dong et al. 2011).
 
     Parameters
     ----------
     X : ndarray of shape (n, dim), float32
-        Unit rows.
+        Rows of unit length.
     k : int
-        At most n - 1.
+        Number of neighbours, at most n - 1.
     n_jobs : int
-        Threads, which the graph depends on.
+        Number of threads; the graph depends on it.
     seed : int
-        Of the index.
+        Seed of the index.
 
     Returns
     -------
     Graph
+        Graph of n rows.
     """
     from pynndescent import NNDescent
 
@@ -149,7 +158,7 @@ def descent(X: np.ndarray, k: int, n_jobs: int, seed: int) -> Graph:
 
 
 def _kept(queries: np.ndarray, X: np.ndarray, found: np.ndarray, own: np.ndarray, k: int) -> Graph:
-    """Keep `k` of the rows that an index found; where there are fewer, search exactly."""
+    """Keep the `k` nearest rows that an index found; where there are fewer, search exactly."""
     indices = np.empty((len(queries), k), dtype=np.int32)
     distances = np.empty((len(queries), k), dtype=np.float32)
     wanted = (found >= 0) & (found != own[:, None])
@@ -172,7 +181,7 @@ def _kept(queries: np.ndarray, X: np.ndarray, found: np.ndarray, own: np.ndarray
 
 
 def _faiss() -> Any:
-    """Import faiss; on macOS its wheel and torch's each bring an OpenMP, and must not mix threads.
+    """Import faiss; on macOS with one thread, as the wheels of faiss and torch ship two OpenMPs.
 
     See https://github.com/faiss-wheels/faiss-wheels/issues/73.
     """

@@ -1,11 +1,12 @@
 """Exact nearest neighbours of unit vectors by blocked matrix products.
 
-Blocks of queries are scored in float32 against tiles of rows, and each query keeps a few more
-candidates than asked. A float32 dot product of unit vectors is off by at most dim · 2⁻²⁴ whatever
-the order of its sums (Higham, *Accuracy and Stability of Numerical Algorithms*, 2002, §3.1), so
-all that lie within that margin of the k-th are measured in float64, and a query whose candidates
-end inside the margin is scored again for every row that could compete. The result is therefore
-the true one, ties by row number, at any block size and thread count, up to some 8,000 dimensions.
+Blocks of queries are scored in float32 against tiles of rows, and each query keeps `SPARE` more
+candidates than k. The rounding error of a float32 dot product of unit vectors is at most
+dim · 2⁻²⁴, whatever the order of the sum (Higham, *Accuracy and Stability of Numerical Algorithms*,
+2002, §3.1). So the distances of all candidates within that margin of the k-th are computed again
+in float64, and a query whose candidates all lie within the margin is scored again against all rows.
+The result is therefore exact, with ties by row number, at any block size and thread count, up to
+some 8,000 dimensions.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from isodense.pipeline.stage import progress
 
 SPARE = 8  # candidates beyond k
 TILE = 2048  # rows scored at once on a CPU; 16 times as many on a GPU
-CHUNK = 1024  # pairs measured at once
-CROWDED = 16  # queries scored again at once: each may compete for a whole crowd
+CHUNK = 1024  # float64 distances computed at once
+CROWDED = 16  # queries scored again at once: each may have very many candidates
 
 Pairs = tuple[np.ndarray, np.ndarray]  # numbers of queries and of rows
 Arrays = tuple[np.ndarray, np.ndarray]
@@ -34,14 +35,14 @@ Scorer = Callable[[np.ndarray, np.ndarray], Arrays]
 
 
 class Exact:
-    """Rows to search, on the GPU where there is one.
+    """Exact search in fixed rows, on a CPU or a GPU.
 
     Parameters
     ----------
     X : ndarray of shape (n, dim), float32
-        Unit rows.
+        Rows of unit length.
     device : {"auto", "cpu", "cuda"}
-        A CPU works on as many blocks at once as BLAS has threads.
+        On a CPU, as many blocks are searched in parallel as BLAS has threads.
     """
 
     def __init__(self, X: np.ndarray, device: str = "auto") -> None:
@@ -58,7 +59,7 @@ class Exact:
         block: int = 1024,
         done: Callable[[int], object] | None = None,
     ) -> Graph:
-        """Find the exact `k` nearest rows for every query; see :func:`nearest`."""
+        """Find the exact `k` nearest rows for every query; for parameters see :func:`nearest`."""
         if not k:
             return Graph.empty(len(queries), 0)
         own = np.full(len(queries), -1) if own is None else own
@@ -95,46 +96,49 @@ def nearest(
     Parameters
     ----------
     queries : ndarray of shape (m, dim), float32
-        Unit rows.
+        Rows of unit length.
     X : ndarray of shape (n, dim), float32
-        Unit rows.
+        Rows of unit length.
     k : int
-        At most n, or n - 1 with `own`.
+        Number of neighbours, at most n, or n - 1 with `own`.
     own : ndarray of shape (m,), optional
-        The row of `X` that each query is itself, to be left out; -1 for none.
+        Number of the row of `X` that is the query itself and is excluded; -1 for none.
     device : {"auto", "cpu", "cuda"}
         See :class:`Exact`.
     block : int
         Queries scored at once; changes speed and memory, not the result.
     done : callable, optional
-        Called with the number of queries that have been answered since; a progress bar shows
-        them by default.
+        Called after each block with the number of queries in it; by default a progress bar.
 
     Returns
     -------
     Graph
-        Of m rows, pointing into `X`.
+        Graph of m rows whose indices are row numbers of `X`.
     """
     return Exact(X, device).nearest(queries, k, own, block=block, done=done)
 
 
 def measured(queries: np.ndarray, X: np.ndarray, pairs: Pairs, k: int) -> Arrays:
-    """Measure candidates in float64 and keep the `k` nearest of each query.
+    """Compute the distances of candidates in float64 and keep the `k` nearest of each query.
 
     Parameters
     ----------
     queries : ndarray of shape (m, dim), float32
+        Rows of unit length.
     X : ndarray of shape (n, dim), float32
+        Rows of unit length.
     pairs : tuple of two ndarrays of shape (p,)
         Query number and row number of each candidate; every query has `k` or more.
     k : int
+        Neighbours to keep.
 
     Returns
     -------
     indices : ndarray of shape (m, k), int32
+        Row numbers of `X`, by rising (distance, index).
     distances : ndarray of shape (m, k), float32
-        By rising (distance, index). Distances that round to the same float32 are equal, so that
-        the order is that of what is stored.
+        Euclidean distances. Ties are decided after rounding to float32, so that the order can be
+        checked on what is stored.
     """
     query, row = pairs
     distances = np.empty(len(row), dtype=np.float32)
@@ -149,9 +153,16 @@ def measured(queries: np.ndarray, X: np.ndarray, pairs: Pairs, k: int) -> Arrays
 
 
 def in_threads(work: Callable[[int], int], starts: Iterable[int]) -> Iterator[int]:
-    """Run `work` in as many threads as BLAS would use, each with a BLAS of one thread.
+    """Yield the results of `work`, run in as many threads as BLAS has, each with one BLAS thread.
 
-    NumPy lets go of the interpreter while it computes. What is not begun is dropped on Ctrl-C.
+    NumPy releases the interpreter lock while it computes. After Ctrl-C no further block begins.
+
+    Parameters
+    ----------
+    work : callable
+        Takes the first query of a block and returns the number of queries in it.
+    starts : iterable of int
+        First query of each block; results come in the same order.
     """
     blas = [lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"]
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(max(blas, default=1)) as pool:
@@ -166,14 +177,14 @@ def _kept(
     scores: np.ndarray,
     k: int,
 ) -> Arrays:
-    """Keep the `k` nearest of a block's candidates, scoring a query again if they may not do."""
+    """Keep the `k` nearest candidates; score a query again where a candidate may be missing."""
     size = scores.shape[1]
-    margin = 2 * X.shape[1] * 2.0**-24 + 1e-6  # of two scores, and of distances that round alike
+    margin = 2 * X.shape[1] * 2.0**-24 + 1e-6  # errors of two scores, and ties after rounding
     least = np.partition(scores, size - k, axis=1)[:, size - k].astype(np.float64) - margin
     query, slot = np.nonzero(scores >= least[:, None])
     indices, distances = measured(queries, X, (query, candidates[query, slot]), k)
-    cut_short = (scores.min(axis=1) >= least) & (size < len(X) - (own >= 0))
-    again = np.flatnonzero(cut_short)
+    incomplete = (scores.min(axis=1) >= least) & (size < len(X) - (own >= 0))
+    again = np.flatnonzero(incomplete)
     for start in range(0, len(again), CROWDED):
         part = again[start : start + CROWDED]
         pairs = _competing(queries[part], X, own[part], least[part])
@@ -182,11 +193,11 @@ def _kept(
 
 
 def _competing(queries: np.ndarray, X: np.ndarray, own: np.ndarray, least: np.ndarray) -> Pairs:
-    """Return all (query, row) whose score is at least what the query asks for."""
+    """Return all pairs of query and row whose score is at least `least` of the query."""
     found = []
     for start in range(0, len(X), TILE):
         tile = queries @ X[start : start + TILE].T
-        _leave_out(tile, own, start)
+        _exclude(tile, own, start)
         query, column = np.nonzero(tile >= least[:, None])
         found.append((query, column + start))
     return np.concatenate([q for q, _ in found]), np.concatenate([r for _, r in found])
@@ -199,11 +210,11 @@ def _on_cpu(X: np.ndarray, size: int) -> Scorer:
     def score(queries: np.ndarray, own: np.ndarray) -> Arrays:
         best, memory = _Best(len(queries), size), np.empty(len(queries) * widest, dtype=np.float32)
         start, width = 0, max(TILE // 8, size)
-        while start < len(X):  # the first tiles are narrow: they set the bar for the others
+        while start < len(X):  # narrow first tiles raise the threshold for the others cheaply
             part = X[start : start + width]
             tile = memory[: len(queries) * len(part)].reshape(len(queries), len(part))
             np.matmul(queries, part.T, out=tile)
-            _leave_out(tile, own, start)
+            _exclude(tile, own, start)
             best.add(tile, start)
             start, width = start + width, min(2 * width, widest)
         best.merge()
@@ -213,38 +224,38 @@ def _on_cpu(X: np.ndarray, size: int) -> Scorer:
 
 
 class _Best:
-    """The best rows of each query so far, and those that beat the weakest and wait to be merged.
+    """The best rows of each query so far, and a buffer of better ones that are not merged yet.
 
     Parameters
     ----------
     queries : int
-        How many there are.
+        Number of queries.
     size : int
-        Rows to keep of each.
+        Rows to keep of each query.
     """
 
     def __init__(self, queries: int, size: int) -> None:
         self.rows = np.zeros((queries, size), dtype=np.int64)
         self.scores = np.full((queries, size), -np.inf, dtype=np.float32)
-        self._weakest = self.scores[:, 0]
-        self._waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._threshold = self.scores[:, 0]
+        self._buffer: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self._counts = np.zeros(queries, dtype=np.int64)
 
     def add(self, tile: np.ndarray, start: int) -> None:
-        """Take in the scores of the rows from `start` on."""
-        flat = np.flatnonzero(tile > self._weakest[:, None])
+        """Add the scores of the rows from `start` on, an array of shape (queries, rows)."""
+        flat = np.flatnonzero(tile > self._threshold[:, None])
         query, column = np.divmod(flat, tile.shape[1])
-        self._waiting.append((query, column + start, tile.ravel()[flat]))
+        self._buffer.append((query, column + start, tile.ravel()[flat]))
         self._counts += np.bincount(query, minlength=len(self.rows))
         if self._counts.sum() >= self.rows.size or self._counts.max() >= TILE:
             self.merge()
 
     def merge(self) -> None:
-        """Keep the best of what was kept and what waits."""
-        if not self._waiting:
+        """Merge the buffer into the best rows."""
+        if not self._buffer:
             return
         size, most = self.rows.shape[1], int(self._counts.max())
-        query, row, score = (np.concatenate(arrays) for arrays in zip(*self._waiting, strict=True))
+        query, row, score = (np.concatenate(arrays) for arrays in zip(*self._buffer, strict=True))
         order = np.argsort(query, kind="stable")
         place = np.arange(len(order)) - np.repeat(
             np.cumsum(self._counts) - self._counts, self._counts
@@ -256,12 +267,12 @@ class _Best:
         top = np.argpartition(scores, most, axis=1)[:, most:]
         self.scores = np.take_along_axis(scores, top, axis=1)
         self.rows = np.take_along_axis(rows, top, axis=1)
-        self._weakest = self.scores.min(axis=1)
-        self._waiting, self._counts = [], np.zeros_like(self._counts)
+        self._threshold = self.scores.min(axis=1)
+        self._buffer, self._counts = [], np.zeros_like(self._counts)
 
 
 def _uploaded(X: np.ndarray) -> Any:
-    """Return the rows on this process's GPU; its products must not round to TF32."""
+    """Return the rows on the GPU of this process, with matrix products in float32, not TF32."""
     import torch
 
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -280,7 +291,7 @@ def _on_gpu(X: Any, size: int) -> Scorer:
         rows = torch.empty((len(part), 0), dtype=torch.long, device=X.device)
         for start in range(0, len(X), width):
             tile = part @ X[start : start + width].T
-            _leave_out(tile, own, start)
+            _exclude(tile, own, start)
             top = torch.topk(tile, min(size, tile.shape[1]))
             best = torch.cat([best, top.values], 1)
             rows = torch.cat([rows, top.indices + start], 1)
@@ -291,7 +302,7 @@ def _on_gpu(X: Any, size: int) -> Scorer:
     return score
 
 
-def _leave_out(tile: Any, own: np.ndarray, start: int) -> None:
-    """Give each query's own row the worst score."""
+def _exclude(tile: Any, own: np.ndarray, start: int) -> None:
+    """Set the score of each query with itself to -inf, in a tile that begins at row `start`."""
     inside = np.flatnonzero((own >= start) & (own < start + tile.shape[1]))
     tile[inside, own[inside] - start] = -np.inf

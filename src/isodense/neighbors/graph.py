@@ -16,7 +16,7 @@ DISTANCES = "distances.npy"
 HELDOUT = "heldout_nearest.npy"
 HELDOUT_INDICES = "heldout_indices.npy"
 HELDOUT_DISTANCES = "heldout_distances.npy"
-TIE = 1e-6  # distances that differ by less are equal
+TIE = 1e-6  # distances that differ by less count as equal
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Graph:
     Attributes
     ----------
     indices : ndarray of shape (n, k), int32
-        Row numbers, by rising (distance, index).
+        Row numbers of the neighbours, by rising (distance, index).
     distances : ndarray of shape (n, k), float32
-        Euclidean distances of unit vectors, in [0, 2].
+        Euclidean distances of unit vectors, in [0, 2], in the same order.
     """
 
     indices: np.ndarray
@@ -36,7 +36,7 @@ class Graph:
 
     @classmethod
     def empty(cls, rows: int, k: int) -> Graph:
-        """Return a graph of `rows` rows and `k` neighbours, to be filled."""
+        """Return an uninitialised graph of `rows` rows and `k` neighbours."""
         return cls(np.empty((rows, k), dtype=np.int32), np.empty((rows, k), dtype=np.float32))
 
     @property
@@ -48,7 +48,7 @@ class Graph:
         return len(self.indices)
 
     def first(self, k: int) -> Graph:
-        """Return the graph of the `k` nearest neighbours, or of all there are where k is larger.
+        """Return the graph of the `k` nearest neighbours, or of all if there are no more rows.
 
         Raises
         ------
@@ -62,16 +62,22 @@ class Graph:
 
 
 def recall(found: Graph, exact: Graph) -> float:
-    """Return the share of the true neighbours that were found.
+    """Return the recall of an approximate graph.
 
-    A neighbour counts when it is no farther than the true k-th one: among copies any will do.
+    A neighbour counts as true if it is no farther than the exact k-th one, up to `TIE`, since
+    duplicates are interchangeable.
 
     Parameters
     ----------
     found : Graph
-        The graph to audit.
+        The graph to evaluate.
     exact : Graph
-        Exact neighbours of the same rows, as many of each.
+        Exact neighbours of the same rows, with the same k.
+
+    Returns
+    -------
+    float
+        Share of true neighbours, in [0, 1].
     """
     return float((found.distances <= exact.distances[:, -1:] + TIE).mean())
 
@@ -82,12 +88,14 @@ def load_graph(folder: str | Path) -> tuple[Graph, dict[str, Any]]:
     Returns
     -------
     graph : Graph
+        Graph of the training prompts.
     manifest : dict
+        The artifact's manifest.
 
     Raises
     ------
     ArtifactError
-        If the artifact is incomplete or its arrays disagree.
+        If the artifact is incomplete or the shapes of the arrays disagree.
     """
     folder = Path(folder)
     manifest = read_manifest(folder, "neighbors")
@@ -100,12 +108,12 @@ def load_graph(folder: str | Path) -> tuple[Graph, dict[str, Any]]:
 
 
 def load_heldout_graph(folder: str | Path) -> Graph:
-    """Load the nearest training prompts of the held-out ones, memory-mapped.
+    """Load the nearest training prompts of the held-out prompts, memory-mapped.
 
     Returns
     -------
     Graph
-        Row i is held-out prompt i; `indices` are numbers of training prompts.
+        Row i is held-out prompt i; `indices` are row numbers of training prompts.
     """
     folder = Path(folder)
     return Graph(

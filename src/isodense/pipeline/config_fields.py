@@ -1,4 +1,4 @@
-"""Params that hold fields of another library's settings, by name."""
+"""Validation of params that are passed on as fields of another library's config class."""
 
 from __future__ import annotations
 
@@ -9,26 +9,31 @@ from typing import Any
 
 
 def wrong_names(
-    key: str, given: Iterable[str], config: type[Any], own: Mapping[str, str]
+    key: str, names: Iterable[str], config: type[Any], reserved: Mapping[str, str]
 ) -> list[str]:
     """Return a fault for each name that is not a field, or is set by another param.
 
     Parameters
     ----------
     key : str
-        The param that holds the names.
-    given : iterable of str
-        The names.
+        The param that holds the names, for messages.
+    names : iterable of str
+        Names of fields in the param.
     config : type
-        The dataclass whose fields they are meant to be.
-    own : mapping of str to str
-        Fields that may not be given, with what sets them.
+        The dataclass with the fields.
+    reserved : mapping of str to str
+        Fields that are set by another param, with the name of that param.
+
+    Returns
+    -------
+    list of str
+        Faults, a line each.
     """
-    known = {field.name for field in fields(config)} - set(own)
+    known = {field.name for field in fields(config)} - set(reserved)
     faults = []
-    for name in given:
-        if name in own:
-            faults.append(f"{key}.{name} is set by {own[name]}")
+    for name in names:
+        if name in reserved:
+            faults.append(f"{key}.{name} is set by {reserved[name]}")
         elif name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             hint = f" (did you mean {near[0]!r}?)" if near else ""

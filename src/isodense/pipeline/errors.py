@@ -1,4 +1,4 @@
-"""Errors that isodense raises on purpose: each says what is wrong, where, and what to do next."""
+"""Exceptions of isodense; each message says what is wrong, where, and what to do next."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from pathlib import Path
 
 
 class IsodenseError(Exception):
-    """Base of all errors that a user can mend; stages print it without a traceback.
+    """Base of all errors that a user can correct; stages print it without a traceback.
 
     Parameters
     ----------
     message : str
         What is wrong.
     hint : str, optional
-        What to do next, as a sentence.
+        What to do next.
     """
 
     def __init__(self, message: str, hint: str = "") -> None:
@@ -29,14 +29,14 @@ def fault_lines(what: str | Path, faults: list[str]) -> str:
 
 
 class ParamsError(IsodenseError):
-    """Faults of ``params.yaml``, all of them at once.
+    """All faults of ``params.yaml``.
 
     Parameters
     ----------
     path : Path
         The params file.
     faults : list of str
-        One line per fault.
+        Faults, a line each.
     """
 
     def __init__(self, path: Path, faults: list[str]) -> None:
@@ -46,7 +46,7 @@ class ParamsError(IsodenseError):
 
 
 class DataError(IsodenseError):
-    """A malformed file or row of input.
+    """A malformed input file or row.
 
     Parameters
     ----------
@@ -70,22 +70,22 @@ class DataError(IsodenseError):
 
 
 class ArtifactError(IsodenseError):
-    """An artifact folder that is missing, incomplete, damaged or made for other prompts."""
+    """An artifact that is missing, incomplete, damaged, or belongs to other prompts."""
 
 
 class ModelError(IsodenseError):
-    """Model weights that cannot be fetched, verified or used."""
+    """A model that cannot be fetched, verified or used."""
 
 
 class TextError(ModelError):
-    """A text that an encoder gives no vector.
+    """A text that cannot be embedded.
 
     Parameters
     ----------
     message : str
         What is wrong.
     row : int
-        The text's number among those given.
+        Index of the first such text in the input.
     """
 
     def __init__(self, message: str, row: int) -> None:
@@ -94,4 +94,4 @@ class TextError(ModelError):
 
 
 class TrainingError(IsodenseError):
-    """A training or reward setting that cannot work."""
+    """A training or reward setting that is invalid or not supported."""

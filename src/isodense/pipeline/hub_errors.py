@@ -1,4 +1,4 @@
-"""What goes wrong between here and the Hugging Face Hub, as one clear error."""
+"""Errors of the Hugging Face Hub client, as errors of isodense with a hint."""
 
 from __future__ import annotations
 
@@ -10,16 +10,21 @@ from isodense.pipeline.errors import DataError
 
 @contextmanager
 def clear_errors(repo: str, what: str, hint: str) -> Iterator[None]:
-    """Turn what the Hub's client raises into a `DataError`.
+    """Turn exceptions of ``huggingface_hub`` inside the block into a `DataError`.
 
     Parameters
     ----------
     repo : str
         ``owner/name``.
     what : str
-        What is being fetched.
+        File or revision that is fetched, for the message.
     hint : str
-        What to do when the connection is at fault.
+        What to do if the connection fails.
+
+    Raises
+    ------
+    DataError
+        If the repository, revision or file does not exist, or cannot be fetched.
     """
     from huggingface_hub import errors
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""JSON lines, plain or gzipped: strict reading with file and line, canonical writing."""
+"""JSON lines, plain or gzipped: strict reading, errors with file and line, canonical writing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OnBadRow = Callable[[DataError], None]
 
 
 def raise_bad_row(error: DataError) -> None:
-    """Raise `error`: the strict way of treating a malformed row."""
+    """Raise `error`; the default for malformed rows."""
     raise error
 
 
@@ -27,15 +27,15 @@ def read_jsonl(
     Parameters
     ----------
     path : str or Path
-        A ``.jsonl`` or ``.jsonl.gz`` file (told apart by content).
+        A plain or gzipped file, recognised by content.
     on_bad_row : callable
-        Called with a `DataError` for a line that is not a JSON object in UTF-8; the line is left
-        out if it returns.
+        Called with a `DataError` for a line that is not a JSON object in UTF-8. If the call
+        returns, the line is skipped.
 
     Raises
     ------
     DataError
-        If the file is missing, or a gzip stream is damaged or cut short (never a row's fault).
+        If the file is missing, or the gzip stream is damaged or cut short.
     """
     path = Path(path)
     number = 0
@@ -56,12 +56,12 @@ def read_jsonl(
 
 
 def dumps(row: dict[str, Any]) -> str:
-    """Return `row` as one line of JSON, keys in their given order, text unescaped."""
+    """Return `row` as one line of JSON, with keys in order and non-ASCII text unescaped."""
     return json.dumps(row, ensure_ascii=False, separators=(", ", ": "), allow_nan=False)
 
 
 def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> int:
-    """Write `rows` to `path` and return their number."""
+    """Write `rows` to `path` and return the number of rows."""
     count = 0
     with Path(path).open("w", encoding="utf-8", newline="\n") as stream:
         for row in rows:

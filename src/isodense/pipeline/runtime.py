@@ -1,4 +1,4 @@
-"""What every stage shares: the seed and the device."""
+"""Section ``base`` of ``params.yaml``: seed and device, and the number of threads."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def resolve_device(device: str) -> str:
     Raises
     ------
     IsodenseError
-        If a GPU is asked for and there is none.
+        If a GPU is requested and torch sees none.
     """
     import torch
 
@@ -49,7 +49,7 @@ def resolve_device(device: str) -> str:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute on one thread for a while, where the order of sums decides the last bits."""
+    """Use one thread of torch and BLAS inside the block: threads change the order of sums."""
     import torch
     from threadpoolctl import threadpool_limits
 

@@ -1,7 +1,7 @@
-"""The frame of a stage script: logging, errors without tracebacks, one summary line, timings.
+"""Running a stage script: logging, errors without tracebacks, one summary line, timings.
 
 Timings, peak memory and versions go to ``logs/<stage>.json``, which neither git nor DVC tracks,
-because artifacts must repeat to the byte.
+because artifacts must be reproducible to the byte.
 """
 
 from __future__ import annotations
@@ -27,48 +27,50 @@ log = logging.getLogger("isodense")
 
 def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
     """Return the argument parser of a stage, with ``--params``."""
-    made = argparse.ArgumentParser(
+    result = argparse.ArgumentParser(
         prog=f"stages/{name}.py", description=doc, formatter_class=argparse.RawTextHelpFormatter
     )
-    made.add_argument("--params", type=Path, default=Path("params.yaml"), help="params file")
-    return made
+    result.add_argument("--params", type=Path, default=Path("params.yaml"), help="params file")
+    return result
 
 
 def progress() -> dict[str, Any]:
-    """Return the tqdm settings of the project: on stderr, silent in CI."""
+    """Return keyword arguments for tqdm: on stderr, silent in CI."""
     return {"disable": bool(os.environ.get("CI")) or None, "mininterval": 0.5, "file": sys.stderr}
 
 
 def cache() -> Path:
-    """Return the scratch folder outside all outputs, shared by all workspaces of a clone.
+    """Return the folder of intermediate results, which is outside DVC outputs.
 
-    DVC sets ``DVC_ROOT`` to the main clone also in temporary and queued experiments.
+    All workspaces of a clone share it, since DVC sets ``DVC_ROOT`` to the main clone in temporary
+    and queued experiments, too.
     """
     default = Path(os.environ.get("DVC_ROOT", "."), ".cache", "isodense")
     return Path(os.environ.get("ISODENSE_CACHE", default))
 
 
 def relaunch(argv: list[str]) -> None:
-    """Replace this process by the launcher that ``ISODENSE_LAUNCH`` names, running this script.
+    """Replace this process by the launcher in ``ISODENSE_LAUNCH``, which runs this script.
 
-    A command such as ``torchrun --nproc-per-node 8`` is not a param: the same stage runs on a
-    laptop and on a node, and gives the same bytes.
+    A command such as ``torchrun --nproc-per-node 8`` is not a param, because a stage gives the same
+    bytes on a laptop and on a node. Nothing happens if the variable is empty, or in a process that
+    a launcher has started.
 
     Parameters
     ----------
     argv : list of str
-        The script's arguments.
+        Arguments of the script.
 
     Raises
     ------
     IsodenseError
-        If there is no such command.
+        If the command cannot be run.
     """
     launcher = shlex.split(os.environ.get("ISODENSE_LAUNCH", ""))
     if not launcher or "RANK" in os.environ:
         return
-    del os.environ["ISODENSE_LAUNCH"]  # a launcher of one process need not set RANK
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "120")  # to finish a step; it is 30
+    del os.environ["ISODENSE_LAUNCH"]  # not every launcher of one process sets RANK
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "120")  # not 30 s: to finish a step
     try:
         os.execvp(launcher[0], [*launcher, sys.argv[0], *argv])  # noqa: S606 - the user's own
     except OSError as error:
@@ -77,12 +79,12 @@ def relaunch(argv: list[str]) -> None:
 
 
 def run(name: str, main: Callable[[list[str]], str]) -> None:
-    """Run a stage's `main` and exit.
+    """Run the `main` of a stage; on an error, print it and exit.
 
     Parameters
     ----------
     name : str
-        The stage.
+        Name of the stage.
     main : callable
         Takes the command-line arguments and returns the summary line.
     """

@@ -1,8 +1,8 @@
-"""What makes two prompts the same prompt, and which prompts are held out.
+"""Identity of prompts: canonical form, id, split and the text to embed.
 
-A prompt is a conversation: a list of ``{"role", "content"}`` messages whose last one is the
-user's. Its canonical form applies Unicode NFC and folds white space, and its id is a hash of that
-form: the same conversation has the same id in every data set, on every machine, for ever.
+A prompt is a conversation: a list of ``{"role", "content"}`` messages that ends with a user
+message. The canonical form applies Unicode NFC and folds white space, and the id is a hash of that
+form: a conversation has the same id in every data set and on every machine.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def canonical(messages: list[Message]) -> list[Message]:
 
 
 def prompt_id(messages: list[Message]) -> str:
-    """Return the prompt's id: 32 hex digits of SHA-256 of the canonical conversation as JSON."""
+    """Return the id of a prompt: 32 hex digits of SHA-256 of the canonical conversation as JSON."""
     text = json.dumps(
         canonical(messages), sort_keys=True, ensure_ascii=False, separators=(",", ":")
     )
@@ -42,8 +42,8 @@ def prompt_id(messages: list[Message]) -> str:
 def is_heldout(identifier: str, fraction: float) -> bool:
     """Return whether a prompt is in the held-out split.
 
-    The id is itself a uniform hash, so this depends on nothing but the prompt: appending data
-    never moves a prompt from one split to the other, and a larger `fraction` only adds prompts.
+    The id is a uniform hash, so the split depends on the prompt only: appending data never moves a
+    prompt from one split to the other, and a larger `fraction` only adds prompts.
 
     Parameters
     ----------
@@ -56,10 +56,10 @@ def is_heldout(identifier: str, fraction: float) -> bool:
 
 
 def encoder_text(messages: list[Message]) -> str:
-    """Return what the encoder reads: the user's words, or the labelled turns of a dialogue.
+    """Return the text to embed: the user message, or the turns of a dialogue with their roles.
 
-    System messages and chat templates are left out: boilerplate that many prompts share would draw
-    them all together.
+    System messages and chat templates are left out, since text that many prompts share would make
+    their embeddings similar.
     """
     messages = [
         message

@@ -1,9 +1,9 @@
-"""From pairs to unique prompts, in order of first appearance.
+"""Exact deduplication: from pairs to unique prompts, in order of first appearance.
 
-Two prompts are one when their canonical conversations agree
-(:mod:`isodense.prompts.conversations`). What was asked often keeps its ``count`` and the sources it
-came from. The stored conversation is the first one seen, with its own white space; ``text`` is what
-the encoder reads.
+Two prompts are duplicates if their canonical conversations are equal
+(:mod:`isodense.prompts.conversations`). A unique prompt keeps the number of occurrences
+(``count``) and their sources. The stored conversation is that of the first occurrence, with white
+space unchanged; ``text`` is what the encoder embeds.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from isodense.prompts.reader import FILE, PromptSet
 
 
 def unique_prompts(pairs: Iterable[dict[str, Any]], heldout: float) -> PromptSet:
-    """Collapse the prompts of `pairs`.
+    """Return the unique prompts of `pairs`; prompts without text are skipped.
 
     Parameters
     ----------
     pairs : iterable of dict
         Rows of ``data/pairs``.
     heldout : float
-        Share of prompts held out.
+        Share of prompts held out, in [0, 1).
 
     Returns
     -------
     PromptSet
-        In order of first appearance. A prompt that came with several labels keeps the first.
+        Prompts in order of first appearance. A prompt with several labels keeps the first.
     """
     rows: dict[str, dict[str, Any]] = {}
     for pair in pairs:
@@ -63,7 +63,7 @@ def unique_prompts(pairs: Iterable[dict[str, Any]], heldout: float) -> PromptSet
 
 
 def statistics(prompts: PromptSet) -> dict[str, Any]:
-    """Return what a person wants to know of a prompt set before training on it."""
+    """Return the metrics of the stage: counts of prompts and pairs, lengths, sources."""
     counts = np.array([row["count"] for row in prompts.rows])
     chars = np.array([len(row["text"]) for row in prompts.rows])
     sources = Counter[str]()
@@ -105,7 +105,7 @@ def publish(
     Raises
     ------
     DataError
-        If there is no valid prompt, or none is left to train on.
+        If there is no valid prompt, or all prompts are held out.
     """
     prompts = unique_prompts(pairs, params.heldout)
     hint = "check download.sources and run `dvc repro download`"
@@ -114,15 +114,15 @@ def publish(
     if not prompts.positions("train"):
         message = f"all {len(prompts)} prompts are held out"
         raise DataError(message, "data/prompts", hint="lower prompts.heldout, or add prompts")
-    with publishing(out) as scratch:
-        write(prompts, as_dict(params), pairs_sha256, scratch)
+    with publishing(out) as folder:
+        write(prompts, as_dict(params), pairs_sha256, folder)
     return statistics(prompts)
 
 
 def write(
     prompts: PromptSet, params: dict[str, Any], pairs_sha256: str | None, folder: Path
 ) -> dict[str, Any]:
-    """Write the files of a prompts artifact into an empty folder and return its manifest."""
+    """Write the files of a prompts artifact into an empty folder and return the manifest."""
     write_jsonl(folder / FILE, prompts.rows)
     return write_manifest(
         folder,

@@ -1,7 +1,7 @@
 """Reading the prompts artifact: ids, conversations and splits, in the order of all row arrays.
 
-:func:`load_prompts` keeps whole rows; :func:`load_columns` keeps what a stage needs that never
-looks at a conversation, and holds a million prompts in a fifth of a gigabyte.
+:func:`load_prompts` returns whole rows; :func:`load_columns` returns ids, splits, occurrences and
+labels only, for stages that need no conversations: 0.2 GB for a million prompts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class PromptSet:
     Attributes
     ----------
     rows : list of dict
-        As stored: ``id, prompt, text, count, sources, split`` and, where known, ``label``.
+        Rows as stored: ``id, prompt, text, count, sources, split`` and, if known, ``label``.
+        ``count`` is the number of occurrences.
     """
 
     rows: list[dict[str, Any]]
@@ -45,12 +46,12 @@ class PromptSet:
 
     @property
     def texts(self) -> list[str]:
-        """What the encoder reads, in row order."""
+        """Texts that the encoder embeds, in row order."""
         return [row["text"] for row in self.rows]
 
     @property
     def labels(self) -> list[str] | None:
-        """Known labels in row order, or None unless every row has one."""
+        """Labels in row order; None unless every row has one."""
         return _all_known([row.get("label") for row in self.rows])
 
     @property
@@ -69,7 +70,7 @@ class PromptSet:
 
 @dataclass(frozen=True)
 class Columns:
-    """What is known of unique prompts beside their conversations, in order of first appearance.
+    """Columns of the prompts artifact without conversations, in order of first appearance.
 
     Attributes
     ----------
@@ -78,9 +79,9 @@ class Columns:
     heldout : ndarray of shape (n,), bool
         Whether a prompt is held out of training.
     counts : ndarray of shape (n,), int64
-        Pairs that ask it.
+        Occurrences: the number of pairs with the prompt.
     row_labels : list of str or None
-        Its label, None where unknown.
+        Label of each prompt, None where unknown.
     """
 
     ids: list[str]
@@ -93,7 +94,7 @@ class Columns:
 
     @property
     def labels(self) -> list[str] | None:
-        """Known labels in row order, or None unless every row has one."""
+        """Labels in row order; None unless every row has one."""
         return _all_known(self.row_labels)
 
     @property
@@ -120,25 +121,35 @@ Loaded = TypeVar("Loaded", PromptSet, Columns)
 
 
 def load_prompts(folder: str | Path) -> PromptSet:
-    """Load ``data/prompts`` and check that the rows are those of its manifest.
+    """Load ``data/prompts`` and check that the rows are those of the manifest.
+
+    Parameters
+    ----------
+    folder : str or Path
+        The prompts artifact.
 
     Raises
     ------
     ArtifactError
-        If the artifact is incomplete or its ids are not the manifest's.
+        If the artifact is incomplete or the ids do not match the manifest.
     """
     return _load(folder, lambda rows: PromptSet(list(rows)))
 
 
 def load_columns(folder: str | Path) -> Columns:
-    """Load ids, splits, counts and labels of ``data/prompts``, with the checks of `load_prompts`.
+    """Load ids, splits, occurrences and labels of ``data/prompts``, checked as by `load_prompts`.
 
-    Rows are read one by one and their conversations dropped.
+    Rows are read one by one, so that conversations are never all in memory.
+
+    Parameters
+    ----------
+    folder : str or Path
+        The prompts artifact.
 
     Raises
     ------
     ArtifactError
-        If the artifact is incomplete or its ids are not the manifest's.
+        If the artifact is incomplete or the ids do not match the manifest.
     """
     return _load(folder, _columns)
 

@@ -1,7 +1,8 @@
-"""Drawing prompts by weight: stateless draws, a sampler for data loaders, spread subsets.
+"""Weighted sampling of prompts: stateless draws, a sampler for data loaders, diverse subsets.
 
-Draw ``i`` of the stream of a seed depends on the weights, the seed and ``i`` alone, so a run that
-resumes at draw ``i`` or splits the stream over any number of processes sees the same prompts.
+A seed defines a stream of draws. Draw ``i`` depends on the weights, the seed and ``i`` only, so a
+run that resumes at draw ``i``, or splits the stream over any number of processes, sees the same
+prompts.
 """
 
 from __future__ import annotations
@@ -28,24 +29,26 @@ def draw(
     Parameters
     ----------
     weights : ndarray of shape (n,)
-        Finite, not negative, not all zero; need not sum to 1. Any n: no limit at 2**24.
+        Finite, not negative, not all zero; need not sum to 1. Unlike in torch.multinomial, n may
+        exceed 2**24.
     size : int
         Number of draws.
     seed : int
-        Names the stream.
+        Seed of the stream.
     start : int
         Number of draws of the stream to skip.
     replacement : bool
-        If false, the stream is a chain of passes. In a pass every row of positive probability
-        comes once, in the order of successive weighted draws from the rows that are left
-        (Efraimidis & Spirakis, 2006). A call computes whole passes: n log n each.
+        If false, the stream is a sequence of passes. A pass draws every row of positive probability
+        once, by successive weighted draws without replacement (Efraimidis & Spirakis, 2006). A call
+        computes whole passes, n log n each.
     uniform : float
-        Share of the draws, from 0 to 1, that is uniform over all n rows: a row's probability is
+        Share of the draws, in [0, 1], that is uniform over all n rows: the probability of a row is
         (1 − uniform) · w / Σw + uniform / n.
 
     Returns
     -------
     ndarray of shape (size,), int64
+        Row numbers.
 
     Raises
     ------
@@ -77,21 +80,23 @@ class DistributedWeightedSampler(Sampler[int]):
 
     Rank r takes draws r, r + num_replicas, r + 2·num_replicas, … of one stream, so the union over
     ranks is the same at any number of processes. With replacement, epoch e is the `num_samples`
-    draws of :func:`draw` from draw e · num_samples on: one epoch continues the other. Without,
-    epoch e is the first `num_samples` draws of pass e, so that no row comes twice in an epoch and
-    every epoch follows the weights; what is left of a pass is not drawn.
+    draws of :func:`draw` from draw e · num_samples on, so epochs continue one stream. Without
+    replacement, epoch e is the first `num_samples` draws of pass e, so no row comes twice in an
+    epoch and every epoch follows the weights; the rest of a pass is not used.
 
     Parameters
     ----------
     weights : ndarray of shape (n,)
         See :func:`draw`.
     num_samples : int
-        Draws per epoch over all ranks; a multiple of `num_replicas`. Without replacement at most
+        Draws per epoch over all ranks, a multiple of `num_replicas`. Without replacement at most
         the number of rows of positive probability.
-    num_replicas, rank : int
-        Number of processes and this one's number.
+    num_replicas : int
+        Number of processes.
+    rank : int
+        Number of this process, from 0.
     seed : int
-        Names the stream.
+        Seed of the stream.
     replacement : bool
         Whether a row can come twice in an epoch.
     uniform : float
@@ -104,9 +109,9 @@ class DistributedWeightedSampler(Sampler[int]):
 
     Notes
     -----
-    Under accelerate, build the sampler with ``num_replicas=1``: ``Accelerator.prepare`` deals whole
-    batches of the one stream out to the processes, and calls `set_epoch` with its own count of
-    epochs. To resume, call ``loader.set_epoch(state["epoch"])`` on the prepared loader first and
+    Under accelerate, build the sampler with ``num_replicas=1``: ``Accelerator.prepare`` distributes
+    whole batches of one stream over the processes, and calls `set_epoch` by a counter of its own.
+    To resume, call ``loader.set_epoch(state["epoch"])`` on the prepared loader first and
     `load_state_dict` after it; see ``docs/sampling.md``.
     """
 
@@ -148,28 +153,33 @@ class DistributedWeightedSampler(Sampler[int]):
         self.epoch += 1
 
     def set_epoch(self, epoch: int) -> None:
-        """Move to the start of an epoch; the one in hand keeps its position."""
+        """Move to the start of an epoch; nothing changes if it is the current one."""
         if epoch != self.epoch:
             self.epoch, self._position, self._resume_at = epoch, 0, 0
 
     def state_dict(self) -> dict[str, int]:
-        """Return where the stream stands: epoch, and draws of it over all ranks.
+        """Return the epoch, and the number of draws taken in it over all ranks, as ``drawn``.
 
-        A DataLoader with workers, or one that accelerate has prepared, reads ahead of what it has
-        handed out. In the middle of an epoch, count there what you have used: ``{"epoch": epoch,
-        "drawn": steps * global_batch_size}`` is the state after that many steps.
+        A DataLoader with workers, or one that accelerate has prepared, prefetches, so in the middle
+        of an epoch ``drawn`` counts more than the run has used. Then build the state from the
+        number of steps: ``{"epoch": epoch, "drawn": steps * global_batch_size}``.
         """
         return {"epoch": self.epoch, "drawn": self._position * self.num_replicas}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue where `state` was taken, at the same or another number of processes.
+        """Continue at a state, with the same or another number of processes.
 
-        All else that the sampler was built with has to be the same.
+        All other arguments of the sampler have to be the same as those of the interrupted run.
+
+        Parameters
+        ----------
+        state : dict
+            ``epoch`` and ``drawn``, see :meth:`state_dict`.
 
         Raises
         ------
         IsodenseError
-            If the draws taken so far do not divide among the processes, or exceed an epoch.
+            If the draws taken so far do not divide by the number of processes, or exceed an epoch.
         """
         drawn = state["drawn"]
         if drawn % self.num_replicas:
@@ -185,55 +195,56 @@ class DistributedWeightedSampler(Sampler[int]):
 def select(
     weights: np.ndarray, graph: Graph, size: int, spread: bool = True, seed: int = 0
 ) -> np.ndarray:
-    """Choose a subset without replacement, by weight and, with `spread`, away from itself.
+    """Choose a subset by weighted draws without replacement and, with `spread`, diverse.
 
-    After each draw the weights of the drawn prompt's graph neighbours, in both directions, are
-    multiplied by 1 − exp(−d² / 2r₀²), r₀ the median distance to the k-th neighbour.
+    With `spread`, each draw multiplies the weights of the drawn prompt's neighbours in the graph,
+    in both directions, by 1 − exp(−d² / 2r₀²), where r₀ is the median distance to the k-th
+    neighbour.
 
     Parameters
     ----------
     weights : ndarray of shape (n,)
         See :func:`draw`.
     graph : Graph
-        Of the same n rows.
+        Graph of the same n rows.
     size : int
-        At most n.
+        Number of prompts, at most the number of positive weights.
     spread : bool
-        Whether a drawn prompt lowers its neighbours' weights.
+        Whether a drawn prompt lowers the weights of its neighbours.
     seed : int
-        Names the subset.
+        Seed of the draws.
 
     Returns
     -------
     ndarray of shape (size,), int64
-        Row numbers in the order of choice.
+        Row numbers in the order of the draws.
 
     Raises
     ------
     IsodenseError
-        If the weights cannot be used, do not match the graph, or `size` exceeds n.
+        If the weights cannot be used, do not match the graph, or `size` is out of range.
     """
-    left = _checked(weights).copy()
-    if len(left) != len(graph) or not 0 <= size <= np.count_nonzero(left):
-        message = f"{size} of {len(left)} weights over a graph of {len(graph)} rows"
+    current = _checked(weights).copy()
+    if len(current) != len(graph) or not 0 <= size <= np.count_nonzero(current):
+        message = f"{size} of {len(current)} weights over a graph of {len(graph)} rows"
         raise IsodenseError(message, "pass the graph of the same prompts, and a size below theirs")
-    keep = _survival(graph)
+    factors = _spread_factors(graph)
     chosen = np.empty(size, dtype=np.int64)
     for step, uniform in enumerate(_uniforms(size, seed, 0)):
-        if not left.any():  # every prompt left is a copy of a chosen one
-            left = np.asarray(weights, dtype=np.float64).copy()
-            left[chosen[:step]] = 0
-        cumulative = np.cumsum(left)
+        if not current.any():  # every remaining prompt is a duplicate of a chosen one
+            current = np.asarray(weights, dtype=np.float64).copy()
+            current[chosen[:step]] = 0
+        cumulative = np.cumsum(current)
         index = np.searchsorted(cumulative, uniform * cumulative[-1], side="right")
-        chosen[step] = min(index, np.flatnonzero(left)[-1])
-        row = slice(*keep.indptr[chosen[step] : chosen[step] + 2])
+        chosen[step] = min(index, np.flatnonzero(current)[-1])
+        row = slice(*factors.indptr[chosen[step] : chosen[step] + 2])
         if spread:
-            left[keep.indices[row]] *= keep.data[row]
-        left[chosen[step]] = 0
+            current[factors.indices[row]] *= factors.data[row]
+        current[chosen[step]] = 0
     return chosen
 
 
-def _survival(graph: Graph):  # type: ignore[no-untyped-def]  # noqa: ANN202 (a scipy csr_array)
+def _spread_factors(graph: Graph):  # type: ignore[no-untyped-def]  # noqa: ANN202 (a scipy csr_array)
     """Return factors 1 − exp(−d² / 2r₀²) of the graph's edges in both directions."""
     from scipy.sparse import csr_array
 
@@ -259,7 +270,10 @@ def _checked(weights: np.ndarray) -> np.ndarray:
 
 
 def _mixed(weights: np.ndarray, uniform: float) -> np.ndarray:
-    """Return checked weights with a share of uniform draws mixed in, float64."""
+    """Return the probabilities of a mixture of weighted and uniform draws, float64.
+
+    Without uniform draws, the weights are returned unscaled.
+    """
     if not 0 <= uniform <= 1:
         message = f"uniform = {uniform} is not in 0 … 1"
         raise IsodenseError(message, "it is the share of draws that is uniform over all rows")
@@ -269,7 +283,7 @@ def _mixed(weights: np.ndarray, uniform: float) -> np.ndarray:
 
 
 def _draw_passes(weights: np.ndarray, size: int, seed: int, start: int) -> np.ndarray:
-    """Return draws `start` … `start + size` of the chain of passes without replacement."""
+    """Return `size` draws from draw `start` on, of the sequence of passes without replacement."""
     rows = np.flatnonzero(weights)
     first, last = start // len(rows), -(-(start + size) // len(rows))
     passes = [rows[_order(weights, rows, seed, number)] for number in range(first, last)]
@@ -284,13 +298,16 @@ def _order(weights: np.ndarray, rows: np.ndarray, seed: int, number: int) -> np.
     draws without replacement (Efraimidis & Spirakis, Information Processing Letters 97, 2006).
     """
     uniforms = _uniforms(len(weights), seed, number * len(weights))[rows]
-    with np.errstate(over="ignore"):  # the key of a weight near 0 may be infinite: it comes last
-        keys = -np.log1p(-uniforms) / weights[rows]  # of 1 − u, which is never 0
+    with np.errstate(over="ignore"):  # the key of a weight near 0 may be infinite: it sorts last
+        keys = -np.log1p(-uniforms) / weights[rows]  # log(1 − u), as u may be 0 but never 1
     return np.argsort(keys, kind="stable")
 
 
 def _uniforms(size: int, seed: int, start: int) -> np.ndarray:
-    """Return numbers `start` … `start + size` of the seed's stream; Philox steps give 4 each."""
+    """Return `size` numbers in [0, 1) from number `start` on of the stream of a seed.
+
+    A step of the counter of Philox gives four numbers.
+    """
     bits = np.random.Philox(seed)
     bits.advance(start // 4)
     return np.random.Generator(bits).random(size + start % 4)[start % 4 :]

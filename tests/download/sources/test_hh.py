@@ -134,7 +134,7 @@ def test_refusals_are_clear(served: Hub, target: str, status: int, words: list[s
     assert all(word in str(caught.value) for word in words), caught.value
 
 
-def test_missing_repository_revision_and_split_are_told_apart(hub: Hub, tmp_path: Path):
+def test_missing_repository_revision_and_split_have_errors_of_their_own(hub: Hub, tmp_path: Path):
     with pytest.raises(DataError, match="no such repository"):
         load()
     rows = {"harmless-base/test.jsonl.gz": [row("t")]}

@@ -1,5 +1,5 @@
-"""What ``isodense doctor`` checks: each module holds checks of one kind, each check a function.
+"""Checks of ``isodense doctor``: each module holds checks of one kind, each check a function.
 
 A check takes a :class:`isodense.doctor.checks.project.Project` and yields findings. It changes
-nothing, fetches nothing, and yields nothing about what is not there yet.
+nothing and fetches nothing, and yields nothing about artifacts that do not exist yet.
 """

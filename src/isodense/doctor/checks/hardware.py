@@ -1,4 +1,4 @@
-"""Whether the GPU that is asked for is there, computes in the dtype, and holds the training."""
+"""Checks of the GPU: whether it is available, supports the dtype, and has enough memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DDP = "ISODENSE_LAUNCH='accelerate launch --config_file configs/ddp.yaml'"
 
 
 def check_device(project: Project) -> Iterator[Finding]:
-    """Whether base.device is there, and how many GPUs a process would see."""
+    """Whether ``base.device`` is available, and how many GPUs a process sees."""
     import torch
 
     base = project.sections.get("base")
@@ -38,7 +38,7 @@ def check_device(project: Project) -> Iterator[Finding]:
 
 
 def check_dtype(project: Project) -> Iterator[Finding]:
-    """Whether the device computes in bfloat16, where that is what it would do."""
+    """Whether the device supports bfloat16, if params ask for it."""
     import torch
 
     base, train = project.sections.get("base"), project.sections.get("train")
@@ -57,7 +57,7 @@ def check_dtype(project: Project) -> Iterator[Finding]:
 
 
 def check_gpu_memory(project: Project) -> Iterator[Finding]:
-    """Whether training fits onto a GPU."""
+    """Whether training fits into the memory of a GPU."""
     import torch
 
     base, train = project.sections.get("base"), project.sections.get("train")

@@ -1,4 +1,4 @@
-"""What is installed, and whether DVC's stages would run it."""
+"""Checks of what is installed, and whether DVC's stages would run it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ INSTALL = "run `make repro`, or `pip install --editable .` in this project's env
 
 
 def check_packages(_: Project) -> Iterator[Finding]:
-    """Whether every package that isodense needs is there and new enough."""
+    """Whether every package that isodense requires is installed in a version that it supports."""
     from packaging.requirements import Requirement
 
     try:
@@ -39,7 +39,7 @@ def check_packages(_: Project) -> Iterator[Finding]:
 
 
 def check_checkout(project: Project) -> Iterator[Finding]:
-    """Whether the isodense that runs is this checkout's, as the stages' is."""
+    """Whether the imported isodense is that of this checkout, as in the stages."""
     import isodense
 
     here, found = project.root / "src" / "isodense", Path(str(isodense.__file__)).parent
@@ -53,7 +53,7 @@ def check_checkout(project: Project) -> Iterator[Finding]:
 
 
 def check_path(_: Project) -> Iterator[Finding]:
-    """Whether ``python`` and ``dvc``, which stages and the queue call by name, are these ones."""
+    """Whether ``python`` and ``dvc`` on ``PATH``, which stages call, are of this environment."""
     here, name = Path(sys.executable).parent, "environment"
     for command in ("python", "dvc"):
         found = shutil.which(command)

@@ -1,7 +1,7 @@
-"""Ask one remote for its list, in a process of its own that can be stopped when it hangs.
+"""Script that asks one remote to list its files, in a process that can be killed when it hangs.
 
-Run by file name with the project's folder and the remote's name; what it prints is JSON. An error
-of the remote's own library ends it, and is the last line of standard error.
+Arguments are the project's folder and the remote's name; the output is JSON. Other errors of the
+remote's library end the process; the last line of standard error says what is wrong.
 """
 
 from __future__ import annotations
@@ -18,7 +18,15 @@ WRONG = "check the network, and its url, endpoint and credentials: dvc remote li
 
 
 def probe(root: str, name: str) -> tuple[str, str, str]:
-    """Return level, text and hint."""
+    """Return level, text and hint of a finding about one remote.
+
+    Parameters
+    ----------
+    root : str
+        Folder of the project.
+    name : str
+        Name of the remote.
+    """
     from dvc.config import Config
     from dvc.exceptions import DvcException
     from dvc.fs import get_cloud_fs
@@ -32,15 +40,15 @@ def probe(root: str, name: str) -> tuple[str, str, str]:
         return "problem", f"needs {', '.join(error.missing_deps)}, not installed", _pip(error.url)
     except PermissionError as error:
         return "problem", f"refuses: {error}", f"check who you are there; {WRONG}"
-    except ImportError as error:  # of a package that comes with an extra
+    except ImportError as error:  # the extra of the remote is missing
         return "problem", f"cannot be used: {error}", _pip(config["remote"][name]["url"])
     except (DvcException, OSError) as error:
         return "problem", f"does not answer: {error}", WRONG
 
 
 def _list(fs: Any, path: str, root: str) -> str:
-    """Return in words what lies at a remote's path."""
-    if fs.protocol in ("http", "https"):  # whose servers need not list folders
+    """Return the finding's text about the files at the path of a remote."""
+    if fs.protocol in ("http", "https"):  # web servers need not list folders
         if not any(map(fs.exists, [path, *_objects(f"{path}/files/md5", root)])):
             raise OSError("nothing can be read there")
         return "answers"
@@ -55,7 +63,7 @@ def _list(fs: Any, path: str, root: str) -> str:
 
 
 def _objects(store: str, root: str) -> list[str]:
-    """Return where the outputs in dvc.lock would lie in a store."""
+    """Return the paths in a store of the outputs in ``dvc.lock``."""
     try:
         lock = yaml.safe_load(Path(root, "dvc.lock").read_text(encoding="utf-8"))
     except OSError:

@@ -1,4 +1,4 @@
-"""A checkout as the checks see it: params, metrics, DVC's settings, and what is computed."""
+"""A checkout as the checks see it: params, metrics, DVC's settings, results."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ def section_class(section: str) -> type[params.Params]:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found.
+    """Result of a check.
 
     Attributes
     ----------
     name : str
-        What was looked at.
+        Name of the thing that was checked.
     level : {"ok", "warning", "problem"}
-        A problem makes a stage fail, or what it computes wrong or lost.
+        A problem makes a stage fail, or makes results wrong or lost.
     text : str
-        How it is.
+        Description of the state.
     hint : str
-        What to do about it; empty where all is well.
+        What to do about it; empty if nothing.
     """
 
     name: str
@@ -79,6 +79,7 @@ class Project:
 
     @cached_property
     def _loaded(self) -> tuple[dict[str, Any], list[str]]:
+        """Valid sections by name, and all faults."""
         sections, faults = {}, []
         for name in params.SECTIONS:
             try:
@@ -90,7 +91,7 @@ class Project:
 
     @property
     def sections(self) -> dict[str, Any]:
-        """Sections of ``params.yaml`` without faults, as the stages read them."""
+        """Params objects of the sections without faults, by name."""
         return self._loaded[0]
 
     @property
@@ -99,7 +100,7 @@ class Project:
         return self._loaded[1]
 
     def metrics(self, path: str) -> dict[str, Any]:
-        """Return the metrics file `path`; empty where it cannot be read."""
+        """Return the contents of the JSON file `path`; empty if it cannot be read."""
         try:
             found = json.loads((self.root / path).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -108,7 +109,7 @@ class Project:
 
     @property
     def launcher(self) -> list[str]:
-        """Words of ``ISODENSE_LAUNCH``."""
+        """Command in ``ISODENSE_LAUNCH``, split into words."""
         command = os.environ.get("ISODENSE_LAUNCH", "")
         try:
             return shlex.split(command)
@@ -117,18 +118,18 @@ class Project:
 
     @property
     def processes(self) -> int:
-        """How many processes the launcher starts on this machine; 1 where it does not say."""
+        """Number of processes that the launcher starts on this machine; 1 if not given."""
         found = PROCESSES.search(" ".join(self.launcher))
         return int(found[1]) if found else 1
 
     @cached_property
     def dvc(self) -> Any:
-        """DVC's settings from all its files: system, global, the repository's, local.
+        """DVC's settings of all levels: system, global, repository and local.
 
         Raises
         ------
         IsodenseError
-            If one of them is malformed.
+            If one of the settings files is malformed.
         """
         from dvc.config import Config, ConfigError
 
@@ -139,18 +140,18 @@ class Project:
             raise IsodenseError(message, "correct .dvc/config or .dvc/config.local") from None
 
     @property
-    def cache(self) -> Path:
+    def dvc_cache(self) -> Path:
         """DVC's cache."""
         return Path(self.dvc["cache"].get("dir") or self.root / ".dvc" / "cache")
 
     @property
-    def scratch(self) -> Path:
-        """Where stages keep what spares them work."""
+    def cache(self) -> Path:
+        """Folder of intermediate results of the stages, outside DVC outputs."""
         return Path(os.environ.get("ISODENSE_CACHE", self.root / ".cache" / "isodense"))
 
 
 def size(number: float) -> str:
-    """Return bytes as people write them.
+    """Return a number of bytes as text, in decimal units.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Whether each of DVC's remotes answers, and refuses what is damaged."""
+"""Checks of whether each of DVC's remotes answers, and whether its files are verified."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from isodense.doctor.checks.probe import WRONG
 from isodense.doctor.checks.project import Finding, Level, Project
 from isodense.sampling.remote import without_password
 
-PATIENCE = 15.0  # seconds for all remotes: they are asked at the same time
+TIMEOUT = 15.0  # seconds for all remotes, which are asked in parallel
 PROBE = Path(__file__).with_name("probe.py")
 
 
 def check_remotes(project: Project) -> Iterator[Finding]:
-    """Ask every remote for its list, all at once."""
+    """Whether every remote can list its files; all are asked in parallel."""
     remotes = project.dvc["remote"]
     default = project.dvc["core"].get("remote")
     if not remotes:
@@ -28,9 +28,10 @@ def check_remotes(project: Project) -> Iterator[Finding]:
     if default not in remotes:
         text = f"the default remote {default!r} is not configured" if default else "none is default"
         yield Finding("remotes", "warning", text, f"dvc remote default {next(iter(remotes))}")
-    asked, end = {name: _ask(project, name) for name in remotes}, time.monotonic() + PATIENCE
+    processes = {name: _ask(project, name) for name in remotes}
+    end = time.monotonic() + TIMEOUT
     for name, settings in remotes.items():
-        level, text, hint = _answer(asked[name], end - time.monotonic())
+        level, text, hint = _answer(processes[name], end - time.monotonic())
         shown = without_password(f"{settings.get('url')} {text}")
         yield Finding(f"remote {name}", level, shown, hint)
         if not settings.get("verify"):
@@ -47,15 +48,15 @@ def _ask(project: Project, name: str) -> subprocess.Popen[str]:
     )
 
 
-def _answer(asked: subprocess.Popen[str], patience: float) -> tuple[Level, str, str]:
+def _answer(process: subprocess.Popen[str], timeout: float) -> tuple[Level, str, str]:
     try:
-        out, error = asked.communicate(timeout=max(patience, 0.1))
+        out, error = process.communicate(timeout=max(timeout, 0.1))
     except subprocess.TimeoutExpired:
-        asked.kill()
-        asked.communicate()
-        return "problem", f"has not answered within {PATIENCE:.0f} s", WRONG
-    if asked.returncode:
+        process.kill()
+        process.communicate()
+        return "problem", f"has not answered within {TIMEOUT:.0f} s", WRONG
+    if process.returncode:
         lines = [line for line in error.splitlines() if line.strip()]
-        return "problem", f"fails: {lines[-1] if lines else asked.returncode}", WRONG
+        return "problem", f"fails: {lines[-1] if lines else process.returncode}", WRONG
     level, text, hint = json.loads(out)
     return level, text, hint

@@ -1,4 +1,4 @@
-"""Whether what has been computed so far suits what comes next."""
+"""Checks of results against the params of the stages that use them."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ from isodense.pipeline.artifact import read_manifest
 from isodense.pipeline.errors import TrainingError
 
 SAMPLE = 500  # prompts whose tokens are counted
-OFTEN = 0.05  # share of prompts cut or skipped that is worth a word
+OFTEN = 0.05  # share of truncated or skipped prompts above which the check warns
 
 
 def check_context(project: Project) -> Iterator[Finding]:
-    """Whether the longest prompt and answer of training fit into the policy's context."""
-    train, context = (
-        project.sections.get("train"),
-        policy_config(project).get("max_position_embeddings"),
-    )
+    """Whether the longest prompt and completion of training fit into the policy's context."""
+    train = project.sections.get("train")
+    context = policy_config(project).get("max_position_embeddings")
     if train is None or not isinstance(context, int):
         return
     tokens = train.max_prompt_tokens + train.max_completion_tokens
@@ -33,16 +31,16 @@ def check_context(project: Project) -> Iterator[Finding]:
 
 
 def check_lengths(project: Project) -> Iterator[Finding]:
-    """How many prompts training would pass over, and how many the encoder has cut."""
+    """How many prompts are too long for training, and how many the encoder has truncated."""
     train, prompts = project.sections.get("train"), project.root / "data" / "prompts"
     policy = project.root / "models" / "policy"
     if train is not None and _made(prompts) and _made(policy):
-        long, asked = _too_long(prompts, policy, train.max_prompt_tokens)
-        text = f"{long} of {asked} training prompts exceed train.max_prompt_tokens = "
+        long, counted = _too_long(prompts, policy, train.max_prompt_tokens)
+        text = f"{long} of {counted} training prompts exceed train.max_prompt_tokens = "
         text += f"{train.max_prompt_tokens} and are skipped"
-        if long == asked:
+        if long == counted:
             yield Finding("lengths", "problem", text, "raise train.max_prompt_tokens")
-        elif long > OFTEN * asked:
+        elif long > OFTEN * counted:
             yield Finding("lengths", "warning", text, "raise train.max_prompt_tokens")
         else:
             yield Finding("lengths", "ok", text)
@@ -55,7 +53,7 @@ def check_lengths(project: Project) -> Iterator[Finding]:
 
 
 def check_reward(project: Project) -> Iterator[Finding]:
-    """Whether the reward knows better than the answer's length."""
+    """Whether the reward is more accurate on held-out pairs than the length of the answers."""
     from isodense.reward.check import require_better_than_length
 
     folder, train = project.root / "models" / "reward", project.sections.get("train")
@@ -63,7 +61,7 @@ def check_reward(project: Project) -> Iterator[Finding]:
         return
     manifest = read_manifest(folder, "reward")
     if not isinstance(manifest.get("check"), dict):
-        return  # a function, which no pairs were given to
+        return  # a function that was not checked on pairs
     try:
         require_better_than_length(manifest, "models/reward")
     except TrainingError as error:
@@ -76,7 +74,7 @@ def check_reward(project: Project) -> Iterator[Finding]:
 
 
 def check_recall(project: Project) -> Iterator[Finding]:
-    """Whether the neighbours are as true as neighbors.recall_floor asks for now."""
+    """Whether the recall of the neighbours is at least ``neighbors.recall_floor``."""
     folder, wanted = project.root / "data" / "neighbors", project.sections.get("neighbors")
     found = project.metrics("reports/metrics/neighbors.json").get("neighbors", {})
     if _made(folder):
@@ -97,7 +95,7 @@ def _made(folder: Path) -> bool:
 
 
 def _too_long(prompts: Path, policy: Path, most: int) -> tuple[int, int]:
-    """Return how many of a sample of training prompts are longer, and the sample's size."""
+    """Return the number of prompts over `most` tokens in a sample of training prompts, and all."""
     from isodense.inspect.lookup import HELDOUT, heldout_rows, lines
     from isodense.models.policy import load_tokenizer, prompt_tokens
 

@@ -1,4 +1,4 @@
-"""Params, and the variables of launchers, before a stage trips over them."""
+"""Checks of ``params.yaml`` and of the environment variables of launchers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from isodense.pipeline.errors import TrainingError
 
 
 def check_params(project: Project) -> Iterator[Finding]:
-    """All faults of params.yaml at once, as the stages would find them one after the other."""
+    """Whether all sections of ``params.yaml`` are valid."""
     for fault in project.faults:
         yield Finding("params", "problem", fault, "correct params.yaml")
     if not project.faults:
@@ -19,7 +19,7 @@ def check_params(project: Project) -> Iterator[Finding]:
 
 
 def check_batches(project: Project) -> Iterator[Finding]:
-    """Whether the completions of a step can be shared out, and TRL takes the settings."""
+    """Whether the completions of a step divide by the processes, and TRL accepts the settings."""
     from isodense.train.settings import draws_needed, make_config
 
     train = project.sections.get("train")
@@ -31,9 +31,9 @@ def check_batches(project: Project) -> Iterator[Finding]:
         hint = "change train.prompts_per_step, train.num_generations, or the number of processes"
         yield Finding("batches", "problem", f"{text} do not divide over {count} processes", hint)
         return
-    world = os.environ.pop("WORLD_SIZE", None)  # this is one process, whatever it was started in
+    world = os.environ.pop("WORLD_SIZE", None)  # this check is a single process
     try:
-        config = make_config(train, 0, "cpu", project.scratch)
+        config = make_config(train, 0, "cpu", project.cache)
     except TrainingError as error:
         yield Finding("batches", "problem", error.message, error.hint or "change section train")
         return
@@ -44,7 +44,7 @@ def check_batches(project: Project) -> Iterator[Finding]:
 
 
 def check_launcher(project: Project) -> Iterator[Finding]:
-    """Whether several processes have been started, or asked for, in the way stages expect."""
+    """Whether the variables that start several processes are set as the stages expect."""
     name, launcher = "launcher", project.launcher
     if launcher and not shutil.which(launcher[0]):
         text = f"ISODENSE_LAUNCH names {launcher[0]!r}, which is not on PATH"

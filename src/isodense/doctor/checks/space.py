@@ -1,13 +1,14 @@
-"""Whether what a run writes and holds fits on the disks and into memory.
+"""Checks of whether a run fits on the disks and into memory.
 
-Estimates, meant to be right within a factor of two: the shapes of what is written are known, and
-what training holds is counted as weights, gradients and Adam's two moments in float32, logits, and
-34 bytes per token, layer and column for the activations of a block in 16 bits (Korthikanti et al.
+Estimates, meant to be right within a factor of two. Disk space follows from the shapes of the
+artifacts. Memory of training is that of weights, gradients and Adam's two moments in float32, of
+logits, and of activations: 34 bytes per token, layer and hidden unit in 16 bits (Korthikanti et al.
 2022, arXiv 2205.05198), twice that in float32.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import time
@@ -20,30 +21,30 @@ from isodense.pipeline.cache import DAY, days_kept
 from isodense.pipeline.errors import ArtifactError
 
 BASE = 800_000_000  # bytes of Python with torch and TRL
-COPIES = 3  # of the logits: they, their probabilities, their gradient
-ACTIVATIONS = 34
-MUCH = 20_000_000_000  # bytes of scratch that are worth a word
-SPARE = 100_000_000  # bytes free in the folder for temporary files
+COPIES = 3  # arrays of the shape of the logits: logits, probabilities, gradients
+ACTIVATIONS = 34  # bytes per token, layer and hidden unit
+MUCH = 20_000_000_000  # bytes of the cache above which the check warns
+SPARE = 100_000_000  # bytes needed in the folder for temporary files
 
 
 def check_disk(project: Project) -> Iterator[Finding]:
-    """Whether a run's artifacts, their copies in DVC's cache, and its checkpoints fit."""
-    made, checkpoints = _artifacts(project), _checkpoints(project)
+    """Whether the artifacts of a run, the copies in DVC's cache, and the checkpoints fit."""
+    artifacts, checkpoints = _artifacts(project), _checkpoints(project)
     needs = {
-        "the project": (project.root, made),
-        "the scratch": (project.scratch, made // 2 + checkpoints),
-        "DVC's cache": (project.cache, made),
+        "the project": (project.root, artifacts),
+        "isodense's cache": (project.cache, artifacts // 2 + checkpoints),
+        "DVC's cache": (project.dvc_cache, artifacts),
         "temporary files": (Path(tempfile.gettempdir()), SPARE),
     }
     volumes: dict[int, list[str]] = {}
     for name, (folder, _) in needs.items():
-        volumes.setdefault(_there(folder).stat().st_dev, []).append(name)
+        volumes.setdefault(_existing(folder).stat().st_dev, []).append(name)
     for names in volumes.values():
-        needed, folder = sum(needs[name][1] for name in names), _there(needs[names[0]][0])
-        found = os.statvfs(folder)
-        free = found.f_bavail * found.f_frsize
+        needed, folder = sum(needs[name][1] for name in names), _existing(needs[names[0]][0])
+        volume = os.statvfs(folder)
+        free = volume.f_bavail * volume.f_frsize
         text = f"{size(free)} free for {', '.join(names)}; a whole run writes about {size(needed)}"
-        hint = "free space; or move the cache (dvc cache dir PATH) or the scratch (ISODENSE_CACHE)"
+        hint = "free space; or move DVC's cache (dvc cache dir PATH) or isodense's (ISODENSE_CACHE)"
         if free < needed:
             yield Finding("disk", "problem", text, hint)
         elif free < 2 * needed:
@@ -53,7 +54,7 @@ def check_disk(project: Project) -> Iterator[Finding]:
 
 
 def check_memory(project: Project) -> Iterator[Finding]:
-    """Whether the vectors, and training on a CPU, fit into memory."""
+    """Whether the neighbour search, and training on a CPU, fit into memory."""
     total, free = _memory()
     rows, dim = _shape(project)
     needs = {"neighbors": BASE // 2 + rows * (2 * dim + 4 * _k(project)) * 4}
@@ -73,41 +74,42 @@ def check_memory(project: Project) -> Iterator[Finding]:
             yield Finding("memory", "ok", text)
 
 
-def check_scratch(project: Project) -> Iterator[Finding]:
-    """How much lies in the scratch, and how much of it nobody has used for a week."""
-    if not project.scratch.is_dir():
+def check_cache(project: Project) -> Iterator[Finding]:
+    """How large isodense's cache is, and how much of it has not been used for a week."""
+    if not project.cache.is_dir():
         return
-    files = [path.stat() for path in project.scratch.rglob("*") if path.is_file()]
+    files = [path.stat() for path in project.cache.rglob("*") if path.is_file()]
     total = sum(file.st_size for file in files)
     limit = time.time() - days_kept() * DAY
     stale = sum(file.st_size for file in files if max(file.st_mtime, file.st_atime) < limit)
-    text = f"{size(total)} in {project.scratch}, {size(stale)} of it unused for a week"
+    text = f"{size(total)} in {project.cache}, {size(stale)} of it unused for a week"
     if stale > MUCH // 10 or total > MUCH:
-        hint = f"rm -rf {project.scratch}: it spares work, and no result depends on it"
-        yield Finding("scratch", "warning", text, hint)
+        hint = f"rm -rf {project.cache}: it saves work, and no result depends on it"
+        yield Finding("cache", "warning", text, hint)
     else:
-        yield Finding("scratch", "ok", text)
+        yield Finding("cache", "ok", text)
 
 
-def check_leftovers(project: Project) -> Iterator[Finding]:
-    """Folders that a killed stage or checkout was writing."""
+def check_incomplete(project: Project) -> Iterator[Finding]:
+    """Whether there are temporary folders of artifacts that a killed stage was writing."""
     found = [
         path for folder in ("data", "models") for path in (project.root / folder).glob("*.tmp")
     ]
     if found:
         names = " ".join(path.relative_to(project.root).as_posix() for path in sorted(found))
         text = f"{names}: left by a stage that was killed, or being written now"
-        yield Finding("leftovers", "warning", text, f"if no stage is running: rm -rf {names}")
+        yield Finding("incomplete", "warning", text, f"if no stage is running: rm -rf {names}")
 
 
 def training_bytes(project: Project, half: bool) -> int:
-    """Return about how many bytes training holds at once, 0 where the policy is not there.
+    """Return an estimate of the peak memory of training in bytes, 0 if there is no policy yet.
 
     Parameters
     ----------
     project : Project
+        The checkout.
     half : bool
-        Whether it computes in 16 bits, as it does on a GPU.
+        Whether training computes in 16 bits, as on a GPU.
     """
     train, config = project.sections.get("train"), policy_config(project)
     weights = 4 * policy_parameters(project)
@@ -121,17 +123,23 @@ def training_bytes(project: Project, half: bool) -> int:
     logits = COPIES * 4 * answers * config.get("vocab_size", 0)
     models = weights if train.lora is not None else 4 * weights
     if train.beta and train.lora is None:
-        models += weights  # of the policy it must not leave
+        models += weights  # the reference policy of the KL penalty
     return int(BASE + models + logits + ACTIVATIONS * (1 if half else 2) * tokens * blocks)
 
 
 def policy_config(project: Project) -> dict[str, Any]:
-    """Return the policy's config, empty where it is not there."""
+    """Return the config of the policy, empty if there is none yet."""
     return project.metrics("models/policy/config.json")
 
 
 def policy_parameters(project: Project) -> int:
-    """Return how many parameters the policy has, 0 where it is not there."""
+    """Return the number of parameters of the policy, 0 if there is none yet.
+
+    Raises
+    ------
+    ArtifactError
+        If a weights file is damaged.
+    """
     from safetensors import SafetensorError, safe_open
 
     count = 0
@@ -139,10 +147,7 @@ def policy_parameters(project: Project) -> int:
         try:
             with safe_open(path, framework="numpy") as tensors:
                 for name in tensors.keys():
-                    one = 1
-                    for side in tensors.get_slice(name).get_shape():
-                        one *= side
-                    count += one
+                    count += math.prod(tensors.get_slice(name).get_shape())
         except SafetensorError as error:
             message = f"{path} cannot be read: {error}"
             raise ArtifactError(message, "run `dvc checkout --force models`") from None
@@ -159,7 +164,7 @@ def _artifacts(project: Project) -> int:
 
 
 def _checkpoints(project: Project) -> int:
-    """Return the bytes of two checkpoints, as there are while one is written, and of the result."""
+    """Return the bytes of two checkpoints (the old stays while a new is written) and the result."""
     train, weights = project.sections.get("train"), 4 * policy_parameters(project)
     if train is None:
         return 0
@@ -167,7 +172,7 @@ def _checkpoints(project: Project) -> int:
 
 
 def _shape(project: Project) -> tuple[int, int]:
-    """Return how many prompts there are and how long their vectors, as far as is known."""
+    """Return the shape of the embeddings, by metrics or defaults: prompts and columns."""
     prompts = project.metrics("reports/metrics/prompts.json").get("prompts", {})
     embeddings = project.metrics("reports/metrics/embeddings.json").get("embeddings", {})
     return int(prompts.get("unique", 0)), int(embeddings.get("dim", 384))
@@ -186,7 +191,7 @@ def _gpu(project: Project) -> bool:
 
 
 def _memory() -> tuple[int, int]:
-    """Return the bytes of memory there are, for this process, and those that are free."""
+    """Return total and free memory of the machine or container, in bytes."""
     page = os.sysconf("SC_PAGE_SIZE")
     total = free = page * os.sysconf("SC_PHYS_PAGES")
     try:
@@ -194,7 +199,7 @@ def _memory() -> tuple[int, int]:
         free = next(1024 * int(line.split()[1]) for line in lines if "MemAvailable" in line)
     except (OSError, StopIteration):
         pass
-    try:  # of a container
+    try:  # the limit of a container
         limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
         used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
     except (OSError, ValueError):
@@ -204,7 +209,7 @@ def _memory() -> tuple[int, int]:
     return total, free
 
 
-def _there(folder: Path) -> Path:
-    """Return the folder, or the nearest above it that exists."""
+def _existing(folder: Path) -> Path:
+    """Return the folder, or the nearest parent that exists."""
     folder = folder.absolute()
     return next(path for path in (folder, *folder.parents) if path.exists())

@@ -1,4 +1,4 @@
-"""Whether what git and DVC have recorded is what is here."""
+"""Checks of the workspace against what git and DVC have recorded."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from isodense.report.provenance import git
 
 SHOWN = 4
 LINKS = {"hardlink", "symlink"}
-BUSY = ("Unable to acquire lock", "is busy")  # in what DVC says while another one runs
-PATIENCE = 120.0  # seconds for DVC to hash what it does not know yet
+BUSY = ("Unable to acquire lock", "is busy")  # in DVC's messages while another DVC process runs
+TIMEOUT = 120.0  # seconds; DVC hashes files that have changed
 
 
 def check_code(project: Project) -> Iterator[Finding]:
-    """Whether the code that the stages depend on is in git, as dvc.lock supposes."""
+    """Whether the code that the stages depend on is committed to git."""
     name, code = "code", sorted(_code(project))
     if git(project.root, "rev-parse", "HEAD") is None:
-        hint = "commit: dvc.lock means something only beside the code it was made with"
+        hint = "commit: dvc.lock is only valid together with the code of the run"
         yield Finding(name, "warning", "there is no git repository with a commit", hint)
         return
     if not code:
@@ -45,17 +45,17 @@ def check_code(project: Project) -> Iterator[Finding]:
 
 
 def check_lock(project: Project) -> Iterator[Finding]:
-    """Whether dvc.lock is in step with dvc.yaml, params, code and what lies in the workspace."""
+    """Whether ``dvc.lock`` is up to date with ``dvc.yaml``, params, code and data."""
     if not (project.root / "dvc.lock").exists():
         yield Finding("dvc.lock", "ok", "not there: nothing has been run yet", "dvc repro")
         return
     name, command = "dvc.lock", [sys.executable, "-m", "dvc", "repro", "--allow-missing", "--dry"]
     try:
         done = subprocess.run(
-            command, cwd=project.root, capture_output=True, text=True, timeout=PATIENCE, check=False
+            command, cwd=project.root, capture_output=True, text=True, timeout=TIMEOUT, check=False
         )
     except subprocess.TimeoutExpired:
-        text = f"dvc took more than {PATIENCE:.0f} s to compare it with the workspace"
+        text = f"dvc took more than {TIMEOUT:.0f} s to compare it with the workspace"
         yield Finding(name, "warning", text, "run `dvc repro --allow-missing --dry`")
         return
     said = (done.stdout + done.stderr).splitlines()
@@ -63,7 +63,7 @@ def check_lock(project: Project) -> Iterator[Finding]:
     if done.returncode and any(words in done.stderr for words in BUSY):
         text = "another DVC process is at work here, so it could not be compared"
         yield Finding(name, "warning", text, "wait for it, or look at it with `dvc queue status`")
-    elif behind:  # even if dvc then failed: what they would write is not there, in a dry run
+    elif behind:  # even if dvc failed: in a dry run, outputs of these stages may be missing
         text = f"{_some(behind)} would run: params, code or data are not those of dvc.lock"
         yield Finding(name, "warning", text, "dvc repro; or dvc checkout, to go back to dvc.lock")
     elif done.returncode:
@@ -75,10 +75,10 @@ def check_lock(project: Project) -> Iterator[Finding]:
 
 
 def check_links(project: Project) -> Iterator[Finding]:
-    """Whether files are linked to the cache where nothing protects them: as root.
+    """Whether files are linked to DVC's cache while the user is root.
 
-    DVC makes linked files read-only, which does not hold root back. A file that is edited in place
-    then changes the cache too, and ``dvc checkout`` calls it up to date.
+    DVC makes linked files read-only, which does not stop root. Editing such a file in place also
+    changes the cache, and ``dvc checkout`` then takes it for up to date.
     """
     kinds = project.dvc["cache"].get("type") or ["reflink", "copy"]
     kinds = [kinds] if isinstance(kinds, str) else kinds
@@ -96,13 +96,13 @@ def check_links(project: Project) -> Iterator[Finding]:
 
 
 def _code(project: Project) -> set[str]:
-    """Return the stages' dependencies that git is to have, not DVC."""
+    """Return the dependencies of the stages that belong in git: code."""
     deps = [dep for stage in project.stages.values() for dep in stage.get("deps") or []]
     return {dep for dep in deps if isinstance(dep, str) and dep.startswith(("src/", "stages/"))}
 
 
 def _linked_outputs(project: Project) -> list[str]:
-    """Return the first file of every output folder that is a link to the cache, or its twin."""
+    """Return a file of every output that is a symbolic or hard link to DVC's cache."""
     found = []
     for stage in project.stages.values():
         for out in stage.get("outs") or []:
@@ -114,7 +114,7 @@ def _linked_outputs(project: Project) -> list[str]:
 
 
 def _where(project: Project) -> str:
-    """Return the flag of the file of settings that cache.type stands in."""
+    """Return the option of ``dvc config`` for the level at which ``cache.type`` is set."""
     for level in ("local", "repo", "global", "system"):
         if "type" in project.dvc.load_one(level).get("cache", {}):
             return "" if level == "repo" else f" --{level}"

@@ -1,1 +1,1 @@
-"""Sources of preference pairs: one module per data set, each with a params class and ``load``."""
+"""Sources of preference pairs: a module per data set, with a params class and ``load``."""

@@ -1,13 +1,13 @@
 r"""Anthropic's HH-RLHF: about 169,000 pairs of dialogues about help and harm (MIT).
 
 A row holds two whole dialogues as strings, with ``\n\nHuman:`` and ``\n\nAssistant:`` before the
-turns. The prompt is what they share; the answers are the first assistant turns that differ.
+turns. The prompt is their common prefix; the answers are the first assistant turns that differ.
 
-What is odd in the published files, and what becomes of it: white space around a turn is stripped;
-two turns of one side in a row are joined by an empty line, since chat templates want turns to
-alternate; an empty answer is kept (people preferred silence to the other answer); a row whose
-dialogues are the same, or part at a human turn, holds no pair and is counted as unusable. The
-split ``red-team-attempts`` is not preference data and is not offered.
+Irregularities of the published files are treated as follows: white space around a turn is stripped;
+two turns of one side in a row are joined by an empty line, since chat templates require alternating
+turns; an empty answer is kept (people preferred it to the other answer); a row whose dialogues are
+equal, or first differ at a human turn, holds no pair and is counted as unusable. The split
+``red-team-attempts`` is not preference data and cannot be chosen.
 """
 
 from __future__ import annotations
@@ -50,16 +50,16 @@ def load(
     Parameters
     ----------
     params : HhParams
-        What to read, at which commit.
+        Subsets to read, at which commit.
     rng : Generator
-        Not used: nothing is drawn.
+        Not used: nothing is random.
     on_bad_row : callable
-        Called with an `UnusableRow` or another `DataError` for a row that is no pair.
+        Called with an `UnusableRow` or another `DataError` for a row without a pair.
 
     Raises
     ------
     DataError
-        If the Hub or a file fails.
+        If the Hub cannot be reached, or a file is missing or damaged.
     """
     return islice(_all(params, on_bad_row), params.limit)
 
@@ -77,14 +77,14 @@ def _pairs(
     for line, row in rows:
         pair = pair_of(row.get("chosen"), row.get("rejected"))
         if isinstance(pair, str):
-            kind = pairs.UnusableRow if _is_sound(row) else DataError
+            kind = pairs.UnusableRow if _is_valid(row) else DataError
             on_bad_row(kind(pair, name, line, hub.SKIP))
         else:
             yield pair
 
 
 def pair_of(chosen: Any, rejected: Any) -> dict[str, Any] | str:
-    """Return the pair of two HH dialogues, or why there is none."""
+    """Return the pair of two HH dialogues, or the reason why there is none."""
     dialogues = []
     for name, text in (("chosen", chosen), ("rejected", rejected)):
         dialogue = parse(text)
@@ -96,7 +96,7 @@ def pair_of(chosen: Any, rejected: Any) -> dict[str, Any] | str:
 
 
 def parse(text: Any) -> list[pairs.Message] | str:
-    r"""Return the messages of one dialogue, or what is wrong with it.
+    r"""Return the messages of a dialogue, or the reason why it cannot be parsed.
 
     Examples
     --------
@@ -126,5 +126,6 @@ def _merged(turns: Iterator[tuple[str, str]]) -> list[pairs.Message]:
     return messages
 
 
-def _is_sound(row: dict[str, Any]) -> bool:
+def _is_valid(row: dict[str, Any]) -> bool:
+    """Return whether both dialogues of a row can be parsed."""
     return not any(isinstance(parse(row.get(name)), str) for name in ("chosen", "rejected"))

@@ -1,11 +1,11 @@
 """Files of a data set on the Hugging Face Hub, at one commit.
 
-``huggingface_hub`` fetches them rather than ``datasets.load_dataset``, which falls back to
-whatever revision it finds in its cache when the Hub cannot be reached, fetches every split when
-one is asked for, and keeps a second copy of all rows. Here a revision is that revision or an
-error; a fetched file is used again without a network (``HF_HUB_OFFLINE=1`` works after one
-download); and a file that nobody reaches is never fetched, so a limit also limits the traffic.
-Retries and resumed downloads are the library's own: five attempts without progress, then an error.
+``huggingface_hub`` fetches them, not ``datasets.load_dataset``, which falls back to any cached
+revision when the Hub cannot be reached, fetches all splits when one is requested, and stores a
+second copy of all rows. Here the result is the requested revision or an error; a fetched file is
+used again without a network (``HF_HUB_OFFLINE=1`` works after one download); and files are fetched
+only when they are read, so a limit on pairs also limits the traffic. ``huggingface_hub`` retries
+and resumes downloads: five attempts without progress, then an error.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from isodense.pipeline.hub_errors import clear_errors
 SKIP = "set download.on_bad_row: skip, or pin another revision"
 HINT = (
     "check the connection, HF_ENDPOINT (a mirror) and HF_HUB_OFFLINE, then run again: finished "
-    "files are kept; or fetch the files elsewhere and name them in the `local` source"
+    "files are kept; or fetch the files on another machine and name them in the `local` source"
 )
 
 
 class Snapshot:
-    """One commit of a data set, its files fetched as they are asked for.
+    """One commit of a data set, whose files are fetched on demand.
 
     Parameters
     ----------
     repo : str
         ``owner/name``.
     revision : str
-        A commit, tag or branch; a commit's listing is cached, so it works offline later.
+        A commit, tag or branch; the file list of a commit is cached, so it works offline later.
 
     Raises
     ------
@@ -59,17 +59,17 @@ class Snapshot:
         self.files = sorted(file.path for file in tree)
 
     def matching(self, pattern: str) -> Iterator[tuple[str, Path]]:
-        """Fetch the files that match one by one, in order of name.
+        """Fetch the files that match a pattern, one by one, in order of name.
 
         Parameters
         ----------
         pattern : str
-            With ``*`` for any characters, such as ``data/train-*.parquet``.
+            Glob pattern, such as ``data/train-*.parquet``.
 
         Yields
         ------
         tuple of (str, Path)
-            The file's name in messages, ``owner/name/path``, and where it lies.
+            The file's name for messages, ``owner/name/path``, and the local path.
 
         Raises
         ------
@@ -92,7 +92,7 @@ class Snapshot:
         return Path(path)
 
     def _choice(self, pattern: str) -> str:
-        """Return what there is instead of a missing file, as a hint."""
+        """Return a hint that lists the existing files where a pattern matches none."""
         folder = pattern.partition("*")[0].rpartition("/")[0]
         while folder and not any(name.startswith(folder + "/") for name in self.files):
             folder = folder.rpartition("/")[0]

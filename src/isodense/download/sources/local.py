@@ -1,4 +1,4 @@
-r"""Your own pairs: JSON lines (plain or gzipped) or parquet, in one of four forms.
+r"""Local files of pairs: JSON lines (plain or gzipped) or parquet, in one of four forms.
 
 ======================  ================================================================
 form                    columns
@@ -12,10 +12,10 @@ implicit                ``chosen``, ``rejected``: whole conversations that share
                         start (TRL's implicit prompt; a ``prompt`` string is ignored)
 ======================  ================================================================
 
-The first row of a file tells its form, and a later row of another form is a malformed row. Any
-form may carry ``label``, a name of the prompt's group, which the evaluation uses; other columns
-are left out. File and form problems are always errors; malformed rows are errors or counted, by
-``download.on_bad_row``.
+The first row of a file decides the form, and a later row of another form is malformed. Any form may
+have a column ``label``, the topic of the prompt, which the evaluation uses; other columns are left
+out. A file that cannot be read, or of unknown form, is always an error; malformed rows are errors
+or counted, by ``download.on_bad_row``.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ def load(
     Parameters
     ----------
     params : LocalParams
-        Relative paths start at the working directory.
+        Files to read; relative paths start at the working directory.
     rng : Generator
-        Not used: nothing is drawn.
+        Not used: nothing is random.
     on_bad_row : callable
         Called with a `DataError` for a malformed row.
 
@@ -111,6 +111,8 @@ def _rows(path: Path, on_bad_row: OnBadRow) -> Iterator[tuple[int, dict[str, Any
 def read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield ``(row number, row)`` of a parquet file, counted from 1.
 
+    If the file has both ``chosen`` and ``rejected``, only the columns of a pair are read.
+
     Raises
     ------
     DataError
@@ -147,7 +149,7 @@ def _kind(value: Any) -> str:
 
 
 def _pair(row: dict[str, Any], form: str) -> dict[str, Any] | str:
-    """Return the row's pair, or what is wrong with it."""
+    """Return the pair of a row, or the reason why the row is malformed."""
     if _form(row) != form:
         return f"not of the {form} form, as the file's first row is"
     if form == "HH":

@@ -1,14 +1,14 @@
 """Stack Exchange preferences: 10.8 million questions with voted answers (CC-BY-SA-4.0).
 
-An answer's ``pm_score`` is the rounded log2(1 + upvotes), plus 1 if accepted, -1 below zero
-votes (Askell et al. 2021, arXiv 2112.00861). A pair is the best answer of a question against a
+The ``pm_score`` of an answer is the rounded log2(1 + upvotes), plus 1 if accepted, and -1 for
+negative votes (Askell et al. 2021, arXiv 2112.00861). A pair is the best answer of a question and a
 worse one: widest margin first, then by answer id, up to ``pairs_per_question``. Answers that tie
-with the best are left aside. Questions and answers are HTML; what is kept is their text, with code
-blocks and list items on their own lines. A question with no text, or fewer than two scores among
-its answers, holds no pair and is counted as unusable.
+with the best are left out. Questions and answers are HTML; their text is kept, with code blocks and
+list items on separate lines. A question without text, or with fewer than two scores among the
+answers, holds no pair and is counted as unusable.
 
-The site's shards are fetched one by one as they are needed, so with a ``limit`` only the first
-few of them. ``Stackoverflow.com`` (with a capital) has 335 of them; the others are named like
+The shards of a site are fetched one by one as they are needed, so with a ``limit`` only the first
+ones. ``Stackoverflow.com`` (with a capital) has 335 shards; other sites are named like
 ``math.stackexchange.com``, ``superuser.com`` or ``cooking.meta.stackexchange.com``.
 """
 
@@ -53,16 +53,16 @@ def load(
     Parameters
     ----------
     params : StackExchangeParams
-        What to read, at which commit.
+        Sites to read, at which commit.
     rng : Generator
-        Not used: nothing is drawn.
+        Not used: nothing is random.
     on_bad_row : callable
         Called with an `UnusableRow` or another `DataError` for a question without a pair.
 
     Raises
     ------
     DataError
-        If the Hub or a file fails, or there is no such site.
+        If the Hub cannot be reached, a file is damaged, or there is no such site.
     """
     return islice(_all(params, on_bad_row), params.limit)
 
@@ -83,13 +83,13 @@ def _all(params: StackExchangeParams, on_bad_row: OnBadRow) -> Iterator[dict[str
 
 
 def pairs_of(row: dict[str, Any]) -> list[dict[str, Any]] | str:
-    """Return all pairs of one question, the widest margin first, or what is wrong with the row."""
+    """Return the pairs of a question, widest margin first, or why the row is malformed."""
     try:
         best, *worse = rank(row["answers"]) or [""]
         question = plain_text(row["question"])
     except (KeyError, TypeError, ValueError) as error:
         return f"not a question with scored answers ({type(error).__name__}: {error})"
-    made = [
+    candidates = [
         {
             "prompt": [{"role": "user", "content": question}],
             "chosen": [{"role": "assistant", "content": best}],
@@ -97,14 +97,14 @@ def pairs_of(row: dict[str, Any]) -> list[dict[str, Any]] | str:
         }
         for text in worse
     ]
-    return [pair for pair in made if not pairs.fault(pair)]
+    return [pair for pair in candidates if not pairs.fault(pair)]
 
 
 def rank(answers: list[dict[str, Any]]) -> list[str]:
-    """Return the text of the best answer, then of the worse ones, the worst first.
+    """Return the text of the best answer, then those of the worse answers, the worst first.
 
-    Answers without text, such as a lone picture, and answers that tie with the best are left out;
-    among equals the older answer comes first.
+    Answers without text, such as a single picture, and answers that tie with the best are left out;
+    at equal scores the older answer comes first.
     """
     scored = [
         (int(answer["pm_score"]), int(answer["answer_id"]), plain_text(answer["text"]))
@@ -119,7 +119,7 @@ def rank(answers: list[dict[str, Any]]) -> list[str]:
 
 
 def plain_text(html: str) -> str:
-    r"""Return the text of a post's HTML.
+    r"""Return the text of a post in HTML.
 
     Examples
     --------
@@ -134,7 +134,7 @@ def plain_text(html: str) -> str:
 
 
 class _Text(HTMLParser):
-    """Collects text: white space folded outside ``<pre>``, kept within."""
+    """Collects text; white space is folded outside ``<pre>`` and kept within."""
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
@@ -165,6 +165,6 @@ class _Text(HTMLParser):
             self.parts.append(data)
 
     def _break(self, lines: str) -> None:
-        """End the line, unless it is just begun; an item's own paragraph stays on its line."""
+        """End the line, unless it is empty or holds only the dash of a list item."""
         if self.parts and not self.parts[-1].endswith(("\n\n", "- ")):
             self.parts.append(lines)

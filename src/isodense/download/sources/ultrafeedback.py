@@ -1,7 +1,7 @@
-"""UltraFeedback, binarized: 61,135 prompts with a good and a worse answer by GPT-4's marks (MIT).
+"""UltraFeedback, binarized: 61,135 prompts with two answers rated by GPT-4 (MIT).
 
-Both answers come as whole conversations, prompt included. A row whose answers are the same, or
-whose prompt is empty, holds no pair and is counted as unusable.
+Both answers are stored as whole conversations, prompt included. A row with equal answers or an
+empty prompt holds no pair and is counted as unusable.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ def load(
     Parameters
     ----------
     params : UltrafeedbackParams
-        What to read, at which commit.
+        Split to read, at which commit.
     rng : Generator
-        Not used: nothing is drawn.
+        Not used: nothing is random.
     on_bad_row : callable
-        Called with an `UnusableRow` or another `DataError` for a row that is no pair.
+        Called with an `UnusableRow` or another `DataError` for a row without a pair.
 
     Raises
     ------
     DataError
-        If the Hub or a file fails.
+        If the Hub cannot be reached, or a file is missing or damaged.
     """
     return islice(_all(params, on_bad_row), params.limit)
 
