@@ -9,7 +9,7 @@ python benchmarks/density.py weights --only "tail 1" --seeds 10
 Text sets are rows of the sample's generator, the intent their truth. *gap* is the share of the
 Kullback-Leibler divergence between uniform sampling and even labels that the weights remove
 (1 perfect, 0 no better than uniform, below 0 worse). The effective sample size is of *distinct*
-prompts: masses of near-duplicates are added up first: 20 draws of 20 are not 20 prompts. Each seed
+prompts; masses of near-duplicates are added up first: 20 draws of 20 are not 20 prompts. Each seed
 is another set; ± is the 95% t-interval over seeds. Needs models/encoder (`dvc repro models`).
 """
 
