@@ -9,7 +9,7 @@ python benchmarks/density.py weights --only "tail 1" --seeds 10
 Text sets are rows of the sample's generator, the intent their truth. *gap* is the share of the
 Kullback-Leibler divergence between uniform sampling and even labels that the weights remove
 (1 perfect, 0 no better than uniform, below 0 worse). The effective sample size is of *distinct*
-prompts: copies' masses are added up first, as 20 draws of 20 copies are not 20 prompts. Each seed
+prompts; masses of near-duplicates are added up first: 20 draws of 20 are not 20 prompts. Each seed
 is another set; ± is the 95% t-interval over seeds. Needs models/encoder (`dvc repro models`).
 """
 
@@ -60,10 +60,10 @@ class Data:
 
     X: np.ndarray
     labels: np.ndarray
-    groups: np.ndarray | None = None  # of copies, one of each row; by default as ours finds them
+    clusters: np.ndarray | None = None  # of near-duplicates; by default as ours finds them
 
     def __post_init__(self) -> None:
-        self.groups = self.duplicates if self.groups is None else self.groups
+        self.clusters = self.duplicates if self.clusters is None else self.clusters
 
     @cached_property
     def graph(self) -> isodense.Graph:
@@ -71,7 +71,7 @@ class Data:
         return isodense.knn_graph(self.X, 50)
 
     @cached_property
-    def clusters(self) -> np.ndarray:
+    def means(self) -> np.ndarray:
         """Which of √N clusters of k-means each row is in."""
         return KMeans(round(len(self.X) ** 0.5), n_init=1, random_state=0).fit_predict(self.X)
 
@@ -132,9 +132,9 @@ SETS: dict[str, Callable[[Embed, int], Data]] = {
     "tail 0.5": lambda embed, seed: texts(embed, seed, tail=0.5),
     "tail 1": texts,
     "tail 1.5": lambda embed, seed: texts(embed, seed, tail=1.5),
-    "no copies": lambda embed, seed: texts(embed, seed, copies=0, near=0),
-    "near copies": lambda embed, seed: texts(embed, seed, copies=0, near=0.5),
-    "20-fold copies": crowded,
+    "no duplicates": lambda embed, seed: texts(embed, seed, copies=0, near=0),
+    "near-duplicates": lambda embed, seed: texts(embed, seed, copies=0, near=0.5),
+    "20-fold near-duplicates": crowded,
     "exact copies": lambda embed, seed: texts(embed, seed, copies=0.3, repeat=True),
     "garbage": lambda embed, seed: texts(embed, seed, junk=18),
     "mixture, 8-d": lambda _, seed: mixture(seed, 8),
@@ -154,8 +154,8 @@ def inverse_kde(data: Data) -> np.ndarray:
 def semdedup(data: Data, size: int | None = None) -> np.ndarray:
     """Drop prompts like one farther from their cluster's centre, or all but `size` of them."""
     similarity = np.empty(len(data.X))
-    for cluster in range(data.clusters.max() + 1):
-        rows = np.flatnonzero(data.clusters == cluster)
+    for cluster in range(data.means.max() + 1):
+        rows = np.flatnonzero(data.means == cluster)
         rows = rows[np.argsort(data.X[rows] @ data.X[rows].mean(axis=0), kind="stable")]
         earlier = np.triu(np.ones((len(rows), len(rows)), dtype=bool), 1)
         similarity[rows] = np.where(earlier, data.X[rows] @ data.X[rows].T, -1).max(axis=0)
@@ -189,7 +189,7 @@ SCHEMES: dict[str, Callable[[Data], np.ndarray]] = {
     "r̄₁₀": lambda data: data.distances[:, :10].mean(axis=1),
     "r₂₀^d": lambda data: data.distances[:, 19] ** intrinsic_dimension(data.graph.first(20)),
     "inverse KDE, all pairs": inverse_kde,
-    "k-means √N, 1/size": lambda data: 1 / np.bincount(data.clusters)[data.clusters],
+    "k-means √N, 1/size": lambda data: 1 / np.bincount(data.means)[data.means],
     **SUBSETS,
     "ours, knn (ess 0.7)": lambda data: isodense.density_weights(data.graph, method="knn", ess=0.7),
     "ours, balance": lambda data: isodense.density_weights(data.graph, method="balance"),
@@ -198,16 +198,16 @@ SCHEMES: dict[str, Callable[[Data], np.ndarray]] = {
 }
 
 
-def ess(weights: np.ndarray, groups: np.ndarray) -> float:
-    """Return the effective number of groups."""
-    return effective_sample_size(np.bincount(groups, weights=weights))
+def ess(weights: np.ndarray, clusters: np.ndarray) -> float:
+    """Return the effective number of clusters."""
+    return effective_sample_size(np.bincount(clusters, weights=weights))
 
 
-def tempered(logs: np.ndarray, groups: np.ndarray, target: float, low: float = 0) -> float:
-    """Return the largest power, at least `low`, of this effective number of groups, or nearest."""
+def tempered(logs: np.ndarray, clusters: np.ndarray, target: float, low: float = 0) -> float:
+    """Return the largest power, at least `low`, of this effective number, or the nearest."""
 
     def excess(power: float) -> float:
-        return ess(np.exp(power * (logs - logs.max())), groups) - target
+        return ess(np.exp(power * (logs - logs.max())), clusters) - target
 
     powers = np.array([low, *np.geomspace(max(low, 0.02), 64, 120)])
     found = np.array([excess(power) for power in powers])
@@ -221,15 +221,15 @@ def weighed(scheme: str, weights: np.ndarray, data: Data, how: str) -> np.ndarra
     """Return weights, or their power (or a subset) of as nearly the ESS of ours as it gets."""
     if how == PLAIN:
         return weights
-    groups = data.groups if how == DISTINCT else np.arange(len(data.X))
-    target = ess(SCHEMES[OURS](data), groups)
+    clusters = data.clusters if how == DISTINCT else np.arange(len(data.X))
+    target = ess(SCHEMES[OURS](data), clusters)
     if scheme not in SUBSETS:
         logs = np.log(np.maximum(weights / weights.max(), 1e-300))
-        return np.exp(tempered(logs, groups, target) * (logs - logs.max()))
+        return np.exp(tempered(logs, clusters, target) * (logs - logs.max()))
     size = target
     for _ in range(3):  # a subset can hold copies, so it takes more of them
         weights = SUBSETS[scheme](data, round(size))
-        size = min(size * target / ess(weights, groups), len(data.X))
+        size = min(size * target / ess(weights, clusters), len(data.X))
     return weights
 
 
@@ -243,7 +243,7 @@ def measure(weights: np.ndarray, data: Data) -> dict[str, float]:
     return {
         "even": nearly_even,
         "score": change if nearly_even else found["gap"],
-        "ess": ess(weights, data.groups) / len(np.unique(data.groups)),
+        "ess": ess(weights, data.clusters) / len(np.unique(data.clusters)),
         "max": weights.max() * len(weights),
         "garbage": (1 - real.sum()) / max(1 - named.mean(), 1e-9),
     }

@@ -30,7 +30,7 @@ STAND_INS = {  # line, less its comment: (what runs instead, why)
     ),
     'ISODENSE_LAUNCH="accelerate launch --config_file configs/ddp.yaml" dvc repro train': (
         'ISODENSE_LAUNCH="torchrun --nproc-per-node 2" dvc repro train',
-        "no GPUs; the stage is up to date, and tests/test_resume.py trains with torchrun",
+        "no GPUs; the stage is up to date, and tests/train/test_resume.py trains with torchrun",
     ),
     "dvc exp run -S train.sampling=uniform -S train.seed=1": (
         f"dvc exp run -S train.sampling=uniform -S train.seed=1 train && {BACK}",

@@ -166,9 +166,9 @@ def test_a_link_to_nowhere_stops_the_build(tmp_path):
         (tmp_path / name).symlink_to(ROOT / name)
     shutil.copyfile(ROOT / "mkdocs.yml", tmp_path / "mkdocs.yml")
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
-    with (tmp_path / "docs" / "sample.md").open("a", encoding="utf-8") as page:
-        page.write("\n[a](../src/isodense/none.py) [b](density.md#none) [c](none.md)\n")
+    with (tmp_path / "docs" / "stages" / "models.md").open("a", encoding="utf-8") as page:
+        page.write("\n[a](../../src/isodense/none.py) [b](density.md#none) [c](none.md)\n")
     built = build(tmp_path, tmp_path / "site")
     assert built.returncode == 1
     for target in ("src/isodense/none.py", "#none", "none.md"):
-        assert re.search(rf"sample.md.*{re.escape(target)}", built.stdout + built.stderr)
+        assert re.search(rf"models.md.*{re.escape(target)}", built.stdout + built.stderr)

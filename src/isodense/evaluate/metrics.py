@@ -3,7 +3,7 @@
 Every prompt has the same number of completions by each policy. The reward of a prompt is the mean
 reward of its completions; intervals are 95% t intervals over prompts, for the gain over paired
 differences. Prompts are also binned by density into deciles (fewer, if a decile would hold under
-``BIN`` prompts), the most isolated prompts first. ``docs/evaluation.md`` defines each metric.
+``BIN`` prompts), the most isolated prompts first. ``docs/stages/evaluate.md`` defines each metric.
 """
 
 from __future__ import annotations

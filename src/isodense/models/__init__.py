@@ -1,1 +1,1 @@
-"""Frozen model weights: one module per place that they come from."""
+"""Stage ``models``: frozen weights, one module per source of them."""

@@ -1,1 +1,1 @@
-"""The kinds of reward: one module per kind, and what they share."""
+"""Stage ``reward``: what GRPO optimises, one module per kind."""

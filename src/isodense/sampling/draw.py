@@ -112,7 +112,7 @@ class DistributedWeightedSampler(Sampler[int]):
     Under accelerate, build the sampler with ``num_replicas=1``: ``Accelerator.prepare`` distributes
     whole batches of one stream over the processes, and calls `set_epoch` by a counter of its own.
     To resume, call ``loader.set_epoch(state["epoch"])`` on the prepared loader first and
-    `load_state_dict` after it; see ``docs/sampling.md``.
+    `load_state_dict` after it; see ``docs/stages/sampling.md``.
     """
 
     def __init__(
