@@ -148,7 +148,7 @@ CALL = """
 import json, sys, time
 start = time.perf_counter()
 import trl.trainer.grpo_trainer
-from isodense.models.policy import load_policy
+from isodense.models.inference.policy import load_policy
 imported = time.perf_counter()
 load_policy(sys.argv[1])
 loaded = time.perf_counter()

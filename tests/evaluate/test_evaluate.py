@@ -10,7 +10,7 @@ import isodense.evaluate.evaluate
 from isodense.evaluate.evaluate import evaluate, load_heldout, open_encoder, sample
 from isodense.evaluate.metrics import Comparison, Heldout
 from isodense.evaluate.params import EvaluateParams
-from isodense.models.policy import load_policy
+from isodense.models.inference.policy import load_policy
 from isodense.pipeline import params
 from isodense.pipeline.artifact import content_sha256, read_manifest, write_manifest
 from isodense.pipeline.errors import ArtifactError, ParamsError, TrainingError

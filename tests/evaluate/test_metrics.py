@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from isodense.evaluate.metrics import Answers, Comparison, Heldout, bins, interval, write_tables
-from isodense.models.generation import Completion
+from isodense.models.inference.generation import Completion
 from isodense.prompts.reader import PromptSet
 
 

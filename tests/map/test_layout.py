@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import umap.umap_  # noqa: F401 - here, as it warns once that Tensorflow is missing
 from scipy.spatial import cKDTree
 
 from isodense.map.layout import interpolate, layout

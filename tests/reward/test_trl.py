@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
-from isodense.models.policy import load_tokenizer
+from isodense.models.inference.policy import load_tokenizer
 from isodense.pipeline.artifact import read_manifest
 from isodense.pipeline.errors import IsodenseError, ModelError, TrainingError
 from isodense.pipeline.params import build

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 
-from isodense.models.policy import load_policy, load_tokenizer
+from isodense.models.inference.policy import load_policy, load_tokenizer
 from isodense.pipeline.errors import TrainingError
 from isodense.prompts.reader import PromptSet, load_prompts
 from isodense.sampling.weights import load_weights
@@ -152,7 +152,7 @@ def test_a_run_goes_on_only_where_all_that_shapes_it_is_the_same(
 
 
 def test_the_source_of_all_that_trains_is_in_the_key():
-    assert set(CODE) >= {"models", "reward", "sampling", "train"}
+    assert set(CODE) == {"models/inference", "reward", "sampling", "train"}
 
 
 def test_a_crash_after_the_last_step_trains_no_step_more(world, monkeypatch: pytest.MonkeyPatch):

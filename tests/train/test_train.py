@@ -166,7 +166,7 @@ def test_the_record_has_one_point_per_step(world, trained):
 
 
 def test_the_policy_moved_and_loads(world, trained):
-    from isodense.models.policy import load_policy, load_tokenizer
+    from isodense.models.inference.policy import load_policy, load_tokenizer
 
     folder, _ = world
     load_tokenizer(folder / "one/models/grpo")

@@ -28,7 +28,7 @@ from transformers import AutoTokenizer
 from isodense.embeddings import packing
 from isodense.embeddings.dense import Dense, folder_pooling, is_sentence_encoder, load_dense
 from isodense.embeddings.logits import LogitSpace
-from isodense.models.backbone import load_backbone
+from isodense.models.inference.backbone import load_backbone
 from isodense.pipeline.errors import ModelError, TextError
 from isodense.pipeline.runtime import resolve_device
 

@@ -29,7 +29,7 @@ from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM
 
 from isodense.embeddings.packing import product
-from isodense.models.backbone import quiet
+from isodense.models.inference.backbone import quiet
 from isodense.pipeline.errors import ModelError
 from isodense.pipeline.runtime import one_thread
 

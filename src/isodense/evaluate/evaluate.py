@@ -37,11 +37,11 @@ from isodense.sampling.weights import HELDOUT_DENSITY
 
 if TYPE_CHECKING:
     from isodense.embeddings.encoder import Encoder
-    from isodense.models.generation import Completion
+    from isodense.models.inference.generation import Completion
 
 Score = Callable[[Sequence[list[Message]], Sequence[str]], np.ndarray]
 
-CODE = ("evaluate", "models")  # packages that compute the completions
+CODE = ("evaluate", "models/inference")  # packages that compute the completions
 LIBRARIES = ("torch", "transformers")
 COMPLETIONS = "completions.json"  # in the cache
 ENCODER_TOKENS = 256  # of a completion that the encoder reads; the last ones
@@ -162,8 +162,8 @@ def respond(
     device : str
         A torch device.
     """
-    from isodense.models.generation import complete
-    from isodense.models.policy import load_policy, load_tokenizer
+    from isodense.models.inference.generation import complete
+    from isodense.models.inference.policy import load_policy, load_tokenizer
 
     with _bar(f"answers of {policy}", len(asked)) as update:
         return complete(
@@ -188,7 +188,7 @@ def respond_once(
     cache: Path,
 ) -> list[list[Completion]]:
     """Do as :func:`respond` does, unless the same was done before and is in `cache`."""
-    from isodense.models.generation import Completion
+    from isodense.models.inference.generation import Completion
 
     store = Store(cache, "completions")
     key = cache_key(
@@ -229,8 +229,8 @@ def log_ratios(
     ndarray of shape (n_prompts,), float64
         Differences of log-probabilities, in nats.
     """
-    from isodense.models.generation import log_probs
-    from isodense.models.policy import load_policy, load_tokenizer
+    from isodense.models.inference.generation import log_probs
+    from isodense.models.inference.policy import load_policy, load_tokenizer
 
     first = [group[:1] for group in completions]
     found = []
@@ -280,7 +280,7 @@ def judge(
 def open_encoder(folder: Path, device: str) -> Encoder:
     """Load the encoder for completions: pooled as the folder says, of at most 256 tokens."""
     from isodense.embeddings.encoder import load_encoder
-    from isodense.models.policy import context_length
+    from isodense.models.inference.policy import context_length
 
     context = context_length(folder) or ENCODER_TOKENS
     limit = min(ENCODER_TOKENS, context - context % ENCODER_MULTIPLE)

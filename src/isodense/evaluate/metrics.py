@@ -21,7 +21,7 @@ from isodense.pipeline.jsonl import write_jsonl
 from isodense.prompts.reader import PromptSet
 
 if TYPE_CHECKING:
-    from isodense.models.generation import Completion
+    from isodense.models.inference.generation import Completion
 
 BIN = 5
 

@@ -18,8 +18,8 @@ from jinja2 import TemplateError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from isodense.models.backbone import quiet
-from isodense.models.policy import token_batches
+from isodense.models.inference.backbone import quiet
+from isodense.models.inference.policy import token_batches
 from isodense.pipeline.errors import ModelError
 from isodense.prompts.conversations import Message
 

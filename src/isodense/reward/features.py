@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from isodense.models.policy import load_tokenizer
+from isodense.models.inference.policy import load_tokenizer
 from isodense.pipeline.artifact import load_array, read_manifest
 from isodense.pipeline.cache import Entry, Store, cache_key, sequences_sha256
 from isodense.pipeline.stage import progress

@@ -115,7 +115,7 @@ def _maker(kind: str) -> Callable[[Task, Path], Outcome]:
 
 def _length_margins(policy: Path, pairs: Sequence[dict[str, Any]]) -> np.ndarray:
     """Return tokens of the chosen answer less those of the rejected one, by the policy's count."""
-    from isodense.models.policy import answer_tokens, load_tokenizer
+    from isodense.models.inference.policy import answer_tokens, load_tokenizer
 
     tokens = answer_tokens(load_tokenizer(policy), sides(pairs)[1])
     return margins(np.array([len(row) for row in tokens]))

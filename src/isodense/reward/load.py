@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-from isodense.models.backbone import load_backbone
-from isodense.models.policy import (
+from isodense.models.inference.backbone import load_backbone
+from isodense.models.inference.policy import (
     answer_tokens,
     context_length,
     load_tokenizer,

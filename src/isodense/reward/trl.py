@@ -28,8 +28,8 @@ from transformers import (
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
-from isodense.models.backbone import quiet
-from isodense.models.policy import load_tokenizer
+from isodense.models.inference.backbone import quiet
+from isodense.models.inference.policy import load_tokenizer
 from isodense.pipeline.artifact import read_manifest
 from isodense.pipeline.cache import Store, cache_key, sequences_sha256
 from isodense.pipeline.errors import ModelError, TrainingError
@@ -42,7 +42,7 @@ from isodense.reward.pretrained import score_pairs
 from isodense.reward.truncation import margins, sides
 from isodense.sampling.draw import draw
 
-CODE = ("models", "reward", "sampling")  # packages that compute the model
+CODE = ("models/inference", "reward", "sampling")  # packages that compute the model
 LIBRARIES = ("torch", "transformers", "trl", "accelerate")
 NEW = "score.weight"  # the output that a language model does not have
 

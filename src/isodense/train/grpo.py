@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from isodense.models.policy import load_policy, load_tokenizer
+from isodense.models.inference.policy import load_policy, load_tokenizer
 from isodense.pipeline.artifact import write_json
 from isodense.pipeline.errors import TrainingError
 from isodense.pipeline.stage import progress

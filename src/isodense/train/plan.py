@@ -160,7 +160,7 @@ def plan_run(
     TrainingError
         If prompt and completion together exceed the policy's context, or too few prompts fit.
     """
-    from isodense.models.policy import context_length, load_tokenizer, prompt_tokens
+    from isodense.models.inference.policy import context_length, load_tokenizer, prompt_tokens
 
     tokens = params.max_prompt_tokens + params.max_completion_tokens
     context = context_length(policy)

@@ -50,7 +50,7 @@ log = logging.getLogger("isodense")
 HOLDING_PATHS = shutil.ignore_patterns("training_args.bin", "README.md")
 LAUNCH = ("WORLD_SIZE", "OMP_NUM_THREADS", "ACCELERATE_USE_FSDP", "ACCELERATE_MIXED_PRECISION")
 NOT_SHAPING = ("save_steps", "on_weak_reward")  # params that change nothing about the result
-CODE = ("models", "prompts", "reward", "sampling", "train")  # packages that compute a checkpoint
+CODE = ("models/inference", "reward", "sampling", "train")  # packages that compute checkpoints
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate")
 
 

@@ -97,7 +97,7 @@ def _made(folder: Path) -> bool:
 def _too_long(prompts: Path, policy: Path, most: int) -> tuple[int, int]:
     """Return the number of prompts over `most` tokens in a sample of training prompts, and all."""
     from isodense.inspect.lookup import HELDOUT, heldout_rows, lines
-    from isodense.models.policy import load_tokenizer, prompt_tokens
+    from isodense.models.inference.policy import load_tokenizer, prompt_tokens
 
     train = int((~heldout_rows(prompts)).sum())
     chosen = set(np.linspace(0, train - 1, min(SAMPLE, train)).round().astype(int).tolist())

@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig
 
-from isodense.models.policy import prompt_tokens, token_batches
+from isodense.models.inference.policy import prompt_tokens, token_batches
 from isodense.prompts.conversations import Message
 
 
@@ -63,7 +63,7 @@ def complete(
     Parameters
     ----------
     model : transformers.PreTrainedModel
-        The policy, see :func:`isodense.models.policy.load_policy`.
+        The policy, see :func:`isodense.models.inference.policy.load_policy`.
     tokenizer : transformers.PreTrainedTokenizerBase
         Tokenizer of the policy.
     prompts : sequence of list of message
@@ -134,7 +134,7 @@ def log_probs(
     Parameters
     ----------
     model : transformers.PreTrainedModel
-        The policy, see :func:`isodense.models.policy.load_policy`.
+        The policy, see :func:`isodense.models.inference.policy.load_policy`.
     tokenizer : transformers.PreTrainedTokenizerBase
         Tokenizer of the policy.
     prompts : sequence of list of message

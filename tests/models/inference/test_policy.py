@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from isodense.models.backbone import load_backbone
-from isodense.models.policy import (
+from isodense.models.inference.backbone import load_backbone
+from isodense.models.inference.policy import (
     answer_tokens,
     load_policy,
     load_tokenizer,

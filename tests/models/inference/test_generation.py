@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from isodense.models.generation import Completion, complete, log_probs
-from isodense.models.policy import load_policy, load_tokenizer, prompt_tokens
+from isodense.models.inference.generation import Completion, complete, log_probs
+from isodense.models.inference.policy import load_policy, load_tokenizer, prompt_tokens
 from tests import tiny
 
 PROMPTS = [tiny.user(" ".join(tiny.WORDS[:size])) for size in (1, 9, 4, 12, 2)]

@@ -15,7 +15,7 @@ import torch
 from jinja2 import TemplateError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from isodense.models.backbone import quiet
+from isodense.models.inference.backbone import quiet
 from isodense.pipeline.errors import ModelError
 from isodense.prompts.conversations import Message
 

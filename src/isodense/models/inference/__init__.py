@@ -1,0 +1,1 @@
+"""Loading and running frozen models: what `embeddings`, `reward`, `train` and `evaluate` share."""
