@@ -35,7 +35,8 @@ from sklearn.neighbors import KernelDensity
 
 import isodense
 from isodense.density.balance import effective_sample_size, label_statistics
-from isodense.density.estimate import DensityParams, estimate, intrinsic_dimension
+from isodense.density.duplicates import intrinsic_dimension
+from isodense.density.estimate import DensityParams, estimate
 from isodense.download.sources import sample
 from isodense.pipeline.jsonl import raise_bad_row
 from isodense.prompts.deduplicate import unique_prompts

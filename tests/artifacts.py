@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from isodense.density.estimate import DensityParams, estimate, heldout_density, publish
+from isodense.density.artifact import publish
+from isodense.density.estimate import DensityParams, estimate, heldout_density
 from isodense.embeddings.build import embed
 from isodense.neighbors.build import NeighborsParams
 from isodense.neighbors.build import publish as publish_neighbors

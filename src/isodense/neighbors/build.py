@@ -31,7 +31,6 @@ from isodense.neighbors.blocks import (
 from isodense.neighbors.exact import nearest
 from isodense.neighbors.graph import (
     DISTANCES,
-    HELDOUT,
     HELDOUT_DISTANCES,
     HELDOUT_INDICES,
     INDICES,
@@ -375,7 +374,6 @@ def _write(
     arrays = {
         INDICES: graph.indices,
         DISTANCES: graph.distances,
-        HELDOUT: near.distances[:, 0],
         HELDOUT_INDICES: near.indices,
         HELDOUT_DISTANCES: near.distances,
     }
