@@ -38,7 +38,6 @@ from isodense.density.balance import effective_sample_size, label_statistics
 from isodense.density.duplicates import intrinsic_dimension
 from isodense.density.estimate import DensityParams, estimate
 from isodense.download.sources import sample
-from isodense.pipeline.jsonl import raise_bad_row
 from isodense.prompts.deduplicate import unique_prompts
 
 SKETCH = importlib.util.find_spec("geosketch") is not None
@@ -87,7 +86,7 @@ def texts(embed: Embed, seed: int, junk: int = 0, repeat: bool = False, **change
     """Embed the prompts of 2,000 pairs, and random strings; `repeat` leaves exact copies in."""
     chosen = {"tail": 1.0, "copies": 0.08, "near": 0.15} | changes
     params = sample.SampleParams(2000, *chosen.values(), 0.1)
-    pairs = sample.load(params, np.random.default_rng(seed), raise_bad_row)
+    pairs = sample.load(params, np.random.default_rng(seed))
     prompts = unique_prompts([row | {"source": "sample"} for row in pairs], heldout=0.0)
     rng = np.random.default_rng(seed)
     words = ["".join(rng.choice(LETTERS, rng.integers(10, 80))) for _ in range(junk)]

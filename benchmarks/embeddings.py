@@ -150,11 +150,10 @@ def operations(folder: Path, lengths: list[int], layer: int | None = None) -> fl
 def short_prompts(count: int) -> list[str]:
     """Return distinct single-turn prompts of the embedded sample."""
     from isodense.download.sources import sample
-    from isodense.pipeline.jsonl import raise_bad_row
     from isodense.prompts.conversations import encoder_text
 
     params = sample.SampleParams(2 * count, 1.0, 0.0, 0.15, 0.0)
-    rows = sample.load(params, np.random.default_rng(0), raise_bad_row)
+    rows = sample.load(params, np.random.default_rng(0))
     texts = dict.fromkeys(encoder_text(row["prompt"]) for row in rows)
     return list(texts)[:count]
 

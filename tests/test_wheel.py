@@ -106,7 +106,7 @@ w = isodense.load_weights("density")
 print(isodense.__file__)
 print(isodense.draw(w.weights, 1000, seed=1).tolist().count(4))
 params = SampleParams(50, 1.0, 0.08, 0.15, 0.1)
-print(len(list(load(params, numpy.random.default_rng(0), None))))
+print(len(list(load(params, numpy.random.default_rng(0)))))
 """
     where, heaviest, pairs = run(clean / "python", "-c", code, cwd=tmp_path).splitlines()
     assert Path(where).is_relative_to(clean.parent)

@@ -15,8 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from isodense.evaluate.compare import environ
 from isodense.inspect.growth import Before, Growth, compare, remember
 from isodense.pipeline.artifact import replacing
@@ -126,9 +124,7 @@ def update(files: Sequence[Path], since: str | None = None) -> Growth:
         raise IsodenseError(f"{absent[0]} is not a file", "name files of pairs")
     names = [_name(file) for file in files]
     for name in names:  # faults show before anything changes
-        for _ in local.load(
-            local.LocalParams([name], None), np.random.default_rng(0), tally.bad_row
-        ):
+        for _ in local.load(local.LocalParams([name], None), tally.bad_row):
             pass
     known = {Path(file).expanduser().resolve() for file in section.local.files}
     more = [name for name in dict.fromkeys(names) if Path(name).resolve() not in known]

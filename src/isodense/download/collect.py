@@ -35,6 +35,7 @@ from isodense.pipeline.params import as_dict, param
 
 log = logging.getLogger("isodense")
 
+DRAWN = {"sample"}  # sources that are made by chance: nothing is read, so no row is bad
 SHOWN = 5  # skipped rows that are named in the log; the rest are counted
 
 
@@ -127,7 +128,7 @@ def collect(
     params : DownloadParams
         The section.
     rng_for : callable
-        Gives the random generator of a source by name, so that sources do not disturb each other.
+        Gives the random generator of a source by name, for those that draw.
     tally : Tally
         Counts what is yielded and left out.
 
@@ -140,7 +141,8 @@ def collect(
     for source in params.sources:
         tally.sources[source] = 0
         load = importlib.import_module(f"isodense.download.sources.{source}").load
-        for pair in load(getattr(params, source), rng_for(source), tally.bad_row):
+        needs = rng_for(source) if source in DRAWN else tally.bad_row
+        for pair in load(getattr(params, source), needs):
             identifier = pair_id(pair)
             if bytes.fromhex(identifier) in seen:
                 tally.repeated += 1

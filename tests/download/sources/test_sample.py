@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from isodense.download.sources import sample
-from isodense.pipeline.jsonl import raise_bad_row
 
 DEFAULTS = {
     "pairs": 2000,
@@ -24,14 +23,14 @@ INTENTS = sample.read_intents()
 DIGEST = """
 import hashlib, json, numpy as np
 from isodense.download.sources import sample
-rows = sample.load(sample.SampleParams(300, 1.0, 0.08, 0.15, 0.1), np.random.default_rng(7), None)
+rows = sample.load(sample.SampleParams(300, 1.0, 0.08, 0.15, 0.1), np.random.default_rng(7))
 print(hashlib.sha256(json.dumps(list(rows)).encode()).hexdigest())
 """
 
 
 def make(seed=0, **changes):
     params = sample.SampleParams(**(DEFAULTS | changes))
-    return list(sample.load(params, np.random.default_rng(seed), raise_bad_row))
+    return list(sample.load(params, np.random.default_rng(seed)))
 
 
 def prompts(rows, label=None):
@@ -180,7 +179,7 @@ def test_rows_do_not_depend_on_the_hash_seed():
         return subprocess.check_output(command, env=environment, text=True).strip()
 
     params = sample.SampleParams(300, 1.0, 0.08, 0.15, 0.1)
-    here = json.dumps(list(sample.load(params, np.random.default_rng(7), raise_bad_row)))
+    here = json.dumps(list(sample.load(params, np.random.default_rng(7))))
     assert digest("1") == digest("2") == hashlib.sha256(here.encode()).hexdigest()
 
 

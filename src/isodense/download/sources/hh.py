@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
 
-import numpy as np
-
 from isodense.download import pairs
 from isodense.download.sources import hub
 from isodense.pipeline.errors import DataError
@@ -43,17 +41,13 @@ class HhParams:
     limit: int | None = param(minimum=1)
 
 
-def load(
-    params: HhParams, rng: np.random.Generator, on_bad_row: OnBadRow
-) -> Iterator[dict[str, Any]]:
+def load(params: HhParams, on_bad_row: OnBadRow) -> Iterator[dict[str, Any]]:
     """Yield the pairs of the subsets, in order.
 
     Parameters
     ----------
     params : HhParams
         What to read, at which commit.
-    rng : Generator
-        Not used: nothing is drawn.
     on_bad_row : callable
         Called with an `UnusableRow` or another `DataError` for a row that is no pair.
 

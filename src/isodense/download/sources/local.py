@@ -26,8 +26,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from isodense.download import pairs
 from isodense.download.sources import hh
 from isodense.pipeline.errors import DataError
@@ -58,17 +56,13 @@ class LocalParams:
     limit: int | None = param(minimum=1)
 
 
-def load(
-    params: LocalParams, rng: np.random.Generator, on_bad_row: OnBadRow
-) -> Iterator[dict[str, Any]]:
+def load(params: LocalParams, on_bad_row: OnBadRow) -> Iterator[dict[str, Any]]:
     """Yield the pairs of the files, in order.
 
     Parameters
     ----------
     params : LocalParams
         Relative paths start at the working directory.
-    rng : Generator
-        Not used: nothing is drawn.
     on_bad_row : callable
         Called with a `DataError` for a malformed row.
 

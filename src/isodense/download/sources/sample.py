@@ -41,7 +41,6 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
-from isodense.pipeline.jsonl import OnBadRow
 from isodense.pipeline.params import param
 
 Turns = tuple[str, ...]
@@ -100,9 +99,7 @@ class Intent:
     dialogues: list[list[str]] = field(default_factory=list)
 
 
-def load(
-    params: SampleParams, rng: np.random.Generator, on_bad_row: OnBadRow
-) -> Iterator[dict[str, Any]]:
+def load(params: SampleParams, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
     """Yield preference pairs in TRL's conversational format.
 
     Parameters
@@ -111,14 +108,12 @@ def load(
         Size and shape of the set.
     rng : Generator
         The only source of chance: the same state gives the same rows.
-    on_bad_row : callable
-        Not used, as no row of the sample is malformed; every source takes it.
 
     Yields
     ------
     dict
         ``prompt``, ``chosen``, ``rejected`` (lists of messages) and ``label``, the intent.
-        Intents are mixed, and a copy comes after its original.
+        Intents are mixed, and a near-duplicate comes after its original.
     """
     intents = read_intents()
     rows = intent_counts(params.pairs, params.exponent, len(intents))

@@ -21,8 +21,6 @@ from html.parser import HTMLParser
 from itertools import islice
 from typing import Any
 
-import numpy as np
-
 from isodense.download import pairs
 from isodense.download.sources import hub
 from isodense.download.sources.local import read_parquet
@@ -46,17 +44,13 @@ class StackExchangeParams:
     limit: int | None = param(minimum=1)
 
 
-def load(
-    params: StackExchangeParams, rng: np.random.Generator, on_bad_row: OnBadRow
-) -> Iterator[dict[str, Any]]:
+def load(params: StackExchangeParams, on_bad_row: OnBadRow) -> Iterator[dict[str, Any]]:
     """Yield the pairs of the sites, in order.
 
     Parameters
     ----------
     params : StackExchangeParams
         What to read, at which commit.
-    rng : Generator
-        Not used: nothing is drawn.
     on_bad_row : callable
         Called with an `UnusableRow` or another `DataError` for a question without a pair.
 

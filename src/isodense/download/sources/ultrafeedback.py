@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
 
-import numpy as np
-
 from isodense.download import pairs
 from isodense.download.sources import hub
 from isodense.download.sources.local import read_parquet
@@ -32,17 +30,13 @@ class UltrafeedbackParams:
     limit: int | None = param(minimum=1)
 
 
-def load(
-    params: UltrafeedbackParams, rng: np.random.Generator, on_bad_row: OnBadRow
-) -> Iterator[dict[str, Any]]:
+def load(params: UltrafeedbackParams, on_bad_row: OnBadRow) -> Iterator[dict[str, Any]]:
     """Yield the pairs of a split, in order.
 
     Parameters
     ----------
     params : UltrafeedbackParams
         What to read, at which commit.
-    rng : Generator
-        Not used: nothing is drawn.
     on_bad_row : callable
         Called with an `UnusableRow` or another `DataError` for a row that is no pair.
 
