@@ -15,13 +15,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 from isodense.pipeline import params, stage
 from isodense.pipeline.runtime import BaseParams, resolve_device
 from isodense.prompts.reader import load_prompts
+from isodense.sampling.schemes import prompt_weights
 from isodense.sampling.weights import load_weights
 from isodense.train.train import (
     TrainParams,
     check_reward,
     input_hashes,
     live_folder,
-    prompt_weights,
     train,
 )
 

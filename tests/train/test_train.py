@@ -10,6 +10,7 @@ import pytest
 
 from isodense.pipeline.errors import ArtifactError, TrainingError
 from isodense.prompts.reader import PromptSet
+from isodense.sampling.schemes import prompt_weights
 from isodense.sampling.weights import load_weights
 from isodense.train.train import (
     OWN_FIELDS,
@@ -20,7 +21,6 @@ from isodense.train.train import (
     live_folder,
     make_config,
     make_plan,
-    prompt_weights,
     train,
 )
 from tests.rl import snapshot, write_density, write_inputs, write_reward

@@ -36,7 +36,6 @@ from isodense.pipeline.artifact import (
     content_sha256,
     publishing,
     read_manifest,
-    require_same_ids,
     write_manifest,
 )
 from isodense.pipeline.cache import folder_name, mark_used
@@ -46,7 +45,7 @@ from isodense.pipeline.params import as_dict, param
 from isodense.prompts.conversations import Message
 from isodense.prompts.reader import PromptSet
 from isodense.reward.check import require_better_than_length
-from isodense.sampling.weights import Weights
+from isodense.sampling.schemes import Sampling
 from isodense.train.checkpoints import Stop, claimed, newest
 
 if TYPE_CHECKING:
@@ -142,7 +141,7 @@ class TrainParams:
         Further fields of TRL's ``GRPOConfig`` by name.
     """
 
-    sampling: Literal["density", "uniform", "count"] = param()
+    sampling: Sampling = param()
     replacement: bool = param()
     uniform_share: float = param(minimum=0.0, maximum=1.0)
     seed: int = param(minimum=0, maximum=2**31 - 1)
@@ -188,37 +187,6 @@ class Plan:
 
     rows: np.ndarray
     skipped: int
-
-
-def prompt_weights(prompts: PromptSet, weights: Weights, sampling: str) -> np.ndarray:
-    """Return how often each training prompt is to be drawn, up to a factor.
-
-    Parameters
-    ----------
-    prompts : PromptSet
-        The training prompts.
-    weights : Weights
-        Of the density stage.
-    sampling : {"density", "uniform", "count"}
-
-    Returns
-    -------
-    ndarray of shape (n_prompts,)
-
-    Raises
-    ------
-    ArtifactError
-        If the weights belong to other prompts, also where they are not used.
-    TrainingError
-        If there are no prompts.
-    """
-    if not len(prompts):
-        raise TrainingError("no prompt is left to train on", "lower prompts.heldout, or add data")
-    require_same_ids(prompts.ids_sha256, weights.metadata, "the weights")
-    if sampling == "density":
-        return weights.weights
-    counts = [row["count"] if sampling == "count" else 1 for row in prompts.rows]
-    return np.array(counts, dtype=np.float64)
 
 
 def input_hashes(prompts: Path, density: Path, policy: Path, reward: Path) -> dict[str, str]:

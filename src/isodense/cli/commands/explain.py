@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from isodense.cli.commands._arguments import positive
+from isodense.pipeline.layout import ARTIFACTS
 
 ABOUT = """Show the weight of a prompt and where it comes from, or that of a new prompt.
 
@@ -32,7 +33,7 @@ def add(commands: Any) -> None:
     why.add_argument("--width", type=positive, metavar="N", help="columns of a text")
     why.add_argument("--json", action="store_true", help="print JSON")
     why.add_argument("--data", type=Path, default=Path("data"), help="folder of the artifacts")
-    encoder = Path("models/encoder")
+    encoder = ARTIFACTS["encoder"].path
     why.add_argument("--encoder", type=Path, default=encoder, help="for a new prompt")
     why.set_defaults(run=run)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from isodense.cli.commands._arguments import positive
+from isodense.pipeline.layout import ARTIFACTS
 
 ABOUT = "Print the effective sample size, the most and least weighted prompts, and near-duplicates."
 
@@ -22,8 +23,9 @@ def add(commands: Any) -> None:
         "expected in an epoch; the shared weight of a duplicate cluster is the sum over all in it.",
         epilog="example: isodense inspect --top 50 --width 160",
     )
-    look.add_argument("--density", type=Path, default=Path("data/density"), help="weights")
-    look.add_argument("--prompts", type=Path, default=Path("data/prompts"), help="prompts")
+    for name in ("density", "prompts"):
+        default = ARTIFACTS[name].path
+        look.add_argument(f"--{name}", type=Path, default=default, help=f"({default})")
     shown = "prompts at each end, and duplicate clusters, to show (10)"
     look.add_argument("--top", type=positive, default=10, help=shown)
     look.add_argument("--width", type=positive, help="columns of a prompt (what there is room for)")

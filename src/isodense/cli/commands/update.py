@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isodense.cli.commands._arguments import not_negative, positive
+from isodense.pipeline.layout import ARTIFACTS
 
 if TYPE_CHECKING:
     from isodense.inspect.growth import Growth
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
     from isodense.cli.append import update
 
     found = update(args.files, args.since)
-    sys.stdout.write(describe(found, Path("data/prompts"), args.top, args.width))
+    sys.stdout.write(describe(found, ARTIFACTS["prompts"].path, args.top, args.width))
 
 
 def describe(found: Growth, prompts: Path, top: int, width: int | None = None) -> str:

@@ -16,6 +16,7 @@ import yaml
 
 from isodense.pipeline import params
 from isodense.pipeline.errors import IsodenseError, ParamsError
+from isodense.pipeline.layout import ARTIFACTS
 
 Level = Literal["ok", "warning", "problem"]
 
@@ -107,8 +108,12 @@ class Project:
         """All faults of ``params.yaml``."""
         return self._loaded[1]
 
-    def metrics(self, path: str) -> dict[str, Any]:
-        """Return the metrics file `path`; empty where it cannot be read."""
+    def folder(self, artifact: str) -> Path:
+        """Return where the project has an artifact, named as in :mod:`isodense.pipeline.layout`."""
+        return self.root / ARTIFACTS[artifact].path
+
+    def metrics(self, path: Path) -> dict[str, Any]:
+        """Return what the JSON file `path` holds; empty where it cannot be read."""
         try:
             found = json.loads((self.root / path).read_text(encoding="utf-8"))
         except (OSError, ValueError):

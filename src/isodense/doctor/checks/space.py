@@ -18,6 +18,7 @@ from typing import Any
 from isodense.doctor.checks.project import Finding, Project, size
 from isodense.pipeline.cache import KEPT
 from isodense.pipeline.errors import ArtifactError
+from isodense.pipeline.layout import ARTIFACTS, METRICS
 
 BASE = 800_000_000  # bytes of Python with torch and TRL
 COPIES = 3  # of the logits: they, their probabilities, their gradient
@@ -127,7 +128,7 @@ def training_bytes(project: Project, half: bool) -> int:
 
 def policy_config(project: Project) -> dict[str, Any]:
     """Return the policy's config, empty where it is not there."""
-    return project.metrics("models/policy/config.json")
+    return project.metrics(ARTIFACTS["policy"].path / "config.json")
 
 
 def policy_parameters(project: Project) -> int:
@@ -135,7 +136,7 @@ def policy_parameters(project: Project) -> int:
     from safetensors import SafetensorError, safe_open
 
     count = 0
-    for path in (project.root / "models" / "policy").glob("*.safetensors"):
+    for path in project.folder("policy").glob("*.safetensors"):
         try:
             with safe_open(path, framework="numpy") as tensors:
                 for name in tensors.keys():
@@ -168,8 +169,8 @@ def _checkpoints(project: Project) -> int:
 
 def _shape(project: Project) -> tuple[int, int]:
     """Return how many prompts there are and how long their vectors, as far as is known."""
-    prompts = project.metrics("reports/metrics/prompts.json").get("prompts", {})
-    embeddings = project.metrics("reports/metrics/embeddings.json").get("embeddings", {})
+    prompts = project.metrics(METRICS["prompts"]).get("prompts", {})
+    embeddings = project.metrics(METRICS["embeddings"]).get("embeddings", {})
     return int(prompts.get("unique", 0)), int(embeddings.get("dim", 384))
 
 
