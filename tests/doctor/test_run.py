@@ -274,7 +274,7 @@ def test_the_command_of_another_checkout_is_told(checkout):
     text, hint = only(installed.check_checkout, checkout, "warning")
     assert str(checkout.root / "src" / "isodense") in text
     assert "--editable" in hint
-    here = Project(Path(params.__file__).parents[2])
+    here = Project(Path(params.__file__).parents[3])
     assert [one.level for one in installed.check_checkout(here)] == ["ok"]
 
 

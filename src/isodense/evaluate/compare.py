@@ -25,31 +25,11 @@ from typing import Any
 import numpy as np
 
 from isodense.evaluate.arms import ARMS
-from isodense.evaluate.metrics import interval
+from isodense.evaluate.differences import Row, figure, markdown, tabulate
 from isodense.pipeline.artifact import write_json
 from isodense.pipeline.errors import IsodenseError
 from isodense.pipeline.layout import ARTIFACTS, COMPLETIONS
 from isodense.prompts.conversations import Message
-
-MEASURES = {
-    "reward by one judge": "judge.all",
-    "… sparsest third of the prompts": "judge.sparse",
-    "… most crowded third": "judge.crowded",
-    "gain by the own reward": "eval.gain.reward",
-    "accuracy of the reward": "reward.heldout.accuracy",
-    "distinct-2": "eval.trained.distinct_2",
-    "self-BLEU": "eval.trained.self_bleu",
-    "Vendi score": "eval.trained.vendi",
-    "Vendi score within prompts": "eval.trained.vendi_within",
-    "groups without signal": "eval.trained.frac_reward_zero_std",
-    "KL to the base, nats": "eval.trained.kl",
-    "em-dash": "eval.trained.em_dash",
-    "not just … but": "eval.trained.not_just_but",
-    "tokens": "eval.trained.tokens",
-    "cut at the limit": "eval.trained.clipped_ratio",
-    "distinct prompts trained on": "train.distinct_prompts",
-    "distinct labels trained on": "train.distinct_labels",
-}
 
 
 @dataclass(frozen=True)
@@ -235,125 +215,6 @@ def judged(
         "sparse": float(by_prompt[order[:third]].mean()),
         "crowded": float(by_prompt[order[-third:]].mean()),
     }
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measure of one arm.
-
-    Attributes
-    ----------
-    measure, arm : str
-    values : ndarray of shape (n_seeds,), float64
-    differences : ndarray of shape (n_seeds,), float64
-        To the first arm, seed by seed.
-    """
-
-    measure: str
-    arm: str
-    values: np.ndarray
-    differences: np.ndarray
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the row with means and intervals."""
-        mean, low, high = interval(self.values)
-        difference, difference_low, difference_high = interval(self.differences)
-        return {
-            "measure": self.measure,
-            "arm": self.arm,
-            "values": [round(float(value), 6) for value in self.values],
-            "mean": mean,
-            "low": low,
-            "high": high,
-            "difference": difference,
-            "difference_low": difference_low,
-            "difference_high": difference_high,
-        }
-
-
-def tabulate(found: dict[str, list[dict[str, Any]]]) -> list[Row]:
-    """Return a row for each measure that all runs have, and each arm.
-
-    Parameters
-    ----------
-    found : dict
-        Metrics of each arm's runs in the order of seeds, the arm to compare with first.
-    """
-    rows = []
-    baseline = next(iter(found))
-    for measure, path in MEASURES.items():
-        values = {arm: [_look_up(metrics, path) for metrics in found[arm]] for arm in found}
-        if any(value is None for row in values.values() for value in row):
-            continue
-        arrays = {arm: np.array(row, dtype=np.float64) for arm, row in values.items()}
-        rows += [Row(measure, arm, row, row - arrays[baseline]) for arm, row in arrays.items()]
-    return rows
-
-
-def _look_up(metrics: Any, path: str) -> float | None:
-    for key in path.split("."):
-        metrics = metrics.get(key) if isinstance(metrics, dict) else None
-    return metrics
-
-
-def markdown(rows: Sequence[Row]) -> str:
-    """Return a table: a line for each measure, and a column for each arm's difference."""
-    arms = list(dict.fromkeys(row.arm for row in rows))
-    lines = [
-        "| | " + " | ".join([arms[0], *(f"{arm} − {arms[0]}" for arm in arms[1:])]) + " |",
-        "| --- |" + " ---: |" * len(arms),
-    ]
-    for measure in dict.fromkeys(row.measure for row in rows):
-        of_arm = {row.arm: row.as_dict() for row in rows if row.measure == measure}
-        cells = [_cell(of_arm[arms[0]], "", "")]
-        cells += [_cell(of_arm[arm], "difference", "+") for arm in arms[1:]]
-        lines.append(f"| {measure} | " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        "Bold: the 95% interval is clear of 0, not corrected for how many there are.",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _cell(row: dict[str, Any], what: str, sign: str) -> str:
-    prefix = f"{what}_" if what else ""
-    mean, low, high = (row[key] for key in (what or "mean", f"{prefix}low", f"{prefix}high"))
-    digits = 3 if max(abs(mean), abs(low), abs(high)) < 10 else 1
-    shown = [f"{value:{sign}.{digits}f}".replace("-", "−") for value in (mean, low, high)]
-    if low == high:  # the same with every seed
-        return shown[0]
-    clear = "**" if what and (low > 0 or high < 0) else ""
-    return f"{clear}{shown[0]}{clear} ({shown[1]} to {shown[2]})"
-
-
-def figure(rows: Sequence[Row], path: Path) -> None:
-    """Draw the differences to the first arm, with intervals, of what differs at all, as a PNG."""
-    from matplotlib.figure import Figure
-
-    from isodense.density.plots import BLUE, GREY, save
-
-    measures = list(dict.fromkeys(row.measure for row in rows if row.differences.any()))
-    arms = list(dict.fromkeys(row.arm for row in rows))[1:]
-    height = max(1, -(-len(measures) // 3))
-    made = Figure(figsize=(13, (0.55 + 0.3 * len(arms)) * height + 0.5), layout="constrained")
-    axes = made.subplots(height, 3, squeeze=False).ravel()
-    for axis, measure in zip(axes, measures, strict=False):
-        for place, arm in enumerate(arms):
-            (row,) = (row for row in rows if (row.measure, row.arm) == (measure, arm))
-            mean, low, high = interval(row.differences)
-            axis.plot([low, high], [place, place], color=BLUE, linewidth=2)
-            axis.plot(row.differences, [place] * len(row.differences), "|", color=GREY)
-            axis.plot(mean, place, "o", color=BLUE)
-        axis.axvline(0, color=GREY, linestyle="--", linewidth=1)
-        axis.set(
-            title=measure, yticks=range(len(arms)), yticklabels=arms, ylim=(len(arms) - 0.5, -0.5)
-        )
-        axis.locator_params(axis="x", nbins=5)
-        axis.spines[["top", "right"]].set_visible(False)
-    for axis in axes[len(measures) :]:
-        axis.remove()
-    made.suptitle("Difference to the first arm, 95% interval over seeds")
-    save(made, path)
 
 
 def compare(arms: Sequence[str], seeds: int, settings: Sequence[str], out: Path) -> list[Row]:

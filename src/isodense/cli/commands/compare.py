@@ -37,7 +37,8 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run ways to sample as DVC experiments, several seeds each, and tabulate what came out."""
-    from isodense.evaluate.compare import compare, markdown
+    from isodense.evaluate.compare import compare
+    from isodense.evaluate.differences import describe
 
     rows = compare(args.arms, args.seeds, args.set_param, args.output)
-    sys.stdout.write(f"{markdown(rows)}\nalso in {args.output}, with a figure\n")
+    sys.stdout.write(f"{describe(rows)}\nalso in {args.output}, with a figure\n")
