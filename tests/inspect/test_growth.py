@@ -144,7 +144,7 @@ def test_new_prompts_are_told_apart(tmp_path, old):
     assert "60 prompts before, 65 now: 5 new, 1 of them held out\n" in text
     assert "new near-duplicates of prompts that were there: 3; of other new ones: 1\n" in text
     assert re.search(rf" held out  {hidden}\n +of  {old[3][0]}\n", text)
-    assert re.search(rf" 1    3  {old[2][0]}\n", text)
+    assert re.search(rf"before  now  prompt\n +1    3  {old[2][0]}\n", text)
     assert "new shards of embeddings: 2 of 5\n" in text
 
 

@@ -97,7 +97,7 @@ def update(files: Sequence[Path], since: str | None = None) -> Growth:
     Parameters
     ----------
     files : sequence of Path
-        Of any form that the source ``local`` reads. Those that ``params.yaml`` names already are
+        Files of any form that the source ``local`` reads. Those in ``params.yaml`` already are
         read again.
     since : str, optional
         A git revision to compare with; by default the state before.

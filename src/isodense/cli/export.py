@@ -40,7 +40,7 @@ class Draws:
     seed : int
         Names the stream of draws; see :func:`isodense.sampling.draw.draw`.
     sampling : {"density", "uniform", "count"}
-        Draw by the weights of the density stage, all alike, or as often as was asked.
+        Draw by the weights of the density stage, all alike, or by occurrences.
     """
 
     size: int

@@ -23,7 +23,7 @@ def table_row(prompt: Row, measures: Row, number: int) -> Row:
     Parameters
     ----------
     prompt : dict
-        As stored in ``data/prompts``.
+        A row of ``data/prompts``.
     measures : dict
         What else is known of the prompt, by column.
     number : int

@@ -116,8 +116,8 @@ def statistics(
     Returns
     -------
     dict
-        Those of :func:`isodense.density.balance.weight_statistics`; ``exponent`` and ``scale``, see
-        :class:`isodense.density.estimate.Estimate`; ``intrinsic_dimension``; and
+        What :func:`isodense.density.balance.weight_statistics` returns; ``exponent`` and ``scale``,
+        see :class:`isodense.density.estimate.Estimate`; ``intrinsic_dimension``; and
         ``rank_stability``, the rank correlation of the weights with those at half as many
         neighbours (near 1: their order is that of the data, not of the choice of k), absent where
         it is undefined: one neighbour, or weights all alike.

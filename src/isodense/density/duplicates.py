@@ -96,7 +96,8 @@ def find_duplicates(graph: Graph, dup: float, bandwidth: float) -> tuple[np.ndar
 def intrinsic_dimension(graph: Graph, clusters: np.ndarray | None = None) -> float:
     """Return the maximum-likelihood intrinsic dimension (Levina and Bickel 2004).
 
-    Its inverse is averaged, as MacKay and Ghahramani (2005) proposed, over duplicate clusters.
+    The inverse dimension is averaged, as MacKay and Ghahramani (2005) proposed, over duplicate
+    clusters.
     Each cluster counts as one neighbour, and the row's own as none. In a large set some 100,000
     rows at equal steps are enough.
 

@@ -109,11 +109,11 @@ def density_weights(
     alpha_max : float
         Largest exponent.
     counts : ndarray of shape (n,), optional
-        How often each prompt was asked, at least 1.
+        Occurrences of each prompt, at least 1.
     count_power : float
-        Weights are multiplied by counts^count_power: at 0 a prompt asked a thousand times is one
-        prompt, at 1 it is drawn a thousand times as often as if asked once. The exponent a is found
-        before, so density and `ess` are about the prompts themselves.
+        Weights are multiplied by counts^count_power: at 0 a prompt of a thousand occurrences is one
+        prompt, at 1 it is drawn a thousand times as often as one of a single occurrence. The
+        exponent a is found before, so density and `ess` are about the prompts themselves.
 
     Returns
     -------
@@ -188,7 +188,7 @@ def heldout_density(found: Estimate, near: Graph, params: DensityParams) -> np.n
     near : Graph
         The nearest prompts of the graph to each other prompt.
     params : DensityParams
-        Those of `found`.
+        The params that `found` was estimated with.
 
     Returns
     -------
@@ -232,7 +232,7 @@ def _count_factors(counts: np.ndarray | None, power: float, n: int) -> np.ndarra
     bad = np.flatnonzero(~(np.isfinite(counts) & (counts >= 1)))
     if len(bad):
         message = f"{len(bad)} counts are not finite and >= 1, first in row {bad[0]}"
-        raise IsodenseError(message, "count how often each prompt was asked, itself included")
+        raise IsodenseError(message, "count the occurrences of each prompt, the first one too")
     return counts**power
 
 

@@ -61,7 +61,7 @@ def plan_runs(arms: Sequence[str], seeds: int, settings: Sequence[str] = ()) -> 
     Parameters
     ----------
     arms : sequence of str
-        Of `ARMS`; the first is what the others are compared with.
+        Names of `ARMS`; the first is what the others are compared with.
     seeds : int
         At least 2.
     settings : sequence of str
@@ -193,7 +193,7 @@ def judged(
     Parameters
     ----------
     rows : sequence of dict
-        Of ``reports/completions.jsonl``.
+        Rows of ``reports/completions.jsonl``.
     conversations : mapping
         Prompts by id.
     score : callable

@@ -46,7 +46,7 @@ class Measure:
     ----------
     heading : str
     path : str
-        Of the metric, its keys joined by dots.
+        Keys of the metric, joined by dots.
     digits : int
         After the decimal point.
     interval : bool
@@ -77,7 +77,7 @@ class Experiment:
     Attributes
     ----------
     name : str
-        Of the experiment, branch or tag, a short hash, or ``workspace``.
+        Name of the experiment, branch or tag; a short hash; or ``workspace``.
     rev : str
         Hash of the commit, or ``workspace``.
     baseline : str
@@ -106,7 +106,7 @@ def experiments(num: int = 1, all_commits: bool = False) -> list[Experiment]:
     num : int
         Commits.
     all_commits : bool
-        Those of every commit instead.
+        Experiments of every commit instead.
 
     Returns
     -------
@@ -243,7 +243,8 @@ def outdated_outputs(lock: Path) -> set[str]:
     Returns
     -------
     set of str
-        Their paths. Params and code are not looked at: what is there was made from one another.
+        Paths of the outputs. Params and code are not looked at: what is there was made from one
+        another.
     """
     locked = _parsed(lock.read_bytes())["stages"] if lock.is_file() else {}
     made = {out["path"]: (name, out.get("md5")) for name in locked for out in _outs(locked[name])}
@@ -351,7 +352,7 @@ def ordered(rows: Sequence[Experiment], heading: str, reverse: bool = False) -> 
     ----------
     rows : sequence of Experiment
     heading : str
-        Of :func:`columns`.
+        One of :func:`columns`.
     reverse : bool
         The other way round. What has nothing in the column comes last either way.
 

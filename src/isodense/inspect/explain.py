@@ -1,8 +1,8 @@
 """Why a prompt has the weight it has: its neighbours, its near-duplicates, its density.
 
-A prompt of the set is looked up in the artifacts. A new text is embedded as the embeddings stage
-does, compared with every training prompt, and given the density it has among them, by the same
-formula as held-out prompts, and the weight that this density would mean.
+A prompt of the set is looked up in the artifacts. A new prompt is embedded as the embeddings
+stage does, compared with every training prompt, and given the density it has among them, by the
+same formula as held-out prompts, and the weight that this density would mean.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SHOWN = 5  # ids named where the start of one fits several
 
 @dataclass(frozen=True)
 class Folders:
-    """Where the artifacts are; the last two are read for new texts only."""
+    """Where the artifacts are; the last two are read for new prompts only."""
 
     prompts: Path
     neighbors: Path
@@ -158,7 +158,7 @@ def _conversation(query: str) -> list[Message] | None:
 
 
 def _line(prompts: Path, query: str, messages: list[Message], name: str | None) -> Line | None:
-    """Return the line of the prompt that the query means, or None where it is a new text."""
+    """Return the line of the prompt that the query means, or None where it is a new prompt."""
     own, start = prompt_id(messages).encode(), (name or "none").encode()
     text = json.dumps(query, ensure_ascii=False)
     needle = f'"text": {text}, "count"'.encode()  # a dialogue as it is stored, with its line breaks
@@ -240,7 +240,7 @@ def _cluster(indices: np.ndarray, distances: np.ndarray, trained: Trained) -> in
 def _weight_at(
     density: float, cluster: int, trained: Trained, prompts: Path
 ) -> dict[str, Any] | None:
-    """Return the weight of a prompt that is asked once and shares the weight of a cluster.
+    """Return the weight of a prompt of one occurrence that shares the weight of a cluster.
 
     With ``soft_count`` it follows from the density and any training prompt's weight; with ``knn``
     and ``balance`` the density does not say it.
@@ -263,7 +263,7 @@ def _weight_at(
 
 
 def _count_factor(trained: Trained, prompts: Path) -> float:
-    """Return by how much its count has raised the weight of the first training prompt."""
+    """Return the factor by which counts have raised the weight of the first training prompt."""
     if not trained.params.count_power:
         return 1.0
     (row,) = rows_of(prompts, [trained.weights.prompt_ids[0]]).values()

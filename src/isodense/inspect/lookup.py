@@ -34,7 +34,7 @@ class Line:
     id : bytes
         The prompt's id.
     number : int
-        Its row among the prompts of its split.
+        The prompt's row among those of the same split.
     heldout : bool
     raw : bytes
         The whole line.

@@ -63,7 +63,8 @@ class Graph:
 def recall(found: Graph, exact: Graph) -> float:
     """Return the share of the true neighbours that were found.
 
-    A neighbour counts when it is no farther than the true k-th one: among copies any will do.
+    A neighbour counts when it is no farther than the true k-th one: of exact duplicates any will
+    do.
 
     Parameters
     ----------

@@ -195,7 +195,7 @@ def select(
     weights : ndarray of shape (n,)
         See :func:`draw`.
     graph : Graph
-        Of the same n rows.
+        Neighbours of the same n rows.
     size : int
         At most n.
     spread : bool
@@ -220,7 +220,7 @@ def select(
     keep = _survival(graph)
     chosen = np.empty(size, dtype=np.int64)
     for step, uniform in enumerate(_uniforms(size, seed, 0)):
-        if not left.any():  # every prompt left is a copy of a chosen one
+        if not left.any():  # every prompt left is a duplicate of a chosen one
             left = np.asarray(weights, dtype=np.float64).copy()
             left[chosen[:step]] = 0
         cumulative = np.cumsum(left)

@@ -1,4 +1,4 @@
-"""Ways to draw prompts: by density, all alike, or as often as they were asked."""
+"""Ways to draw prompts: by density, all alike, or by occurrences."""
 
 from __future__ import annotations
 

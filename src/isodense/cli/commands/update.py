@@ -77,9 +77,9 @@ def describe(found: Growth, prompts: Path, top: int, width: int | None = None) -
         pairs += [(f"{one.distance:.3f}", split, texts[one.row]), ("", "of", texts[one.other])]
     text += _table(("distance", "", "prompt"), pairs, width)
     if found.again:
-        text += f"\nprompts that were there and were asked again: {len(found.again)}\n"
+        text += f"\nprompts that were there and have more occurrences now: {len(found.again)}\n"
     counts = [(str(before), str(now), texts[row]) for row, before, now in again]
-    text += _table(("count before", "now", "prompt"), counts, width)
+    text += _table(("before", "now", "prompt"), counts, width)
     if rare:
         text += "\nmost weighted new prompts, rare or garbage: have a look\n"
     weights = [(f"{found.weights[row]:.2f}", texts[row]) for row in rare]
