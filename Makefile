@@ -17,12 +17,12 @@ LOCK   := uv pip compile pyproject.toml --universal --python-version 3.11 --gene
 .PHONY: repro test check bench lock clean
 .DELETE_ON_ERROR:
 
-repro: .dvc/plots/offline.html
+repro: .venv/runtime
 	. $(BIN)/activate && dvc repro
 	@echo
 	@echo "Done. Look at:"
 	@echo "  . .venv/bin/activate"
-	@echo "  reports/index.html       the report: map, weights, groups of copies, training, answers"
+	@echo "  reports/index.html       the report: map, weights, duplicate clusters, training, answers"
 	@echo "  isodense inspect         the most and least weighted prompts"
 	@echo "  dvc exp run -S density.k=10 density && isodense experiments    an experiment, and a table"
 
@@ -59,9 +59,6 @@ clean:
 	$(PIP) --no-deps --require-hashes --requirement requirements.lock
 	$(PIP) --no-deps --no-build-isolation --editable .
 	touch $@
-
-.dvc/plots/offline.html: .venv/runtime
-	$(BIN)/isodense offline-plots
 
 .venv/dev: .venv/runtime requirements-dev.lock
 	$(PIP) --no-deps --require-hashes --requirement requirements-dev.lock

@@ -35,10 +35,10 @@ from sklearn.neighbors import KernelDensity
 
 import isodense
 from isodense.density.balance import effective_sample_size, label_statistics
-from isodense.density.estimate import estimate, intrinsic_dimension
+from isodense.density.duplicates import intrinsic_dimension
+from isodense.density.estimate import estimate
 from isodense.density.params import DensityParams
 from isodense.download.sources import sample
-from isodense.pipeline.jsonl import raise_bad_row
 from isodense.prompts.deduplicate import unique_prompts
 
 PARAMS = DensityParams(
@@ -96,7 +96,7 @@ def texts(embed: Embed, seed: int, junk: int = 0, repeat: bool = False, **change
         near_duplicates=chosen["near"],
         multi_turn=0.1,
     )
-    pairs = sample.load(params, np.random.default_rng(seed), raise_bad_row)
+    pairs = sample.load(params, np.random.default_rng(seed))
     prompts = unique_prompts([row | {"source": "sample"} for row in pairs], heldout=0.0)
     rng = np.random.default_rng(seed)
     words = ["".join(rng.choice(LETTERS, rng.integers(10, 80))) for _ in range(junk)]

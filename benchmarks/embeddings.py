@@ -150,13 +150,12 @@ def operations(folder: Path, lengths: list[int], layer: int | None = None) -> fl
 def short_prompts(count: int) -> list[str]:
     """Return distinct single-turn prompts of the embedded sample."""
     from isodense.download.sources import sample
-    from isodense.pipeline.jsonl import raise_bad_row
     from isodense.prompts.conversations import encoder_text
 
     params = sample.SampleParams(
         pairs=2 * count, exponent=1.0, duplicates=0.0, near_duplicates=0.15, multi_turn=0.0
     )
-    rows = sample.load(params, np.random.default_rng(0), raise_bad_row)
+    rows = sample.load(params, np.random.default_rng(0))
     texts = dict.fromkeys(encoder_text(row["prompt"]) for row in rows)
     return list(texts)[:count]
 

@@ -23,12 +23,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 from tests.browser import Page, browser  # noqa: E402
 
-from isodense.density.estimate import estimate, publish  # noqa: E402
+from isodense.density.artifact import publish  # noqa: E402
+from isodense.density.estimate import estimate  # noqa: E402
 from isodense.density.params import DensityParams  # noqa: E402
 from isodense.map.reader import COORDINATES  # noqa: E402
 from isodense.neighbors.graph import (  # noqa: E402
     DISTANCES,
-    HELDOUT,
     HELDOUT_DISTANCES,
     HELDOUT_INDICES,
     INDICES,
@@ -96,11 +96,9 @@ def write_graph(folder: Path, train: list[str], heldout: int, rng: np.random.Gen
         return Graph(rng.integers(0, len(train), (rows, K)).astype(np.int32), distances)
 
     graph, others = random(len(train)), random(heldout)
-    near = others.distances[:, 0]
     arrays = {
         INDICES: graph.indices,
         DISTANCES: graph.distances,
-        HELDOUT: near,
         HELDOUT_INDICES: others.indices,
         HELDOUT_DISTANCES: others.distances,
     }

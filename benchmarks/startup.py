@@ -36,7 +36,7 @@ import yaml
 import isodense
 from isodense.pipeline.artifact import ids_sha256, publishing, write_manifest
 from isodense.prompts.reader import load_prompts
-from isodense.sampling.weights import DENSITY, HELDOUT_DENSITY, IDS, WEIGHTS
+from isodense.sampling.weights import CLUSTERS, DENSITY, HELDOUT_DENSITY, IDS, WEIGHTS
 
 PROMPTS, FROZEN = Path("data/prompts"), Path("data/density")
 ENCODER, POLICY = Path("models/encoder"), Path("models/policy")
@@ -111,6 +111,7 @@ def write(folder: Path, size: int) -> None:
     with publishing(folder) as made:
         np.save(made / WEIGHTS, (weights / weights.sum()).astype(np.float32))
         np.save(made / DENSITY, -np.log(weights).astype(np.float32))
+        np.save(made / CLUSTERS, np.arange(size, dtype=np.int32))
         np.save(made / IDS, np.array(ids, dtype="S32"))
         np.save(made / HELDOUT_DENSITY, np.empty(0, dtype=np.float32))
         write_manifest(made, "density", rows=size, ids_sha256=ids_sha256(ids))

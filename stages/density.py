@@ -11,13 +11,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+from isodense.density.artifact import publish, statistics
 from isodense.density.balance import label_statistics
-from isodense.density.estimate import (
-    estimate,
-    heldout_density,
-    publish,
-    statistics,
-)
+from isodense.density.estimate import estimate, heldout_density
 from isodense.density.params import DensityParams
 from isodense.density.plots import density_plots
 from isodense.neighbors.graph import load_graph, load_heldout_graph

@@ -15,9 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 from isodense.pipeline import params, stage
 from isodense.pipeline.runtime import BaseParams, resolve_device
 from isodense.prompts.reader import load_prompts
+from isodense.sampling.schemes import prompt_weights
 from isodense.sampling.weights import load_weights
 from isodense.train.params import TrainParams
-from isodense.train.plan import prompt_weights
 from isodense.train.train import check_reward, live_folder, read_manifests, train
 
 

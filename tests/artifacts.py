@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from isodense.density.estimate import estimate, heldout_density, publish
+from isodense.density.artifact import publish
+from isodense.density.estimate import estimate, heldout_density
 from isodense.density.params import DensityParams
 from isodense.embeddings.build import embed
 from isodense.neighbors.build import publish as publish_neighbors

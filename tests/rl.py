@@ -17,8 +17,8 @@ from isodense.prompts.deduplicate import unique_prompts
 from isodense.prompts.reader import FILE, PromptSet
 from isodense.reward.fit import fit
 from isodense.reward.params import RewardParams
-from isodense.sampling.weights import DENSITY, HELDOUT_DENSITY, IDS, WEIGHTS
 from tests.tiny import WORDS, policy, user
+from tests.weights import write_weights
 
 ROOT = Path(__file__).parents[1]
 SECTIONS: dict[str, dict[str, Any]] = {
@@ -145,12 +145,7 @@ def write_density(folder: Path, prompts: PromptSet) -> None:
     train, heldout = prompts.split("train"), prompts.split("heldout")
     density = np.linspace(0, 2, len(train), dtype=np.float32)
     weights = np.exp(-density.astype(np.float64))
-    with publishing(folder) as made:
-        np.save(made / WEIGHTS, (weights / weights.sum()).astype(np.float32))
-        np.save(made / DENSITY, density)
-        np.save(made / IDS, np.array(train.ids, dtype="S32"))
-        np.save(made / HELDOUT_DENSITY, np.linspace(0, 2, len(heldout), dtype=np.float32))
-        write_manifest(made, "density", rows=len(train), ids_sha256=train.ids_sha256, inputs={})
+    write_weights(folder, train.ids, weights, density, np.linspace(0, 2, len(heldout)))
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

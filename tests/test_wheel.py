@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from isodense.pipeline.artifact import ids_sha256, publishing, write_manifest
+from tests.weights import write_weights
 
 ROOT = Path(__file__).parents[1]
 
@@ -98,11 +98,7 @@ def test_the_command_of_a_clean_install_shows_its_help(clean, tmp_path):
 def test_a_clean_install_loads_weights_and_its_own_data(clean, tmp_path):
     identifiers = [f"{number:032x}" for number in range(5)]
     weights = np.array([1, 2, 3, 4, 10], dtype=np.float32) / 20
-    with publishing(tmp_path / "density") as scratch:
-        np.save(scratch / "density_weights.npy", weights)
-        np.save(scratch / "density.npy", -weights)
-        np.save(scratch / "prompt_ids.npy", np.array(identifiers, dtype="S32"))
-        write_manifest(scratch, "density", rows=5, ids_sha256=ids_sha256(identifiers))
+    write_weights(tmp_path / "density", identifiers, weights)
     code = """
 import isodense, numpy
 from isodense.download.sources.sample import SampleParams, load
@@ -110,7 +106,7 @@ w = isodense.load_weights("density")
 print(isodense.__file__)
 print(isodense.draw(w.weights, 1000, seed=1).tolist().count(4))
 params = SampleParams(pairs=50, exponent=1.0, duplicates=0.08, near_duplicates=0.15, multi_turn=0.1)
-print(len(list(load(params, numpy.random.default_rng(0), None))))
+print(len(list(load(params, numpy.random.default_rng(0)))))
 """
     where, heaviest, pairs = run(clean / "python", "-c", code, cwd=tmp_path).splitlines()
     assert Path(where).is_relative_to(clean.parent)

@@ -27,6 +27,7 @@ from isodense.prompts.reader import load_prompts
 from tests import tiny
 from tests.prompts.test_deduplicate import pair
 from tests.tiny import user
+from tests.weights import write_weights
 
 COUNT, DIM = 60, 5
 PAGE = (Path(__file__).parents[2] / "docs/other-trainers.md").read_text(encoding="utf-8")
@@ -63,11 +64,7 @@ def write(data, pairs, heldout=0.2):
     train = prompts.split("train")
     assert (0 < len(train) < len(prompts)) == bool(heldout)
     weights = np.array([relative_weight(text) for text in train.texts], dtype=np.float64)
-    with publishing(data / "density") as scratch:
-        np.save(scratch / "density_weights.npy", (weights / weights.sum()).astype(np.float32))
-        np.save(scratch / "density.npy", -np.log(weights).astype(np.float32))
-        np.save(scratch / "prompt_ids.npy", np.array(train.ids, dtype="S32"))
-        write_manifest(scratch, "density", rows=len(train), ids_sha256=train.ids_sha256)
+    write_weights(data / "density", train.ids, weights)
     write_embeddings(data, np.stack([vector(text) for text in prompts.texts]), prompts.ids_sha256)
     return data
 

@@ -12,7 +12,7 @@ import pytest
 from isodense.cli.main import main
 from isodense.embeddings.build import embed
 from isodense.embeddings.reader import load_vectors, read_shard_ids
-from isodense.pipeline.artifact import publishing, read_manifest, write_manifest
+from isodense.pipeline.artifact import read_manifest, write_manifest
 from isodense.prompts.deduplicate import publish
 from isodense.prompts.params import PromptsParams
 from isodense.prompts.reader import load_prompts
@@ -21,16 +21,12 @@ from tests import tiny
 from tests.embeddings.test_build import PARAMS
 from tests.prompts.test_deduplicate import pair
 from tests.tiny import user
+from tests.weights import write_weights
 
 
 def rising_weights(train, folder):
     """Publish weights that rise with the row."""
-    weights = np.arange(1, len(train) + 1, dtype=np.float32)
-    with publishing(folder) as scratch:
-        np.save(scratch / "density_weights.npy", weights / weights.sum())
-        np.save(scratch / "density.npy", -weights)
-        np.save(scratch / "prompt_ids.npy", np.array(train.ids, dtype="S32"))
-        write_manifest(scratch, "density", rows=len(train), ids_sha256=train.ids_sha256)
+    write_weights(folder, train.ids, np.arange(1, len(train) + 1))
 
 
 @pytest.fixture
@@ -49,7 +45,7 @@ def flags(tmp_path):
 def test_verify_names_a_damaged_file(flags, capsys):
     folder = flags[0][1]
     assert main(["verify", folder]) == 0
-    assert "density, 3 files" in capsys.readouterr().out
+    assert "density, 4 files" in capsys.readouterr().out
     path = f"{folder}/density.npy"
     with open(path, "r+b") as stream:  # noqa: PTH123
         stream.seek(-1, 2)

@@ -2,96 +2,38 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import warnings
-from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-from scipy.spatial import cKDTree
-from scipy.spatial.distance import cdist
-from scipy.special import gamma
 from scipy.stats import linregress, spearmanr, vonmises_fisher
 
-from isodense.density import estimate as density
-from isodense.density.estimate import (
-    density_weights,
-    effective_sample_size,
-    estimate,
-    heldout_density,
-    intrinsic_dimension,
-    publish,
-    statistics,
-)
-from isodense.density.params import DensityParams
+from isodense.density.artifact import statistics
+from isodense.density.balance import effective_sample_size
+from isodense.density.estimate import density_weights, estimate, heldout_density
+from isodense.density.params import ALPHA_MIN, DensityParams
 from isodense.neighbors.build import knn_graph, nearest
-from isodense.neighbors.graph import (
-    DISTANCES,
-    HELDOUT,
-    HELDOUT_DISTANCES,
-    HELDOUT_INDICES,
-    INDICES,
-    Graph,
-)
-from isodense.pipeline.artifact import publishing, read_manifest, write_manifest
+from isodense.neighbors.graph import Graph
 from isodense.pipeline.errors import IsodenseError
 from isodense.pipeline.params import as_dict
-from isodense.prompts.deduplicate import publish as publish_prompts
-from isodense.prompts.params import PromptsParams
-from isodense.prompts.reader import load_prompts
-from tests.tiny import user
-
-PARAMS = DensityParams(
-    k=50, method="soft_count", ess=0.8, bandwidth=1.0, dup=0.15, alpha_max=1.25, count_power=0.0
+from tests.density.vectors import (
+    METHODS,
+    PARAMS,
+    circle,
+    lopsided,
+    reordered,
+    unit,
+    with_copies,
+    with_groups,
 )
-METHODS = ["soft_count", "knn", "balance"]
-
-
-def unit(X):
-    return (X / np.linalg.norm(X, axis=1, keepdims=True)).astype(np.float32)
-
-
-def circle(angles):
-    return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-
-
-def lopsided(seed=0):
-    """Return unit vectors in 5 dimensions and the density they were drawn from.
-
-    Density exp(2 x) of the first coordinate (von Mises-Fisher), by rejection from the uniform.
-    """
-    rng = np.random.default_rng(seed)
-    X = unit(rng.normal(size=(20000, 5)))
-    X = X[rng.random(len(X)) < np.exp(2 * (X[:, 0] - 1))][:3000]
-    assert len(X) == 3000
-    return X, np.exp(2 * X[:, 0].astype(float))
-
-
-def with_copies(seed, n=120, dim=6, copies=20):
-    """Return the graph of unit vectors, some of them repeated."""
-    rng = np.random.default_rng(seed)
-    X = unit(rng.normal(size=(n, dim)))
-    return knn_graph(np.concatenate([X, X[rng.integers(n, size=copies)]]), 50)
-
-
-def reordered(graph, order):
-    place = np.argsort(order).astype(np.int32)
-    return Graph(place[graph.indices[order]], graph.distances[order])
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_sign_on_a_known_density(method):
     X, truth = lopsided()
-    params = PARAMS.model_copy(update={"method": method, "ess": 0.7})
-    found = estimate(knn_graph(X, 50), params)
+    found = estimate(knn_graph(X, 50), PARAMS.model_copy(update={"method": method, "ess": 0.7}))
     assert spearmanr(found.density, truth)[0] > 0.8
     assert spearmanr(found.weights, truth)[0] < -0.8
     sparse, dense = truth < np.quantile(truth, 0.2), truth > np.quantile(truth, 0.8)
@@ -140,7 +82,7 @@ def test_more_exponent_where_the_target_asks_for_it():
     for ess, size in zip((0.75, 0.6, 0.4), sizes, strict=True):
         assert size / len(X) == pytest.approx(ess, abs=0.03)
     assert estimate(graph, PARAMS.model_copy(update={"ess": 0.05})).exponent == PARAMS.alpha_max
-    assert estimate(graph, PARAMS.model_copy(update={"ess": 1.0})).exponent == density.ALPHA_MIN
+    assert estimate(graph, PARAMS.model_copy(update={"ess": 1.0})).exponent == ALPHA_MIN
 
 
 def test_copies_share_one_weight_and_stay_known():
@@ -212,7 +154,9 @@ def test_a_prompt_moved_away_from_its_neighbours_never_loses(seed, n, factor):
     row = rng.choice(np.argsort(reach)[3 * n // 4 + 1 :])  # r₀ is a median: it stays
     distances = graph.distances.copy()
     distances[row] *= np.float32(factor)
-    fixed = PARAMS.model_copy(update={"alpha_max": 0.5})  # it is found from all prompts together
+    fixed = PARAMS.model_copy(
+        update={"alpha_max": 0.5}
+    )  # the exponent is found from all prompts together
     near, far = estimate(graph, fixed), estimate(Graph(graph.indices, distances), fixed)
     assume(near.scales.scale == far.scales.scale and (near.clusters == far.clusters).all())
     assume((near.clusters == near.clusters[row]).sum() == 1)
@@ -245,36 +189,11 @@ def test_weights_stay_positive_in_float32_at_extreme_settings():
     assert (weights.astype(np.float32) > 0).all()
 
 
-def test_two_different_prompts_are_no_copies():
-    graph = knn_graph(circle(np.array([0.0, 1.0])), 5)
-    assert statistics(estimate(graph, PARAMS), graph, PARAMS)["duplicate_clusters"] == 0
-    graph = knn_graph(circle(np.zeros(9)), 50)
-    assert statistics(estimate(graph, PARAMS), graph, PARAMS)["prompts_in_duplicate_clusters"] == 9
-
-
 def test_k_beyond_the_graph_is_refused_and_beyond_the_rows_is_not():
     graph = knn_graph(circle(np.linspace(0, 2, 30)), 5)
     with pytest.raises(IsodenseError, match=r"raise neighbors\.k_max"):
         density_weights(graph, k=6)
     assert len(density_weights(knn_graph(circle(np.linspace(0, 2, 4)), 20), k=20)) == 4
-
-
-def test_wrong_keywords_are_one_clear_error():
-    graph = knn_graph(circle(np.linspace(0, 2, 6)), 5)
-    with pytest.raises(IsodenseError) as caught:
-        density_weights(graph, k=5, ess=1.5, method="soft")
-    assert str(caught.value) == (
-        "density_weights has 2 faults:\n"
-        "  method: 'soft' is not one of 'soft_count', 'knn', 'balance', 'uniform'\n"
-        "  ess: 1.5 is above the maximum, 1.0\n"
-        "  -> correct them and call it again"
-    )
-
-
-def test_numbers_of_numpy_are_numbers():
-    graph = knn_graph(circle(np.linspace(0, 2, 6)), 5)
-    given = density_weights(graph, k=np.int64(4), ess=np.float32(0.5))
-    assert np.array_equal(given, density_weights(graph, k=4, ess=0.5))
 
 
 def test_unusable_graphs_are_refused():
@@ -329,21 +248,6 @@ def test_a_reordered_graph_gives_reordered_weights(seed, method, power):
     other = estimate(reordered(graph, order), params, counts[order])
     np.testing.assert_allclose(other.weights, found.weights[order], rtol=1e-9)
     np.testing.assert_allclose(other.density, found.density[order], rtol=1e-9, atol=1e-12)
-
-
-def test_blocks_strides_and_memory_maps_change_no_byte(tmp_path, monkeypatch):
-    graph = with_copies(1)
-    expected = estimate(graph.first(15), PARAMS.model_copy(update={"k": 15}))
-    for name in ("indices", "distances"):
-        np.save(tmp_path / name, np.ascontiguousarray(getattr(graph, name)[:, :15]))
-    mapped = Graph(
-        *(np.load(tmp_path / f"{n}.npy", mmap_mode="r") for n in ("indices", "distances"))
-    )
-    for block in (1, 7, 10**6):
-        monkeypatch.setattr(density, "BLOCK", block)
-        found = estimate(mapped, PARAMS.model_copy(update={"k": 15}))
-        assert found.weights.tobytes() == expected.weights.tobytes()
-        assert found.density.tobytes() == expected.density.tobytes()
 
 
 def test_held_out_density_is_what_the_prompt_would_find():
@@ -408,94 +312,6 @@ def test_unusable_counts_are_refused(counts, fault):
     assert len(density_weights(graph, k=3)) == 10
 
 
-@pytest.mark.parametrize("method", [*METHODS, "uniform"])
-@pytest.mark.parametrize("k", [1, 2, 20])
-def test_statistics_are_finite_whatever_the_prompts(method, k):
-    params = PARAMS.model_copy(update={"method": method, "k": k})
-    angles = [np.zeros(1), np.array([0.0, 1]), np.arange(3.0), np.zeros(30), np.linspace(0, 2, 30)]
-    for X in map(circle, angles):
-        graph = knn_graph(X, 50)
-        report = statistics(estimate(graph, params), graph, params)
-        json.dumps(report, allow_nan=False)
-        assert report["ess"] == pytest.approx(report["ess_share"] * len(X), abs=1e-3)
-        assert 0 < report["min_over_mean"] <= 1 <= report["max_over_mean"]
-        assert abs(report.get("rank_stability", 1)) <= 1
-        defined = min(k, len(X) - 1) > 1 and np.ptp(estimate(graph, params).weights) > 1e-5 / len(X)
-        assert defined or "rank_stability" not in report
-
-
-def test_weights_of_half_as_many_neighbours_have_the_same_order():
-    X, _ = lopsided()
-    graph = knn_graph(X, 50)
-    report = statistics(estimate(graph, PARAMS), graph, PARAMS)
-    expected = spearmanr(density_weights(graph), density_weights(graph, k=25))[0]
-    assert report["rank_stability"] == pytest.approx(expected, abs=1e-4)
-    assert report["rank_stability"] > 0.9
-
-
-@pytest.mark.parametrize("dim", [1, 2, 5])
-def test_intrinsic_dimension_of_a_sphere(dim):
-    X = unit(np.random.default_rng(4).normal(size=(3000, dim + 1)))
-    assert intrinsic_dimension(knn_graph(X, 50)) == pytest.approx(dim, rel=0.05)
-
-
-@pytest.mark.parametrize(("dim", "n"), [(2, 2000), (4, 2000), (8, 4000)])
-def test_intrinsic_dimension_has_no_bias(dim, n):
-    """On a flat torus, which has neither edges nor curvature."""
-    X = np.random.default_rng(dim).random((n, dim))
-    distances, indices = cKDTree(X, boxsize=1).query(X, 21)
-    assert distances.max() < 0.5  # a ball does not meet itself
-    graph = Graph(indices[:, 1:].astype(np.int32), distances[:, 1:].astype(np.float32))
-    assert intrinsic_dimension(graph) == pytest.approx(dim, rel=0.03)
-    found = estimate(graph, PARAMS.model_copy(update={"k": 20}))
-    assert found.scales.dimension == pytest.approx(dim, rel=0.05)
-
-
-def all_pairs(X, rows, dim):
-    """Return the Gaussian kernel of the documented width summed over all of `X`, by brute force."""
-    distances = cdist(X[rows].astype(np.float64), X.astype(np.float64))
-    r0 = np.median(np.partition(distances, 20, axis=1)[:, 20])  # the nearest is the row itself
-    # (2π)^(dim/2) h^dim, what the kernel weighs, is the volume of a ball of radius r₀
-    h = (np.pi ** (dim / 2) / gamma(dim / 2 + 1)) ** (1 / dim) * r0 / np.sqrt(2 * np.pi)
-    return np.exp(-(distances**2) / (2 * h**2)).sum(axis=1)
-
-
-@pytest.mark.parametrize(("dim", "n"), [(3, 3000), (4, 4000), (5, 6000), (6, 12000)])
-def test_the_count_beyond_k_is_that_of_all_pairs(dim, n):
-    X = unit(np.random.default_rng(dim).normal(size=(n, dim + 1)))
-    graph, rows = knn_graph(X, 50), np.arange(400)
-    expected = all_pairs(X, rows, dim)
-    for k in (20, 50):
-        ratio = np.exp(estimate(graph, PARAMS.model_copy(update={"k": k})).density[rows]) / expected
-        assert np.median(ratio) == pytest.approx(1, abs=0.15)
-        assert np.median(np.abs(ratio / np.median(ratio) - 1)) < 0.15
-
-
-@pytest.mark.parametrize("dim", [3, 6])
-def test_with_every_prompt_listed_nothing_is_added(dim):
-    X = unit(np.random.default_rng(dim).normal(size=(300, dim + 1)))
-    found = estimate(knn_graph(X, 299), PARAMS.model_copy(update={"k": 299, "dup": 0.0}))
-    distances = cdist(X.astype(np.float64), X.astype(np.float64))
-    expected = np.exp(-(distances**2) / (2 * found.scales.width**2)).sum(axis=1)
-    np.testing.assert_allclose(np.exp(found.density), expected, rtol=1e-5)
-    cut = estimate(knn_graph(X, 298), PARAMS.model_copy(update={"k": 298, "dup": 0.0}))
-    assert (cut.density > found.density - 1e-5).mean() > 0.9  # something is, with one left out
-
-
-@pytest.mark.parametrize("k", [20, 50])
-def test_crowds_larger_than_k_are_told_apart(k):
-    rng = np.random.default_rng(0)
-    sizes = [100, 200, 400, 800, 1600]  # of one width, so density follows size
-    centres = np.eye(12)[:5]
-    X = unit(np.repeat(centres, sizes, axis=0) + 0.1 * rng.normal(size=(sum(sizes), 12)))
-    crowd = np.repeat(np.arange(5), sizes)
-    found = estimate(knn_graph(X, k), PARAMS.model_copy(update={"k": k}))
-    typical = [np.median(found.density[crowd == number]) for number in range(5)]
-    assert (np.diff(typical) > 0.25).all()  # log 2 each, were the tails of the kernel not wide
-    mean = [found.weights[crowd == number].mean() for number in range(5)]
-    assert (np.diff(mean) < 0).all()
-
-
 def test_k_barely_matters():
     rng = np.random.default_rng(3)
     share = 1 / np.arange(1, 21)
@@ -507,28 +323,6 @@ def test_k_barely_matters():
     assert effective_sample_size(half) == pytest.approx(effective_sample_size(full), rel=0.02)
 
 
-@pytest.mark.parametrize("kappa", [0.5, 2.0, 5.0])
-@pytest.mark.parametrize("dim", [1, 2])
-def test_ordinary_prompts_do_not_chain_in_few_dimensions(dim, kappa):
-    rng = np.random.default_rng(dim)
-    if dim == 1:
-        X = circle(rng.vonmises(0, kappa, 2000))
-    else:
-        X = unit(vonmises_fisher(np.eye(3)[0], kappa).rvs(2000, random_state=rng))
-    found = estimate(knn_graph(X, 50), PARAMS)
-    assert len(np.unique(found.clusters)) > 0.9 * len(X)
-    assert spearmanr(found.density, X[:, 0])[0] > 0.7  # log density is kappa times the cosine
-
-
-def with_groups(seed, groups, size, lone, noise, dim=8):
-    """Return unit vectors, some of them near-duplicates, and the group of each, lone ones last."""
-    rng = np.random.default_rng(seed)
-    centres = unit(rng.normal(size=(groups + lone, dim)))
-    group = np.r_[np.repeat(np.arange(groups), size), np.arange(groups, groups + lone)]
-    spread = noise * (group < groups)[:, None] * rng.normal(size=(len(group), dim))
-    return unit(centres[group] + spread), group
-
-
 @pytest.mark.parametrize("noise", [0.0, 1e-4, 3e-3])
 def test_a_group_larger_than_k_weighs_like_one_prompt(noise):
     X, group = with_groups(0, 1, 80, 420, noise)
@@ -536,20 +330,6 @@ def test_a_group_larger_than_k_weighs_like_one_prompt(noise):
     alone = density_weights(knn_graph(np.delete(X, range(1, 80), axis=0), 50))
     assert len(np.unique(found.clusters)) == 421
     assert 0.3 < found.weights[group == 0].sum() / alone[0] < 2
-
-
-@pytest.mark.parametrize("noise", [0.0, 1e-4])
-@pytest.mark.parametrize("size", [5, 15])
-@pytest.mark.parametrize("share", [0.7, 0.8, 0.9])
-def test_groups_are_found_where_most_rows_are_copies(share, size, noise):
-    groups = round(1000 * share / size)
-    X, group = with_groups(1, groups, size, 1000 - groups * size, noise)
-    found = estimate(knn_graph(X, 50), PARAMS)
-    assert len(np.unique(found.clusters)) == group[-1] + 1
-    assert (np.ptp(found.clusters[: groups * size].reshape(groups, size), axis=1) == 0).all()
-    mass = np.bincount(group, weights=found.weights)
-    assert 0.75 < mass[:groups].mean() / mass[groups:].mean() < 1.33
-    assert mass.max() < 5 * mass.mean()
 
 
 @pytest.mark.parametrize("size", [51, 100])
@@ -562,36 +342,6 @@ def test_nothing_but_groups_of_copies_larger_than_k(size):
     assert np.isfinite(heldout_density(found, nearest(X[:9], X, 50), PARAMS)).all()
     uniform = density_weights(knn_graph(X, 50), method="uniform")
     np.testing.assert_allclose(uniform, 1 / len(X))
-
-
-@pytest.mark.parametrize("size", [5, 30, 100])
-def test_copies_of_others_do_not_raise_the_dimension(size):
-    """A neighbour that is there thirty times is one neighbour."""
-    X, group = with_groups(3, 700 // size, size, 300, 0.0)
-    found = estimate(knn_graph(X, 50), PARAMS)
-    distinct = X[np.unique(group, return_index=True)[1]]
-    alone = estimate(knn_graph(distinct, 50), PARAMS)
-    assert found.scales.dimension == pytest.approx(alone.scales.dimension, rel=0.15)
-
-
-@pytest.mark.parametrize("dim", [1, 2, 6])
-def test_the_radius_is_that_of_the_groups(dim):
-    X = unit(np.random.default_rng(dim).normal(size=(600, dim + 1)))
-    graph = knn_graph(X, 50)
-    found = estimate(graph, PARAMS)
-    near = graph.distances <= np.float64(found.scales.radius)
-    edges = np.repeat(np.arange(600), 50)[near.ravel()], graph.indices[near]
-    square = coo_array((np.ones(near.sum()), edges), shape=(600, 600))
-    assert connected_components(square, directed=False)[0] == len(np.unique(found.clusters))
-
-
-def test_a_group_counts_as_one_neighbour():
-    X, group = with_groups(5, 40, 15, 200, 0.0, dim=4)
-    found = estimate(knn_graph(X, 799), PARAMS.model_copy(update={"k": 799, "dup": 0.0}))
-    distinct = X[np.unique(group, return_index=True)[1]].astype(np.float64)
-    width = found.scales.width
-    expected = np.exp(-(cdist(X.astype(np.float64), distinct) ** 2) / (2 * width**2)).sum(axis=1)
-    np.testing.assert_allclose(np.exp(found.density), expected, rtol=1e-4)
 
 
 EXTREMES = np.array([0, 1e-7, 1e-6, 1.1e-6, 1e-4, 1e-2, 1, 1.99, 2], dtype=np.float32)
@@ -643,7 +393,7 @@ def test_any_distances_give_finite_density_and_weights(
         assert (log_count <= np.log(n + 1) + 1e-9).all()
     assert (found.weights.astype(np.float32) > 0).all()
     assert found.weights.sum() == pytest.approx(1, abs=1e-9)
-    assert np.isfinite([*asdict(found.scales).values(), found.exponent]).all()
+    assert np.isfinite([*as_dict(found.scales).values(), found.exponent]).all()
 
 
 def test_noise_of_many_dimensions_is_even():
@@ -653,89 +403,19 @@ def test_noise_of_many_dimensions_is_even():
     assert 0.3 < found.weights.min() * 600 < found.weights.max() * 600 < 3
 
 
-def thousands():
-    """Return the graph of more rows than a block has, a third of them copies."""
-    X = np.concatenate([*with_groups(4, 40, 30, 1200, 1e-4, dim=5)[:1], lopsided()[0][:600]])
-    return knn_graph(X, 50)
-
-
-@pytest.mark.parametrize("cores", [1, 2, 16])
-def test_blocks_and_threads_change_no_byte(cores, monkeypatch):
-    graph = thousands()
-    expected = estimate(graph, PARAMS)
-    monkeypatch.setattr(density.os, "cpu_count", lambda: cores)
-    for block in (64, 1024, 10**6):
-        monkeypatch.setattr(density, "BLOCK", block)
-        found = estimate(graph, PARAMS)
-        assert found.scales == expected.scales
-        assert found.weights.tobytes() == expected.weights.tobytes()
-        assert found.density.tobytes() == expected.density.tobytes()
-
-
-def test_the_order_of_thousands_of_rows_changes_nothing():
-    graph = thousands()
-    order = np.random.default_rng(0).permutation(len(graph))
-    found, other = estimate(graph, PARAMS), estimate(reordered(graph, order), PARAMS)
-    np.testing.assert_allclose(other.weights, found.weights[order], rtol=1e-6)
-    np.testing.assert_allclose(other.density, found.density[order], rtol=1e-6)
-
-
-def test_the_artifact_has_the_documented_fields(tmp_path):
-    X, _ = lopsided()
-    graph = knn_graph(X, 50)
-    found = estimate(graph, PARAMS)
-    ids = [f"{i:032x}" for i in range(len(X))]
-    facts = {"dim": 2, "ids_sha256": "x", "heldout_ids_sha256": "y"}
-    publish(found, np.zeros(3), ids, PARAMS, facts, "0", tmp_path / "d")
-    weights = np.load(tmp_path / "d" / "density_weights.npy")
-    assert weights.dtype == np.float32
-    assert abs(weights.sum(dtype=np.float64) - 1) < 1e-6
-    assert np.load(tmp_path / "d" / "prompt_ids.npy").dtype == np.dtype("S32")
-    manifest = read_manifest(tmp_path / "d", "density")
-    for key in ("weights_min", "weights_max", "weights_mean", "weights_std", "n_prompts"):
-        assert manifest[key] > 0
-    assert manifest["weights_max"] == weights.max()
-    assert manifest["params"] == as_dict(PARAMS)
-
-
-def test_the_stage_reads_counts_labels_and_recall(tmp_path):
-    """Run the script on prompts of which the first was asked ten times."""
-    texts = ["p0"] * 9 + [f"p{i}" for i in range(60)]
-    answer = [{"role": "assistant", "content": "a"}]
-    pairs = [
-        {"prompt": user(t), "chosen": answer, "rejected": answer, "source": "s", "label": t[-1]}
-        for t in texts
-    ]
-    publish_prompts(pairs, PromptsParams(heldout=0.2), "0", tmp_path / "prompts")
-    prompts = load_prompts(tmp_path / "prompts")
-    train, heldout = prompts.split("train"), prompts.split("heldout")
-    X = unit(np.random.default_rng(0).normal(size=(len(prompts), 4)))
-    rows, others = X[prompts.positions("train")], X[prompts.positions("heldout")]
-    graph, near = knn_graph(rows, 50), nearest(others, rows, min(50, len(rows)))
-    with publishing(tmp_path / "neighbors") as scratch:
-        for name, array in (
-            (INDICES, graph.indices),
-            (DISTANCES, graph.distances),
-            (HELDOUT, near.distances[:, 0]),
-            (HELDOUT_INDICES, near.indices),
-            (HELDOUT_DISTANCES, near.distances),
-        ):
-            np.save(scratch / name, array)
-        hashes = {"ids_sha256": train.ids_sha256, "heldout_ids_sha256": heldout.ids_sha256}
-        write_manifest(scratch, "neighbors", rows=len(train), dim=4, recall=0.97, **hashes)
-    section = as_dict(PARAMS.model_copy(update={"count_power": 1.0}))
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"density": section}))
-    command = "--prompts prompts --neighbors neighbors --out density --metrics m.json --plots plots"
-    script = Path(__file__).parents[2] / "stages/density.py"
-    done = subprocess.run(
-        [sys.executable, script, *command.split()], cwd=tmp_path, capture_output=True, text=True
+def test_wrong_keywords_are_one_clear_error():
+    graph = knn_graph(circle(np.linspace(0, 2, 6)), 5)
+    with pytest.raises(IsodenseError) as caught:
+        density_weights(graph, k=5, ess=1.5, method="soft")
+    assert str(caught.value) == (
+        "density_weights has 2 faults:\n"
+        "  method: 'soft' is not one of 'soft_count', 'knn', 'balance', 'uniform'\n"
+        "  ess: 1.5 is above the maximum, 1.0\n"
+        "  -> correct them and call it again"
     )
-    assert done.returncode == 0, done.stderr
-    report = json.loads((tmp_path / "m.json").read_text())["density"]
-    assert report["recall"] == 0.97
-    assert report["labels"]["labels"] == len(set(train.labels))
-    asked = [row["count"] for row in train.rows]
-    expected = density_weights(graph, counts=np.array(asked), count_power=1.0)
-    assert max(asked) == 10
-    stored = np.load(tmp_path / "density" / "density_weights.npy")
-    np.testing.assert_allclose(stored, expected, rtol=1e-6)
+
+
+def test_numbers_of_numpy_are_numbers():
+    graph = knn_graph(circle(np.linspace(0, 2, 6)), 5)
+    given = density_weights(graph, k=np.int64(4), ess=np.float32(0.5))
+    assert np.array_equal(given, density_weights(graph, k=4, ess=0.5))

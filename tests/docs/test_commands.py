@@ -143,7 +143,7 @@ def test_the_commands_of_the_tutorial_run(ran):
     output, project = ran("docs/tutorial.md")
     assert "Data and pipelines are up to date." in output
     assert re.search(r"^\d+ training prompts, effective sample size", output, re.MULTILINE)
-    assert re.search(r"^a new text, not in the set", output, re.MULTILINE)
+    assert re.search(r"^a new prompt, not in the set", output, re.MULTILINE)
     assert "Ran experiment(s): gentle" in output
     assert "[gentle]" in output
     teammate = project.root.parent / "teammate"

@@ -7,12 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from isodense.evaluate.compare import (
-    ARMS,
-    judged,
-    plan_runs,
-    require_different,
-)
+from isodense.evaluate.arms import ARMS
+from isodense.evaluate.compare import judged, plan_runs, require_different
 from isodense.pipeline.errors import IsodenseError
 
 

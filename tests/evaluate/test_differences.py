@@ -1,4 +1,4 @@
-"""Differences between arms are paired by seed, and come with intervals."""
+"""Differences are paired by seed, and say how sure they are."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from isodense.evaluate.differences import figure, markdown, tabulate
+from isodense.evaluate.differences import describe, figure, markdown, tabulate
 
 
 def metrics(reward: float, words: float, bleu: float | None = 1.0) -> dict:
@@ -36,10 +36,19 @@ def test_differences_are_paired_by_seed():
 
 def test_the_table_marks_what_is_clear_of_zero():
     lines = markdown(tabulate(FOUND)).splitlines()
-    assert lines[0] == "| | uniform | density − uniform |"
+    assert lines[0] == "| measure | uniform | density − uniform |"
     assert "**+0.500** (+0.252 to +0.748)" in lines[2]
     assert "| +0.000 (" in lines[3]
     assert "**" not in lines[3]
+
+
+def test_the_terminal_shows_the_same_numbers():
+    head, judge, words, _, legend = describe(tabulate(FOUND)).splitlines()
+    assert head.split() == ["measure", "uniform", "density", "−", "uniform"]
+    assert judge.endswith("+0.500* (+0.252 to +0.748)")
+    assert "+0.000 (" in words
+    assert len(head) == len(judge)
+    assert legend.startswith("*: the 95% interval is clear of 0")
 
 
 def test_what_no_seed_changes_has_no_interval():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 import json
 import shutil
@@ -13,15 +14,17 @@ import numpy as np
 import pytest
 
 from isodense.cli.commands import explain as command
+from isodense.density.estimate import estimate, heldout_density, inverse_weights
 from isodense.embeddings.reader import load_vectors
 from isodense.inspect.explain import Folders, explain
-from isodense.neighbors.graph import load_heldout_graph
+from isodense.inspect.query import nearest_to
+from isodense.neighbors.graph import load_graph, load_heldout_graph
 from isodense.pipeline.errors import IsodenseError
 from isodense.prompts.conversations import prompt_id
 from isodense.prompts.reader import load_prompts
 from isodense.sampling.weights import load_weights
 from tests import tiny
-from tests.artifacts import make, write_density
+from tests.artifacts import DENSITY, make, write_density
 from tests.tiny import WORDS, user
 
 TAIL = " ".join(WORDS * 3)  # longer than the encoder reads: texts that end in it have one vector
@@ -92,7 +95,7 @@ def test_draws_of_an_epoch_sum_to_the_epoch(data, prompts):
         why, counted = report["why"], report["density"]["distinct_prompts"]
         assert why["own_count"] == pytest.approx(1 + why["neighbors"] + why["beyond"], rel=1e-5)
         assert counted >= 1  # itself
-        if not report["copies"]["number"]:
+        if not report["near_duplicates"]["number"]:
             assert why["own_count"] == pytest.approx(counted, rel=1e-4)
 
 
@@ -100,14 +103,43 @@ def test_near_copies_are_named_and_count_as_none(data, prompts):
     copies = [row for row in prompts.split("train").rows if row["text"] in COPIES]
     assert len(copies) > 2
     found = explain(copies[0]["id"], folders(data))
-    assert found["copies"]["number"] == len(copies) - 1
-    assert {one["text"] for one in found["copies"]["prompts"]} == {
+    assert found["near_duplicates"]["number"] == len(copies) - 1
+    assert {one["text"] for one in found["near_duplicates"]["prompts"]} == {
         row["text"] for row in copies[1:]
     }
     near = [one for one in found["neighbors"] if one["near_duplicate"]]
     assert {one["text"] for one in near} == {row["text"] for row in copies[1:]}
     assert all(one["counts"] == 0 for one in near)
     assert sum(one["counts"] > 0 for one in found["neighbors"]) > 0
+
+
+@pytest.mark.parametrize("changes", [{}, {"count_power": 0.5}, {"method": "uniform"}])
+def test_what_is_stored_explains_as_a_new_estimate_would(data, encoder, tmp_path, changes):
+    """Numbers that are read from the artifact are those of an estimate on the same graph."""
+    mine = shutil.copytree(data, tmp_path / "data")
+    write_density(mine, **changes)
+    params = dataclasses.replace(DENSITY, **{**changes, "count_power": 0.0})
+    graph = load_graph(mine / "neighbors")[0]
+    found = estimate(graph, params)
+    sizes, train = np.bincount(found.clusters), load_prompts(mine / "prompts").split("train")
+    for row in range(0, len(train), 9):
+        told = explain(train.ids[row], folders(mine), neighbors=1)
+        assert told["near_duplicates"]["number"] == sizes[found.clusters[row]] - 1
+        assert told["near_duplicates"]["radius"] == found.scales.radius
+        assert told["density"]["log_density"] == np.float32(found.density[row])
+    for text in ("a cat in paris", f"another start {TAIL}"):
+        told = explain(text, folders(mine, encoder), neighbors=1)
+        near = nearest_to(text, 12, *(mine / n for n in ("prompts", "embeddings")), encoder)
+        density = heldout_density(found, near, params)[0]
+        assert told["density"]["log_density"] == pytest.approx(density, rel=1e-7)
+        size = 1 + told["near_duplicates"]["number"]
+        plain = inverse_weights(np.append(found.density, density), found.exponent, np.append(
+            sizes[found.clusters], size))  # fmt: skip
+        factor = train.rows[0]["count"] ** changes.get("count_power", 0.0)
+        first = load_weights(mine / "density").weights[0] * len(train) / factor
+        assert told["weight"]["over_mean"] == pytest.approx(
+            plain[-1] / plain[0] * first if "method" not in changes else 1, rel=1e-6
+        )
 
 
 def test_a_heldout_prompt_is_never_drawn(data, prompts):
@@ -172,7 +204,7 @@ def test_a_new_copy_would_share_the_weight_of_its_group(data, encoder, prompts):
     copies = [row for row in prompts.split("train").rows if row["text"] in COPIES]
     found = explain(f"another start {TAIL}", folders(data, encoder))
     known = explain(copies[0]["id"], folders(data))
-    assert found["copies"]["number"] == len(copies)
+    assert found["near_duplicates"]["number"] == len(copies)
     assert found["neighbors"][0]["distance"] == 0
     assert found["density"]["log_density"] == pytest.approx(known["density"]["log_density"])
     expected = known["weight"]["over_mean"] * len(copies) / (len(copies) + 1)
@@ -294,7 +326,7 @@ def run(capsys, data, *words):
 def test_the_text_shows_weight_density_copies_and_neighbours(data, prompts, capsys):
     row = next(row for row in prompts.split("train").rows if row["text"] in COPIES)
     out = run(capsys, data, row["id"], "--neighbors", "7", "--width", "30")
-    assert out.startswith(f"training prompt {row['id']}, asked once (test 1)\n")
+    assert out.startswith(f"training prompt {row['id']}, 1 occurrence (test 1)\n")
     for words in (
         "times the mean, rank ",
         "draws expected in an epoch of",
@@ -308,7 +340,7 @@ def test_the_text_shows_weight_density_copies_and_neighbours(data, prompts, caps
         assert words in out
     assert len(out[out.index("nearest training prompts") :].splitlines()) == 8
     twice = next(row for row in prompts.split("train").rows if row["count"] == 2)
-    assert "asked 2 times" in run(capsys, data, twice["id"])
+    assert "2 occurrences (test 2)" in run(capsys, data, twice["id"])
     heldout = prompts.split("heldout").ids[0]
     assert "never drawn" in run(capsys, data, heldout)
 

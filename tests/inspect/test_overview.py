@@ -9,12 +9,12 @@ import unicodedata
 
 import numpy as np
 import pytest
+from rich.cells import cell_len
 
 from isodense.cli.commands import inspect as command
 from isodense.density.balance import effective_sample_size
 from isodense.inspect.overview import overview
 from isodense.pipeline.errors import IsodenseError
-from isodense.pipeline.terminal import columns
 from isodense.prompts.reader import load_prompts
 from isodense.sampling.weights import load_weights
 from tests import tiny
@@ -34,7 +34,7 @@ def data(tmp_path_factory, encoder):
 
 
 def looked(data, top=10):
-    return overview(data / "prompts", data / "density", data / "neighbors", top)
+    return overview(data / "prompts", data / "density", top)
 
 
 def run(capsys, data, *words):
@@ -75,24 +75,21 @@ def test_the_histogram_counts_every_prompt_once(data):
 def test_the_largest_group_of_near_copies_comes_first(data):
     train, weights = load_prompts(data / "prompts").split("train"), load_weights(data / "density")
     copies = [row for row, one in enumerate(train.rows) if one["text"] in COPIES]
-    largest = looked(data)["copies"]["largest"][0]
+    largest = looked(data)["near_duplicates"]["largest"][0]
     assert largest["size"] == len(copies)
     assert largest["text"] in COPIES
     expected = weights.weights[copies].sum() * len(train)
     assert largest["weights"] == pytest.approx(expected, rel=1e-5)
-    sizes = [one["size"] for one in looked(data)["copies"]["largest"]]
+    sizes = [one["size"] for one in looked(data)["near_duplicates"]["largest"]]
     assert sizes == sorted(sizes, reverse=True)
-    assert looked(data)["copies"]["prompts"] >= len(copies)
+    assert looked(data)["near_duplicates"]["prompts"] >= len(copies)
 
 
-def test_without_the_graph_groups_are_left_out_and_it_is_said(data, tmp_path, capsys):
+def test_the_graph_is_not_needed(data, tmp_path, capsys):
     copy = shutil.copytree(data, tmp_path / "data")
     shutil.rmtree(copy / "neighbors")
-    assert looked(copy)["copies"] is None
-    out = run(capsys, copy)
-    assert "dvc pull neighbors" in out
-    assert "most weighted" in out
-    assert "intrinsic dimension" not in out
+    assert looked(copy) == looked(data)
+    assert "duplicate clusters, the largest" in run(capsys, copy)
     shutil.rmtree(copy / "density")
     with pytest.raises(IsodenseError) as error:
         run(capsys, copy)
@@ -102,7 +99,7 @@ def test_without_the_graph_groups_are_left_out_and_it_is_said(data, tmp_path, ca
 def test_weights_of_other_prompts_are_refused(data, encoder, tmp_path):
     other = make(tmp_path / "data", conversations()[:-3], encoder)
     with pytest.raises(IsodenseError, match="belong to other prompts"):
-        overview(other / "prompts", data / "density", data / "neighbors", 3)
+        overview(other / "prompts", data / "density", 3)
 
 
 def test_the_table_has_a_line_for_each_and_fits_its_width(data, capsys, monkeypatch):
@@ -111,16 +108,18 @@ def test_the_table_has_a_line_for_each_and_fits_its_width(data, capsys, monkeypa
     n = len(load_weights(data / "density").weights)
     assert out.startswith(f"{n} training prompts, effective sample size ")
     assert (
-        out.index("most weighted") < out.index("least weighted") < out.index("near-duplicates, the")
+        out.index("most weighted")
+        < out.index("least weighted")
+        < out.index("duplicate clusters, the")
     )
     tables = out[out.index("most weighted") :].split("\n\n")
     assert [len(part.strip().splitlines()) for part in tables][:2] == [5, 5]
-    assert all(columns(line) <= 72 for part in tables for line in part.splitlines())
+    assert all(cell_len(line) <= 72 for part in tables for line in part.splitlines())
     narrow = run(capsys, data, "--top", "3", "--width", "20")
-    assert max(map(columns, narrow.split("most weighted")[1].splitlines())) < 72
+    assert max(map(cell_len, narrow.split("most weighted")[1].splitlines())) < 72
 
 
-def test_hostile_and_wide_prompts_keep_the_columns(encoder, tmp_path, capsys):
+def test_hostile_and_wide_prompts_keep_the_cell_len(encoder, tmp_path, capsys):
     texts = [HOSTILE, "密度" * 80, "e" + "\u0301" * 500, "plain", "\u202eright to left", "last one"]
     data = make(
         tmp_path / "data", [user(f"{text} {i}") for text in texts for i in range(6)], encoder
@@ -136,7 +135,7 @@ def test_hostile_and_wide_prompts_keep_the_columns(encoder, tmp_path, capsys):
         assert line[start - 2 : start] == "  "
         text = by_id[line[start - 10 : start - 2]]
         assert line[start] == next(c for c in text if c.isprintable() and c != " ")
-        assert columns(line) <= start + 30
+        assert cell_len(line) <= start + 30
 
 
 def test_json_is_what_the_table_shows(data, capsys):
@@ -147,5 +146,5 @@ def test_a_set_of_one_prompt_and_one_without_copies(encoder, tmp_path, capsys):
     one = make(tmp_path / "one" / "data", [user("alone")], encoder)
     assert run(capsys, one).startswith("1 training prompts, effective sample size 1 (100%)")
     write_density(one, method="uniform")
-    assert looked(one)["copies"]["largest"] == []
+    assert looked(one)["near_duplicates"]["largest"] == []
     assert "\n  none\n" in run(capsys, one)

@@ -104,9 +104,9 @@ def test_the_artifact_holds_train_neighbours_and_held_out_distances(tmp_path):
     train, heldout = X[prompts.positions("train")], X[prompts.positions("heldout")]
     assert len(graph) == len(train) == manifest["rows"] == report["rows"] == 54
     expected = np.linalg.norm(heldout[:, None].astype(float) - train[None], axis=2).min(axis=1)
-    near = np.load(tmp_path / "out" / "heldout_nearest.npy")
-    np.testing.assert_allclose(near, expected, atol=1e-6)
-    assert load_heldout_graph(tmp_path / "out").indices.shape == (len(heldout), 5)
+    near = load_heldout_graph(tmp_path / "out")
+    np.testing.assert_allclose(near.distances[:, 0], expected, atol=1e-6)
+    assert near.indices.shape == near.distances.shape == (len(heldout), 5)
     assert manifest["ids_sha256"] == prompts.split("train").ids_sha256
     assert manifest["recall"] == report["recall"] == 1
     assert manifest["params"]["method"] == "auto"

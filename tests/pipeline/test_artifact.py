@@ -66,7 +66,7 @@ def test_incomplete_foreign_and_newer_artifacts_are_refused(made):
     with pytest.raises(ArtifactError, match="holds 'density', not 'neighbors'"):
         read_manifest(made, "neighbors")
     path = made / "manifest.json"
-    path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 99'))
+    path.write_text(path.read_text().replace('"format_version": 2', '"format_version": 99'))
     with pytest.raises(ArtifactError, match="format version 99"):
         read_manifest(made, "density")
     path.write_text("{")

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 from isodense.cli.main import main
-from isodense.density.estimate import estimate, publish
+from isodense.density.artifact import publish
+from isodense.density.estimate import estimate
 from isodense.density.params import DensityParams
 from isodense.density.plots import density_plots
 from isodense.map.reader import COORDINATES
 from isodense.neighbors.build import knn_graph
-from isodense.neighbors.graph import DISTANCES, HELDOUT, HELDOUT_DISTANCES, HELDOUT_INDICES, INDICES
+from isodense.neighbors.graph import DISTANCES, HELDOUT_DISTANCES, HELDOUT_INDICES, INDICES
 from isodense.pipeline.artifact import (
     content_sha256,
     ids_sha256,
@@ -100,7 +101,6 @@ def write_artifacts(data: Path, labels: bool = True, aside: tuple[int, ...] = AS
     arrays = {
         INDICES: graph.indices,
         DISTANCES: graph.distances,
-        HELDOUT: near[:, 0],
         HELDOUT_INDICES: order.astype(np.int32),
         HELDOUT_DISTANCES: near,
     }
@@ -256,7 +256,7 @@ def test_the_most_weighted_come_first_and_the_copies_last(page):
 def test_groups_are_the_prompts_that_lie_together(page):
     groups = between(page.text, "Duplicate clusters", "Most weighted prompts")
     assert "The largest 1:" in groups
-    assert "3 prompts, asked 96×" in groups  # 31 + 32 + 33
+    assert "3 prompts, 96 occurrences" in groups  # 31 + 32 + 33
     assert all(f"prompt {number}" in groups for number in (30, 31, 32))
     assert "prompt 29" not in groups
 

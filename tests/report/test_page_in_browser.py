@@ -14,9 +14,9 @@ from isodense.pipeline.artifact import ids_sha256, publishing, write_manifest
 from isodense.pipeline.jsonl import write_jsonl
 from isodense.prompts.reader import FILE
 from isodense.report.page import Sources, write_report
-from isodense.sampling.weights import DENSITY, IDS, WEIGHTS
 from tests.browser import PHONE, Page, browser
 from tests.report.test_page import ASIDE, everything, write_artifacts
+from tests.weights import write_weights
 
 DESK = {"viewport": {"width": 1100, "height": 900}}
 READY = "document.documentElement.dataset.ready"
@@ -114,7 +114,7 @@ def test_pointing_at_a_prompt_shows_it(desk, row):
     said = pointed_at(desk, row)
     expected = {0: "<script>window.hit=1</script>", 3: "right"}.get(row, f"prompt {row}")
     assert said.startswith(expected)
-    assert f"asked {row + 1}×" in said
+    assert f"{row + 1} occurrence" in said
     assert ("held out" in said) == (row in ASIDE)
     assert f"<b>{row % 3}</b>" in said  # its label, as text
 
@@ -240,11 +240,7 @@ def test_many_prompts_are_drawn_as_pixels_and_found_by_pointing(chromium, tmp_pa
     with publishing(tmp_path / "prompts") as made:
         write_jsonl(made / FILE, rows)
         write_manifest(made, "prompts", rows=count, ids_sha256=ids_sha256(ids))
-    with publishing(tmp_path / "density") as made:
-        np.save(made / WEIGHTS, np.full(count, 1 / count, np.float32))
-        np.save(made / DENSITY, np.zeros(count, np.float32))
-        np.save(made / IDS, np.array(ids, dtype="S32"))
-        write_manifest(made, "density", rows=count, ids_sha256=ids_sha256(ids), inputs={})
+    write_weights(tmp_path / "density", ids, np.ones(count))
     with publishing(tmp_path / "map") as made:
         coordinates = np.stack([number % 6, number // 6 % 6], axis=1).astype(np.float32)
         np.save(made / COORDINATES, coordinates)

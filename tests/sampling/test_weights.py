@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -13,10 +15,12 @@ IDS = [f"{i * 7919:032x}" for i in (5, 1, 4, 2, 3)]
 WEIGHTS = np.array([0.1, 0.2, 0.3, 0.25, 0.15], dtype=np.float32)
 
 
-def write(folder, weights=WEIGHTS, ids=IDS, claimed=None, dtype="S32"):
+def write(folder, weights=WEIGHTS, ids=IDS, claimed=None, dtype="S32", clusters=None):
     with publishing(folder) as scratch:
         np.save(scratch / "density_weights.npy", weights)
         np.save(scratch / "density.npy", np.zeros(len(ids), np.float32))
+        numbers = np.arange(len(ids), dtype=np.int32) if clusters is None else clusters
+        np.save(scratch / "duplicate_clusters.npy", numbers)
         np.save(scratch / "prompt_ids.npy", np.array(ids, dtype=dtype))
         write_manifest(scratch, "density", rows=len(ids), ids_sha256=ids_sha256(claimed or ids))
     return folder
@@ -26,6 +30,7 @@ def test_weights_read_back(tmp_path):
     loaded = isodense.load_weights(write(tmp_path / "d"))
     np.testing.assert_array_equal(loaded.weights, WEIGHTS)
     assert loaded.prompt_ids[0].decode() == IDS[0]
+    assert loaded.clusters.tolist() == [0, 1, 2, 3, 4]
     assert loaded.metadata["rows"] == 5
 
 
@@ -90,5 +95,24 @@ def test_arrays_that_do_not_belong_together_are_refused(tmp_path):
         isodense.load_weights(write(tmp_path / "b", claimed=IDS[::-1]))
     with pytest.raises(ArtifactError, match="has dtype <U32, not S32"):
         isodense.load_weights(write(tmp_path / "c", dtype="U32"))
+    with pytest.raises(ArtifactError, match="has dtype float64, not float32"):
+        isodense.load_weights(write(tmp_path / "e", WEIGHTS.astype(np.float64)))
+    with pytest.raises(ArtifactError, match="has dtype int64, not int32"):
+        isodense.load_weights(write(tmp_path / "f", clusters=np.zeros(5, np.int64)))
+    for wrong in (-1, 5):
+        clusters = np.array([0, 1, wrong, 2, 3], np.int32)
+        with pytest.raises(ArtifactError, match="in no duplicate cluster, first row 2"):
+            isodense.load_weights(write(tmp_path / "g", clusters=clusters))
     with pytest.raises(ArtifactError, match="dvc repro density"):
         isodense.load_weights(tmp_path / "none")
+
+
+def test_an_artifact_of_the_older_format_says_what_to_run(tmp_path):
+    folder = write(tmp_path / "d")
+    (folder / "duplicate_clusters.npy").unlink()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["files"]["duplicate_clusters.npy"]
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"format_version": 1}))
+    with pytest.raises(ArtifactError, match="format version 1; this code reads 2") as caught:
+        isodense.load_weights(folder)
+    assert caught.value.hint == "run `dvc repro density`"

@@ -12,7 +12,7 @@ import yaml
 
 from isodense.map.reader import load_coordinates
 from isodense.neighbors.build import knn_graph, nearest
-from isodense.neighbors.graph import DISTANCES, HELDOUT, HELDOUT_DISTANCES, HELDOUT_INDICES, INDICES
+from isodense.neighbors.graph import DISTANCES, HELDOUT_DISTANCES, HELDOUT_INDICES, INDICES
 from isodense.pipeline.artifact import publishing, require_same_ids, write_manifest
 from isodense.prompts.deduplicate import publish as publish_prompts
 from isodense.prompts.params import PromptsParams
@@ -50,7 +50,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     arrays = {
         INDICES: graph.indices,
         DISTANCES: graph.distances,
-        HELDOUT: near.distances[:, 0],
         HELDOUT_INDICES: near.indices,
         HELDOUT_DISTANCES: near.distances,
     }

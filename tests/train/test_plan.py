@@ -1,15 +1,10 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from isodense.pipeline.errors import ArtifactError, TrainingError
-from isodense.prompts.reader import PromptSet
-from isodense.sampling.weights import load_weights
-from isodense.train.plan import make_plan, prompt_weights
-from tests.rl import write_inputs
+from isodense.pipeline.errors import TrainingError
+from isodense.train.plan import make_plan
 
 
 def test_a_plan_follows_the_weights():
@@ -54,20 +49,3 @@ def test_a_longer_plan_begins_with_the_shorter_one():
 def test_prompts_that_are_all_too_long_end_the_search():
     with pytest.raises(TrainingError, match=r"raise train\.max_prompt_tokens"):
         make_plan(np.ones(5), 10, seed=0, fits=lambda row: False)
-
-
-def test_weights_of_other_prompts_are_refused(tmp_path: Path):
-    prompts = write_inputs(tmp_path).split("train")
-    weights = load_weights(tmp_path / "data/density")
-    assert np.array_equal(prompt_weights(prompts, weights, "density"), weights.weights)
-    assert set(prompt_weights(prompts, weights, "uniform").tolist()) == {1.0}
-    asked = [row | {"count": number} for number, row in enumerate(prompts.rows, start=1)]
-    assert prompt_weights(PromptSet(asked), weights, "count").tolist() == [
-        *range(1, len(prompts) + 1)
-    ]
-    other = PromptSet(prompts.rows[::-1])
-    for sampling in ("density", "uniform"):
-        with pytest.raises(ArtifactError, match=r"other prompts(.|\n)*dvc repro density"):
-            prompt_weights(other, weights, sampling)
-    with pytest.raises(TrainingError, match="no prompt is left"):
-        prompt_weights(PromptSet([]), weights, "density")

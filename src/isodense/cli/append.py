@@ -15,8 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from isodense.evaluate.compare import environ
 from isodense.inspect.growth import Before, Growth, compare, remember
 from isodense.pipeline.artifact import replacing
@@ -99,7 +97,7 @@ def update(files: Sequence[Path], since: str | None = None) -> Growth:
     Parameters
     ----------
     files : sequence of Path
-        Of any form that the source ``local`` reads. Those that ``params.yaml`` names already are
+        Files of any form that the source ``local`` reads. Those in ``params.yaml`` already are
         read again.
     since : str, optional
         A git revision to compare with; by default the state before.
@@ -128,7 +126,7 @@ def update(files: Sequence[Path], since: str | None = None) -> Growth:
     names = [_name(file) for file in files]
     for name in names:  # faults show before anything changes
         one = local.LocalParams(files=[name], limit=None)
-        for _ in local.load(one, np.random.default_rng(0), tally.bad_row):
+        for _ in local.load(one, tally.bad_row):
             pass
     known = {Path(file).expanduser().resolve() for file in section.local.files}
     more = [name for name in dict.fromkeys(names) if Path(name).resolve() not in known]

@@ -13,23 +13,19 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from isodense.cli.trainer_formats import arrow_type, openrlhf_row, table_row, verl_row
+from isodense.cli.trainer_formats import FORMATS, LAYOUTS, SUFFIXES, Format, arrow_type, table_row
 from isodense.embeddings.reader import load_vectors
 from isodense.pipeline.artifact import publishing, require_same_ids, write_json
 from isodense.pipeline.errors import ArtifactError, IsodenseError, ModelError
 from isodense.pipeline.jsonl import write_jsonl
 from isodense.prompts.reader import PromptSet, Split, load_prompts
+from isodense.sampling.schemes import Sampling, prompt_weights
 from isodense.sampling.weights import Weights, load_weights
 
-Format = Literal["prototype", "parquet", "jsonl", "verl", "openrlhf"]
-Sampling = Literal["density", "uniform", "count"]
-LAYOUTS = {"parquet": table_row, "jsonl": table_row, "verl": verl_row, "openrlhf": openrlhf_row}
-FORMATS = ("prototype", *LAYOUTS)
-SUFFIXES = {"verl": ".parquet", "openrlhf": ".jsonl"}  # they choose the reader by it
 ROWS = 1024  # of a parquet row group, and of a block of vectors
 
 
@@ -44,7 +40,7 @@ class Draws:
     seed : int
         Names the stream of draws; see :func:`isodense.sampling.draw.draw`.
     sampling : {"density", "uniform", "count"}
-        Draw by the weights of the density stage, all alike, or as often as was asked.
+        Draw by the weights of the density stage, all alike, or by occurrences.
     """
 
     size: int
@@ -180,7 +176,6 @@ def _load(data: Path, prompts: PromptSet, with_vectors: bool, draws: Draws | Non
 
 def _drawn(train: PromptSet, weights: Weights, draws: Draws) -> np.ndarray:
     from isodense.sampling.draw import draw
-    from isodense.train.plan import prompt_weights
 
     return draw(prompt_weights(train, weights, draws.sampling), draws.size, draws.seed)
 

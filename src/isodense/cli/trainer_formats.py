@@ -7,9 +7,14 @@ row. What the two trainers do with the columns, and which versions of them were 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal, get_args
 
 Row = dict[str, Any]
+Format = Literal["prototype", "parquet", "jsonl", "verl", "openrlhf"]
+
+FORMATS: tuple[Format, ...] = get_args(Format)
+SUFFIXES = {"verl": ".parquet", "openrlhf": ".jsonl"}  # they choose the reader by it
 
 
 def table_row(prompt: Row, measures: Row, number: int) -> Row:
@@ -18,11 +23,11 @@ def table_row(prompt: Row, measures: Row, number: int) -> Row:
     Parameters
     ----------
     prompt : dict
-        As stored in ``data/prompts``.
+        A row of ``data/prompts``.
     measures : dict
-        What else is known of it, by column.
+        What else is known of the prompt, by column.
     number : int
-        Of the row in the file, from 0.
+        Number of the row in the file, from 0.
 
     Returns
     -------
@@ -64,6 +69,14 @@ def openrlhf_row(prompt: Row, measures: Row, number: int) -> Row:
     """
     row = {"id": prompt["id"], "prompt": _messages(prompt), "label": _label(prompt)}
     return row | {"datasource": _source(prompt), "count": prompt["count"]} | measures
+
+
+LAYOUTS: dict[str, Callable[[Row, Row, int], Row]] = {  # of the formats that are one table
+    "parquet": table_row,
+    "jsonl": table_row,
+    "verl": verl_row,
+    "openrlhf": openrlhf_row,
+}
 
 
 def arrow_type(value: Any) -> Any:

@@ -68,9 +68,9 @@ def label_shares(labels: list[str], weights: np.ndarray) -> tuple[np.ndarray, np
     Parameters
     ----------
     labels : list of str
-        Of n prompts.
+        Labels of n prompts.
     weights : ndarray of shape (n,)
-        Sampling weights, of any sum.
+        Sampling weights; they need not sum to 1.
 
     Returns
     -------

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from rich.text import Text
+
 from isodense.doctor.checks.hardware import check_device, check_dtype, check_gpu_memory
 from isodense.doctor.checks.installed import INSTALL, check_checkout, check_packages, check_path
 from isodense.doctor.checks.project import Finding, Project
@@ -17,7 +19,7 @@ from isodense.doctor.checks.settings import check_batches, check_launcher, check
 from isodense.doctor.checks.space import check_cache, check_disk, check_incomplete, check_memory
 from isodense.doctor.checks.versioned import check_code, check_links, check_lock
 from isodense.pipeline.errors import IsodenseError
-from isodense.pipeline.terminal import printable, styled
+from isodense.pipeline.terminal import printable, rendered
 
 CHECKS: tuple[Callable[[Project], Iterator[Finding]], ...] = (
     check_packages,
@@ -77,9 +79,10 @@ def examine(project: Project) -> Iterator[Finding]:
 def describe(finding: Finding) -> str:
     """Return one finding as text for a terminal."""
     mark, colour = MARKS[finding.level]
-    gap = " " * (5 - len(mark))  # apart from `styled`, as colour codes have a length
-    line = f"{styled(f'[{mark}]', colour)}{gap}{finding.name}: {printable(finding.text)}\n"
-    return line + (f"       -> {printable(finding.hint)}\n" if finding.hint else "")
+    gap, text = " " * (5 - len(mark)), f"{finding.name}: {printable(finding.text)}"
+    hint = f"\n       -> {printable(finding.hint)}" if finding.hint else ""
+    shown = Text.assemble((f"[{mark}]", colour), gap, text, hint, no_wrap=True, overflow="ignore")
+    return rendered(shown)
 
 
 def summary(findings: Iterable[Finding]) -> str:

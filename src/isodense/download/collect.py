@@ -36,6 +36,7 @@ LOADERS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
     "stack_exchange": stack_exchange.load,
     "local": local.load,
 }
+DRAWN = {"sample"}  # sources that are drawn: nothing is read, so no row is bad
 SHOWN = 5  # at most so many skipped rows are logged; all are counted
 
 
@@ -91,7 +92,7 @@ def collect(
     params : DownloadParams
         The stage's section.
     rng_for : callable
-        Returns the random generator of a source by name, so that sources are independent.
+        Returns the random generator of a source by name, for those that draw.
     tally : Tally
         Counts the rows that are yielded and left out.
 
@@ -103,7 +104,8 @@ def collect(
     seen: set[bytes] = set()
     for source in params.sources:
         tally.sources[source] = 0
-        for pair in LOADERS[source](getattr(params, source), rng_for(source), tally.bad_row):
+        needs = rng_for(source) if source in DRAWN else tally.bad_row
+        for pair in LOADERS[source](getattr(params, source), needs):
             identifier = pair_id(pair)
             if bytes.fromhex(identifier) in seen:
                 tally.repeated += 1

@@ -24,19 +24,12 @@ from typing import Any
 
 import numpy as np
 
+from isodense.evaluate.arms import ARMS
 from isodense.evaluate.differences import Row, figure, markdown, tabulate
 from isodense.pipeline.artifact import write_json
 from isodense.pipeline.errors import IsodenseError
+from isodense.pipeline.layout import ARTIFACTS, COMPLETIONS
 from isodense.prompts.conversations import Message
-
-ARMS = {
-    "uniform": ("uniform", "uniform"),
-    "density": ("uniform", "density"),
-    "count": ("uniform", "count"),
-    "density-reward": ("density", "uniform"),
-    "density-both": ("density", "density"),
-}
-COMPLETIONS = "reports/completions.jsonl"
 
 
 @dataclass(frozen=True)
@@ -186,7 +179,7 @@ def collect(runs: Sequence[Run]) -> dict[str, list[dict[str, Any]]]:
         judge = _judge(shas[runs[0].name], Path(folder))
         for run in runs:
             sha = shas[run.name]
-            text = dvc.api.read(COMPLETIONS, rev=sha, encoding="utf-8")
+            text = dvc.api.read(COMPLETIONS.as_posix(), rev=sha, encoding="utf-8")
             rows = [json.loads(line) for line in text.splitlines()]
             found[run.arm].append({**dvc.api.metrics_show(rev=sha), "judge": judge(rows)})
     return found
@@ -201,12 +194,13 @@ def _judge(sha: str, folder: Path) -> Callable[[list[dict[str, Any]]], dict[str,
     from isodense.reward.load import load_reward
 
     files = dvc.api.DVCFileSystem(rev=sha)
-    for name in ("models/reward", "models/policy", "data/prompts"):
-        files.get(name, str(folder / name), recursive=True)
-    prompts = load_prompts(folder / "data/prompts").split("heldout")
+    fetched = {name: folder / name for name in ("reward", "policy", "prompts")}
+    for name, target in fetched.items():
+        files.get(ARTIFACTS[name].path.as_posix(), str(target), recursive=True)
+    prompts = load_prompts(fetched["prompts"]).split("heldout")
     conversations = {row["id"]: row["prompt"] for row in prompts.rows}
     device = resolve_device(dvc.api.params_show(rev=sha)["base"]["device"])
-    reward = load_reward(folder / "models/reward", folder / "models/policy", device, prompts)
+    reward = load_reward(fetched["reward"], fetched["policy"], device, prompts)
 
     return lambda rows: judged(rows, conversations, reward.score)
 

@@ -1,4 +1,4 @@
-"""Differences between the arms of a comparison: a row per measure and arm, a table, a figure."""
+"""What came of a comparison: each arm's difference to the first, with intervals over seeds."""
 
 from __future__ import annotations
 
@@ -10,26 +10,28 @@ from typing import Any
 import numpy as np
 
 from isodense.evaluate.metrics import interval
+from isodense.pipeline.terminal import rendered, table
 
 MEASURES = {
     "reward by one judge": "judge.all",
     "… sparsest third of the prompts": "judge.sparse",
     "… most crowded third": "judge.crowded",
-    "gain in the arm's reward": "eval.gain.reward",
+    "gain by the own reward": "eval.gain.reward",
     "accuracy of the reward": "reward.heldout.accuracy",
     "distinct-2": "eval.trained.distinct_2",
     "self-BLEU": "eval.trained.self_bleu",
     "Vendi score": "eval.trained.vendi",
     "Vendi score within prompts": "eval.trained.vendi_within",
-    "frac_reward_zero_std": "eval.trained.frac_reward_zero_std",
+    "groups without signal": "eval.trained.frac_reward_zero_std",
     "KL to the base, nats": "eval.trained.kl",
     "em-dash": "eval.trained.em_dash",
     "not just … but": "eval.trained.not_just_but",
     "tokens": "eval.trained.tokens",
-    "clipped_ratio": "eval.trained.clipped_ratio",
+    "cut at the limit": "eval.trained.clipped_ratio",
     "distinct prompts trained on": "train.distinct_prompts",
     "distinct labels trained on": "train.distinct_labels",
 }
+CLEAR = "the 95% interval is clear of 0, not corrected for how many there are."
 
 
 @dataclass(frozen=True)
@@ -38,14 +40,10 @@ class Row:
 
     Attributes
     ----------
-    measure : str
-        Key of `MEASURES`.
-    arm : str
-        Name of the arm.
+    measure, arm : str
     values : ndarray of shape (n_seeds,), float64
-        The measure with each seed.
     differences : ndarray of shape (n_seeds,), float64
-        Differences to the first arm with the same seed.
+        To the first arm, seed by seed.
     """
 
     measure: str
@@ -54,7 +52,7 @@ class Row:
     differences: np.ndarray
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the row with the means and 95% intervals of values and differences."""
+        """Return the row with means and intervals."""
         mean, low, high = interval(self.values)
         difference, difference_low, difference_high = interval(self.differences)
         return {
@@ -76,7 +74,7 @@ def tabulate(found: dict[str, list[dict[str, Any]]]) -> list[Row]:
     Parameters
     ----------
     found : dict
-        Metrics of each arm's runs in the order of seeds; the baseline arm comes first.
+        Metrics of each arm's runs in the order of seeds, the arm to compare with first.
     """
     rows = []
     baseline = next(iter(found))
@@ -96,45 +94,43 @@ def _look_up(metrics: Any, path: str) -> float | None:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Return a Markdown table: a line per measure, a column per arm with its difference."""
+    """Return a Markdown table: a line for each measure, a column for each arm's difference."""
+    header, *lines = _grid(rows, clear="**{}**")
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    text = "".join(f"| {' | '.join(line)} |\n" for line in (header, rule, *lines))
+    return f"{text}\nBold: {CLEAR}\n"
+
+
+def describe(rows: Sequence[Row]) -> str:
+    """Return the same table as text for a terminal."""
+    header, *lines = _grid(rows, clear="{}*")
+    return f"{rendered(table(header, lines, left=header[:1]))}\n*: {CLEAR}\n"
+
+
+def _grid(rows: Sequence[Row], clear: str) -> list[list[str]]:
+    """Return the cells, header first; `clear` marks a difference that is clear of 0."""
     arms = list(dict.fromkeys(row.arm for row in rows))
-    lines = [
-        "| | " + " | ".join([arms[0], *(f"{arm} − {arms[0]}" for arm in arms[1:])]) + " |",
-        "| --- |" + " ---: |" * len(arms),
-    ]
+    lines = [["measure", arms[0], *(f"{arm} − {arms[0]}" for arm in arms[1:])]]
     for measure in dict.fromkeys(row.measure for row in rows):
         of_arm = {row.arm: row.as_dict() for row in rows if row.measure == measure}
-        cells = [_cell(of_arm[arms[0]], "", "")]
-        cells += [_cell(of_arm[arm], "difference", "+") for arm in arms[1:]]
-        lines.append(f"| {measure} | " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        "Bold: the 95% interval is clear of 0, not corrected for how many there are.",
-    ]
-    return "\n".join(lines) + "\n"
+        cells = [_cell(of_arm[arm], "difference", "+", clear) for arm in arms[1:]]
+        lines.append([measure, _cell(of_arm[arms[0]], "", "", "{}"), *cells])
+    return lines
 
 
-def _cell(row: dict[str, Any], what: str, sign: str) -> str:
+def _cell(row: dict[str, Any], what: str, sign: str, clear: str) -> str:
     prefix = f"{what}_" if what else ""
     mean, low, high = (row[key] for key in (what or "mean", f"{prefix}low", f"{prefix}high"))
     digits = 3 if max(abs(mean), abs(low), abs(high)) < 10 else 1
     shown = [f"{value:{sign}.{digits}f}".replace("-", "−") for value in (mean, low, high)]
     if low == high:  # the same with every seed
         return shown[0]
-    clear = "**" if what and (low > 0 or high < 0) else ""
-    return f"{clear}{shown[0]}{clear} ({shown[1]} to {shown[2]})"
+    found = clear.format(shown[0]) if low > 0 or high < 0 else shown[0]
+    return f"{found} ({shown[1]} to {shown[2]})"
 
 
 def figure(rows: Sequence[Row], path: Path) -> None:
-    """Draw the differences to the first arm, with intervals, as a PNG.
-
-    Parameters
-    ----------
-    rows : sequence of Row
-        Results; measures that are the same in all arms are left out.
-    path : Path
-        The file to write.
-    """
+    """Draw the differences to the first arm, with intervals, of what differs at all, as a PNG."""
     from matplotlib.figure import Figure
 
     from isodense.density.plots import BLUE, GREY, save

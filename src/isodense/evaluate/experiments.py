@@ -21,7 +21,7 @@ from typing import Any
 
 from isodense.evaluate.lockfile import Read, nested_items, stale_outputs
 from isodense.pipeline.errors import IsodenseError
-from isodense.pipeline.terminal import printable
+from isodense.pipeline.terminal import printable, rendered
 from isodense.pipeline.terminal import table as aligned
 
 Value = str | int | float | bool | list[Any] | None
@@ -253,7 +253,7 @@ def table(rows: Sequence[Experiment], markdown: bool = False) -> str:
         rule = ["---" if heading in LEFT else "---:" for heading in headings]
         escaped = [[cell.replace("|", "\\|") for cell in line] for line in (headings, rule, *cells)]
         return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
-    return aligned(headings, cells, LEFT, indent="")
+    return rendered(aligned(headings, cells, LEFT))
 
 
 def _cell(row: Experiment, heading: str) -> str:

@@ -1,8 +1,8 @@
 """Why a prompt has the weight it has: its neighbours, its near-duplicates, its density.
 
-A prompt of the set is looked up in the artifacts. A new text is embedded as the embeddings stage
-does, compared with every training prompt, and given the density it has among them, by the same
-formula as held-out prompts, and the weight that this density would mean.
+A prompt of the set is looked up in the artifacts. A new prompt is embedded as the embeddings
+stage does, compared with every training prompt, and given the density it has among them, by the
+same formula as held-out prompts, and the weight that this density would mean.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from isodense.density.artifact import stored
 from isodense.density.estimate import Estimate, heldout_density, inverse_weights
 from isodense.density.params import DensityParams
-from isodense.inspect.lookup import Line, estimated, lines, require_same_prompts, rows_of
+from isodense.inspect.lookup import Line, graph_of, lines, require_same_prompts, rows_of
 from isodense.neighbors.graph import Graph, load_heldout_graph
 from isodense.pipeline.artifact import load_array
 from isodense.pipeline.errors import ArtifactError, IsodenseError
@@ -30,7 +31,7 @@ SHOWN = 5  # ids named where the start of one fits several
 
 @dataclass(frozen=True)
 class Folders:
-    """Where the artifacts are; the last two are read for new texts only."""
+    """Where the artifacts are; the last two are read for new prompts only."""
 
     prompts: Path
     neighbors: Path
@@ -41,7 +42,7 @@ class Folders:
 
 @dataclass(frozen=True)
 class Trained:
-    """The training prompts as the density stage sees them."""
+    """The training prompts as the density stage saw them."""
 
     weights: Weights
     graph: Graph
@@ -61,17 +62,17 @@ class Subject:
     ----------
     kind : {"training", "heldout", "new"}
     prompt : dict
-        Its row of the prompts artifact; of a new text, id and text.
+        The prompt's row of the prompts artifact; id and text of a new prompt.
     indices, distances : ndarray of shape (k,)
-        Its nearest training prompts.
+        The nearest training prompts.
     density : float
         Log soft count.
     cluster : int
-        Duplicate cluster that it is in, or would be; -1 of none.
+        Duplicate cluster that the prompt is in, or would be in; -1 where there is none.
     weight : dict or None
-        Its weight, where it has one.
+        The prompt's weight, where it has one.
     row : int
-        Its number among the training prompts; -1 of others.
+        The prompt's number among the training prompts; -1 where it is not one.
     """
 
     kind: str
@@ -102,9 +103,8 @@ def explain(
     Returns
     -------
     dict
-        Of JSON values: ``kind`` (``"training"``, ``"heldout"`` or ``"new"``), ``prompt``,
-        ``density``, ``weight``, ``copies``, ``why`` and ``neighbors``; docs/explain.md describes
-        them.
+        JSON values: ``kind`` (``"training"``, ``"heldout"`` or ``"new"``), ``prompt``, ``density``,
+        ``weight``, ``near_duplicates``, ``why`` and ``neighbors``; docs/explain.md describes them.
 
     Raises
     ------
@@ -117,8 +117,9 @@ def explain(
     weights = load_weights(folders.density)
     require_same_prompts(folders.prompts, weights)
     line = _line(folders.prompts, query.strip(), messages, name)
-    graph, found = estimated(folders.neighbors, weights)
-    trained = Trained(weights, graph, found, DensityParams(**weights.metadata["params"]))
+    graph = graph_of(weights, folders.neighbors)
+    params = DensityParams(**weights.metadata["params"])
+    trained = Trained(weights, graph, stored(weights), params)
     if line is None:
         subject = _new(messages, folders, trained)
     else:
@@ -158,7 +159,7 @@ def _conversation(query: str) -> list[Message] | None:
 
 
 def _line(prompts: Path, query: str, messages: list[Message], name: str | None) -> Line | None:
-    """Return the line of the prompt that the query means, or None where it is a new text."""
+    """Return the line of the prompt that the query means, or None where it is a new prompt."""
     own, start = prompt_id(messages).encode(), (name or "none").encode()
     text = json.dumps(query, ensure_ascii=False)
     needle = f'"text": {text}, "count"'.encode()  # a dialogue as it is stored, with its line breaks
@@ -231,7 +232,7 @@ def _new(messages: list[Message], folders: Folders, trained: Trained) -> Subject
 
 
 def _cluster(indices: np.ndarray, distances: np.ndarray, trained: Trained) -> int:
-    """Return the duplicate cluster that a prompt from elsewhere is close to, or -1."""
+    """Return the duplicate cluster that a prompt outside the training set is close to, or -1."""
     if not len(indices) or distances[0] > np.float64(trained.found.scales.radius):
         return -1
     return int(trained.found.clusters[indices[0]])
@@ -240,7 +241,7 @@ def _cluster(indices: np.ndarray, distances: np.ndarray, trained: Trained) -> in
 def _weight_at(
     density: float, cluster: int, trained: Trained, prompts: Path
 ) -> dict[str, Any] | None:
-    """Return the weight of a prompt asked once that had this density, and shared a group's weight.
+    """Return the weight of a prompt of one occurrence that shares the weight of a cluster.
 
     With ``soft_count`` it follows from the density and any training prompt's weight; with ``knn``
     and ``balance`` the density does not say it.
@@ -263,7 +264,7 @@ def _weight_at(
 
 
 def _count_factor(trained: Trained, prompts: Path) -> float:
-    """Return by how much its count has raised the weight of the first training prompt."""
+    """Return the factor by which counts have raised the weight of the first training prompt."""
     if not trained.params.count_power:
         return 1.0
     (row,) = rows_of(prompts, [trained.weights.prompt_ids[0]]).values()
@@ -283,9 +284,9 @@ def _report(subject: Subject, trained: Trained, prompts: Path, most: int) -> dic
     clusters, weights = trained.found.clusters, trained.weights
     outside = clusters[subject.indices] != subject.cluster
     shares = _shares(subject, trained) * outside
-    copies = np.flatnonzero(clusters == subject.cluster)
-    copies = copies[copies != subject.row]
-    listed = {*subject.indices[:most].tolist(), *copies[:most].tolist()}
+    duplicates = np.flatnonzero(clusters == subject.cluster)
+    duplicates = duplicates[duplicates != subject.row]
+    listed = {*subject.indices[:most].tolist(), *duplicates[:most].tolist()}
     rows = rows_of(prompts, [weights.prompt_ids[row] for row in listed])
 
     def entry(row: int) -> dict[str, Any]:
@@ -302,10 +303,10 @@ def _report(subject: Subject, trained: Trained, prompts: Path, most: int) -> dic
             "denser_than": float((weights.density < subject.density).mean()),
         },
         "weight": subject.weight,
-        "copies": {
-            "number": len(copies),
-            "radius": float(trained.found.scales.radius),
-            "prompts": [entry(row) for row in copies[:most].tolist()],
+        "near_duplicates": {
+            "number": len(duplicates),
+            "radius": trained.found.scales.radius,
+            "prompts": [entry(row) for row in duplicates[:most].tolist()],
         },
         "why": _why(subject, shares, outside, trained),
         "neighbors": [
@@ -332,8 +333,8 @@ def _why(
 ) -> dict[str, Any]:
     """Return what the density comes from: itself, the neighbours listed, those beyond the last.
 
-    Of a prompt with near-duplicates the density is the mean over all of them that see beyond their
-    group, so its own count differs from it.
+    The density of a prompt with near-duplicates is the mean over all of them that see beyond their
+    cluster, so the prompt's own count differs from it.
     """
     listed, own = float(shares.sum()), 1.0
     whole = len(subject.indices) + (subject.row >= 0) >= len(trained.graph)  # nothing lies beyond
@@ -351,6 +352,6 @@ def _why(
 
 
 def _soft_counts(near: Graph, trained: Trained, dimension: float) -> np.ndarray:
-    """Return q of each row, itself included, with no neighbour taken for a near-duplicate of it."""
+    """Return q of each row, itself included, with no neighbour taken for a near-duplicate."""
     scales = replace(trained.found.scales, dimension=dimension, radius=-1.0)
     return np.exp(heldout_density(replace(trained.found, scales=scales), near, trained.params))

@@ -1,8 +1,8 @@
-"""What new prompts did to a set: which are rare or copies, and how the other weights moved.
+"""What new prompts did to a set: rare ones, near-duplicates, and how the other weights moved.
 
 Appended prompts leave the rows of those before alone, and all shards of embeddings but the last.
-Neighbours, density and weights are those of the whole set and change for everybody, a little. A
-copy is what the density takes for one: its radius of near-duplicates decides.
+Neighbours, density and weights are those of the whole set and change for everybody, a little. The
+radius of near-duplicates is the one that the density stage found.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Before:
     Attributes
     ----------
     ids : list of str
-        Of all prompts, in row order.
+        Ids of all prompts, in row order.
     counts : dict of str to int
-        How often each of them was asked.
+        Occurrences of each of them.
     weights : dict of str to float
         Weight over mean weight of the training prompts.
     shards : set of str or None
@@ -44,7 +44,7 @@ class Before:
 
 
 @dataclass(frozen=True)
-class Copy:
+class NearDuplicate:
     """A new prompt within the density's radius of near-duplicates of another.
 
     Attributes
@@ -52,7 +52,7 @@ class Copy:
     row, other : int
         Rows of the two in ``prompts.jsonl``; `other` was there before, or comes earlier.
     distance : float
-        Euclidean, of the unit vectors.
+        Euclidean distance of the unit vectors.
     """
 
     row: int
@@ -67,7 +67,7 @@ class Growth:
     Attributes
     ----------
     prompts : Columns
-        As they are now.
+        The prompts as they are now.
     before : int
         Prompts before.
     appended : bool
@@ -77,13 +77,13 @@ class Growth:
     new : list of int
         New prompts, held-out ones too.
     again : list of (int, int, int)
-        Prompts that were there and have been asked again, with how often before and now.
+        Prompts that were there and have been asked again, with their occurrences before and now.
     weights : dict of int to float
         Weight over mean weight of the new training prompts.
-    copies : list of Copy
-        New prompts that are near-duplicates, those of prompts that were there first.
+    near_duplicates : list of NearDuplicate
+        New prompts that are near-duplicates; first come those of prompts that were there.
     ratios : ndarray of shape (m,), float64
-        Weight over mean now by the same before, of training prompts in both.
+        Weight over mean now by the same before, for the training prompts in both.
     agreement : float or None
         Rank correlation of those weights.
     shards : (int, int) or None
@@ -97,7 +97,7 @@ class Growth:
     new: list[int]
     again: list[tuple[int, int, int]]
     weights: dict[int, float]
-    copies: list[Copy]
+    near_duplicates: list[NearDuplicate]
     ratios: np.ndarray
     agreement: float | None
     shards: tuple[int, int] | None
@@ -163,20 +163,20 @@ def compare(before: Before, data: Path) -> Growth:
             if count > before.counts.get(one, count)
         ],
         weights={row: weights[prompts.ids[row]] for row in new if prompts.ids[row] in weights},
-        copies=find_copies(prompts, new, data),
+        near_duplicates=find_near_duplicates(prompts, new, data),
         ratios=now / old,
         agreement=rank_agreement(old, now) if len(both) > 1 else None,
         shards=shards,
     )
 
 
-def find_copies(prompts: Columns, new: Sequence[int], data: Path) -> list[Copy]:
+def find_near_duplicates(prompts: Columns, new: Sequence[int], data: Path) -> list[NearDuplicate]:
     """Return the new prompts that are near-duplicates, each with the prompt that it is nearest to.
 
     Parameters
     ----------
     prompts : Columns
-        As they are now.
+        The prompts as they are now.
     new : sequence of int
         Rows of the new ones.
     data : Path
@@ -184,18 +184,20 @@ def find_copies(prompts: Columns, new: Sequence[int], data: Path) -> list[Copy]:
 
     Returns
     -------
-    list of Copy
-        Copies of prompts that were there before, nearest first; then those of other new prompts,
-        the first of which is not listed. Held-out prompts are compared with training prompts only.
+    list of NearDuplicate
+        Near-duplicates of prompts that were there before, nearest first; then those of other new
+        prompts, the first of which is not listed. Held-out prompts are compared with training
+        prompts only.
     """
-    from isodense.density.estimate import COPY
-    from isodense.inspect.lookup import estimated
+    from isodense.density.artifact import stored
+    from isodense.density.duplicates import IDENTICAL
+    from isodense.inspect.lookup import graph_of
     from isodense.neighbors.graph import load_heldout_graph
 
     weights = load_weights(data / "density")
     require_same_ids(prompts.split("train").ids_sha256, weights.metadata, "the weights")
-    graph, found = estimated(data / "neighbors", weights)
-    radius = np.float64(max(found.scales.radius, COPY))
+    graph = graph_of(weights, data / "neighbors")
+    radius = np.float64(max(stored(weights).scales.radius, IDENTICAL))
     train, heldout = (prompts.positions("train"), prompts.positions("heldout"))
     pairs = [_within(graph.indices, graph.distances, radius, train, train)]
     if len(heldout):
@@ -210,7 +212,7 @@ def find_copies(prompts: Columns, new: Sequence[int], data: Path) -> list[Copy]:
     order = np.lexsort((other, distance, fresh[other], row))
     order = order[np.unique(row[order], return_index=True)[1]]  # the best of each row
     order = order[np.lexsort((row[order], distance[order], fresh[other[order]]))]
-    return [Copy(int(row[at]), int(other[at]), float(distance[at])) for at in order]
+    return [NearDuplicate(int(row[at]), int(other[at]), float(distance[at])) for at in order]
 
 
 def _within(

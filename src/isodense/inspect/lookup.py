@@ -14,8 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from isodense.density.estimate import Estimate, estimate
-from isodense.density.params import DensityParams
 from isodense.neighbors.graph import Graph, load_graph
 from isodense.pipeline.artifact import content_sha256, read_manifest
 from isodense.pipeline.errors import ArtifactError
@@ -36,7 +34,7 @@ class Line:
     id : bytes
         The prompt's id.
     number : int
-        Its row among the prompts of its split.
+        The prompt's row among those of the same split.
     heldout : bool
     raw : bytes
         The whole line.
@@ -103,21 +101,14 @@ def require_same_prompts(folder: Path, weights: Weights) -> None:
         raise ArtifactError(message, "run `dvc repro density`, or `dvc checkout`")
 
 
-def estimated(neighbors: Path, weights: Weights) -> tuple[Graph, Estimate]:
-    """Find the density again: the artifact holds neither the duplicate clusters nor the scales.
+def graph_of(weights: Weights, neighbors: Path) -> Graph:
+    """Return the graph that weights were made from, the nearest ``density.k`` of every prompt.
 
     Parameters
     ----------
-    neighbors : Path
-        The neighbours artifact that the weights were made from.
     weights : Weights
-
-    Returns
-    -------
-    graph : Graph
-        The nearest ``density.k`` of every training prompt.
-    found : Estimate
-        Its weights are those before counts are multiplied in.
+    neighbors : Path
+        The neighbours artifact.
 
     Raises
     ------
@@ -125,37 +116,10 @@ def estimated(neighbors: Path, weights: Weights) -> tuple[Graph, Estimate]:
         If the weights were made from another graph.
     """
     graph, manifest = load_graph(neighbors)
-    metadata = weights.metadata
-    if "params" not in metadata or metadata["inputs"].get("neighbors") != content_sha256(manifest):
+    if weights.metadata["inputs"]["neighbors"] != content_sha256(manifest):
         message = f"the weights were not made from the graph in {neighbors}"
         raise ArtifactError(message, "run `dvc repro density`, or `dvc checkout`")
-    params = DensityParams(**metadata["params"])
-    return graph.first(params.k), estimate(graph, params.model_copy(update={"count_power": 0.0}))
-
-
-def largest_clusters(clusters: np.ndarray, most: int) -> list[np.ndarray]:
-    """Return the members of the largest duplicate clusters, of two or more, the largest first.
-
-    Parameters
-    ----------
-    clusters : ndarray of shape (n_train,), int32
-        Group of each training prompt.
-    most : int
-        Groups at most.
-
-    Returns
-    -------
-    list of ndarray of int64
-        Rising row numbers of each group.
-    """
-    sizes = np.bincount(clusters)
-    largest = np.argsort(-sizes, kind="stable")[:most]
-    members = np.argsort(clusters, kind="stable")  # rows by group: one pass for all groups
-    ends = np.cumsum(sizes)
-    return [
-        members[ends[cluster] - sizes[cluster] : ends[cluster]]
-        for cluster in largest[sizes[largest] > 1]
-    ]
+    return graph.first(weights.metadata["params"]["k"])
 
 
 def heldout_rows(folder: Path) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The nearest training prompts of a text that is not in the set, found exactly."""
+"""The nearest training prompts of a new prompt, found exactly."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def nearest_to(text: str, k: int, prompts: Path, embeddings: Path, encoder: Path
     Returns
     -------
     Graph
-        Of one row, pointing to numbers of training prompts. Vectors are read a part at a time.
+        One row that points to numbers of training prompts. Vectors are read a part at a time.
 
     Raises
     ------

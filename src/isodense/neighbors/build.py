@@ -26,7 +26,6 @@ from isodense.neighbors.blocks import (
 from isodense.neighbors.exact import nearest
 from isodense.neighbors.graph import (
     DISTANCES,
-    HELDOUT,
     HELDOUT_DISTANCES,
     HELDOUT_INDICES,
     INDICES,
@@ -78,13 +77,13 @@ def knn_graph(
     method : {"auto", "exact", "ivf", "pynndescent"}
         ``auto`` is exact up to 100,000 rows, or where there is a GPU, else ``ivf``.
     device : {"auto", "cpu", "cuda"}
-        Of the exact search.
+        Where the exact search computes.
     block : int
         Queries scored at once by the exact search; changes speed and memory, not the result.
     n_jobs : int
         Threads of pynndescent.
     seed : int
-        Of the approximate methods.
+        Seed of the approximate methods.
     recall_floor : float
         ``ivf`` looks as far as it takes to get a third of the way from here to 1, on a sample.
 
@@ -186,13 +185,13 @@ def publish(
     embeddings : Path
         The embeddings artifact.
     prompts : Columns
-        Of the same rows.
+        The prompts, in the same rows.
     params : NeighborsParams
         The stage's section.
     device : str
         Param ``base.device``.
     seed : int
-        Of the audit's sample and the approximate methods.
+        Seed of the audit's sample and the approximate methods.
     cache : Path
         Where finished blocks and the last graph are kept.
     out : Path
@@ -355,7 +354,6 @@ def _write(
     arrays = {
         INDICES: graph.indices,
         DISTANCES: graph.distances,
-        HELDOUT: near.distances[:, 0],
         HELDOUT_INDICES: near.indices,
         HELDOUT_DISTANCES: near.distances,
     }

@@ -13,7 +13,6 @@ from isodense.pipeline.errors import ArtifactError, IsodenseError
 
 INDICES = "indices.npy"
 DISTANCES = "distances.npy"
-HELDOUT = "heldout_nearest.npy"
 HELDOUT_INDICES = "heldout_indices.npy"
 HELDOUT_DISTANCES = "heldout_distances.npy"
 TIE = 1e-6  # distances that differ by less count as equal

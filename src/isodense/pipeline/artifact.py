@@ -23,6 +23,7 @@ import numpy as np
 from isodense.pipeline.errors import ArtifactError
 
 FORMAT_VERSION = 1
+VERSIONS = {"density": 2}  # format versions of the kinds that have changed
 MANIFEST = "manifest.json"
 
 
@@ -103,7 +104,7 @@ def write_manifest(folder: str | Path, kind: str, **fields: Any) -> dict[str, An
     """
     folder = Path(folder)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    manifest = {"format_version": FORMAT_VERSION, "kind": kind, **fields}
+    manifest = {"format_version": _version(kind), "kind": kind, **fields}
     manifest["files"] = {
         path.relative_to(folder).as_posix(): _describe(path)
         for path in files
@@ -133,10 +134,10 @@ def read_manifest(folder: str | Path, kind: str) -> dict[str, Any]:
         raise ArtifactError(f"{folder / MANIFEST} is not a manifest", hint)
     if manifest.get("kind") != kind:
         raise ArtifactError(f"{folder} holds {manifest.get('kind')!r}, not {kind!r}", hint)
-    if manifest.get("format_version") != FORMAT_VERSION:
+    if manifest.get("format_version") != _version(kind):
         version = manifest.get("format_version")
-        message = f"{folder} has format version {version!r}; this code reads {FORMAT_VERSION}"
-        raise ArtifactError(message, hint)
+        message = f"{folder} has format version {version!r}; this code reads {_version(kind)}"
+        raise ArtifactError(message, f"run `dvc repro {kind}`")
     for name, entry in manifest["files"].items():
         _check_file(folder, name, entry.get("bytes"), hint)
     return manifest
@@ -195,6 +196,10 @@ def load_array(path: str | Path, mmap: bool = False) -> np.ndarray:
         raise ArtifactError(f"{path}: no such file", "run the stage that writes it") from None
     except (ValueError, EOFError, OSError) as error:
         raise ArtifactError(f"{path} is not a plain .npy array: {error}") from None
+
+
+def _version(kind: str) -> int:
+    return VERSIONS.get(kind, FORMAT_VERSION)
 
 
 def _describe(path: Path) -> dict[str, Any]:

@@ -1,21 +1,24 @@
-"""Text for terminals: columns that stay aligned, and prompts that cannot do anything to them.
+"""Text for terminals: tables whose columns line up, and prompts that cannot do anything to them.
 
-A prompt is anyone's text. Escape codes, line breaks and marks that turn the direction of writing
-become spaces, and what is wide (Chinese, emoji) is counted as the two columns it takes.
+Tables are rich's. A prompt is anyone's text: escape codes, line breaks and marks that turn the
+direction of writing become spaces (:func:`printable`), and nothing in it is read as rich's markup.
+Where the output is no terminal it is plain, and 120 columns wide unless ``COLUMNS`` says otherwise.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
-import sys
-import unicodedata
 from collections.abc import Collection, Sequence
 
-STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33"}
+from rich.cells import cell_len
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
 NARROWEST = 20  # columns that a text gets, however narrow the terminal is
 MARKS = 4  # characters per column at most: accents take no column, and may be heaped up
+LINES = 20  # of one text
 
 
 def printable(text: str) -> str:
@@ -29,37 +32,44 @@ def printable(text: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
-def columns(text: str) -> int:
-    """Return how many columns of a terminal `text` takes.
-
-    Examples
-    --------
-    >>> columns("密度"), columns("e" + chr(0x301))
-    (4, 1)
-    """
-    return sum(_columns(character) for character in text)
-
-
-def cut(text: str, width: int) -> str:
-    """Return `text`, :func:`printable`, ending in an ellipsis where it takes more than `width`.
+def line(text: str, width: int | None = None) -> Text:
+    """Return anyone's text as one line that ends in an ellipsis where there is no more room.
 
     Parameters
     ----------
     text : str
-    width : int
-        Columns, at least 1.
+    width : int, optional
+        Columns it may get; by default those of the terminal.
     """
-    limit = MARKS * width
-    start = printable(text[:limit])
-    if len(text) <= limit and columns(start) <= width:
-        return start
-    ends = itertools.accumulate(map(_columns, start))
-    return start[: sum(end < width for end in ends)] + "…"
+    most = MARKS * (width or _console().width)
+    shown = printable(text[:most]) + "…" * (len(text) > most)
+    return Text(shown, no_wrap=True, overflow="ellipsis")
+
+
+def paragraph(text: str, width: int | None = None, indent: int = 0) -> Text:
+    """Return anyone's text on `LINES` lines at most.
+
+    Parameters
+    ----------
+    text : str
+    width : int, optional
+        Columns of a line; by default those of the terminal, less `indent`.
+    indent : int
+    """
+    console = _console()
+    width = width or max(console.width - indent, NARROWEST)
+    lines = Text(printable(text[: MARKS * width * LINES])).wrap(console, width)
+    ended = [*lines[:LINES], Text("…")] if len(lines) > LINES else list(lines)
+    return Text("\n", no_wrap=True, overflow="ignore").join(ended)
 
 
 def table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[str], indent: str = "  "
-) -> str:
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    left: Collection[str],
+    text: str | None = None,
+    width: int | None = None,
+) -> Table:
     """Return rows of cells under a header, each column as wide as its widest cell.
 
     Parameters
@@ -69,68 +79,47 @@ def table(
         As many cells in each as in the header.
     left : collection of str
         Headings of the columns that are flush left (texts); the others are flush right (numbers).
-    indent : str
-        Before each line.
-
-    Returns
-    -------
-    str
-        Lines without trailing spaces, each ended.
+    text : str, optional
+        Heading of the column of prompts, which are cut where the terminal is too narrow. No other
+        column is.
+    width : int, optional
+        Columns that a prompt gets; by default what there is room for.
     """
-    cells = [list(header), *map(list, rows)]
-    widths = [max(map(columns, column)) for column in zip(*cells, strict=True)]
-    lines = []
-    for row in cells:
-        padded = [
-            cell + gap if heading in left else gap + cell
-            for heading, cell, width in zip(header, row, widths, strict=True)
-            for gap in [" " * (width - columns(cell))]
-        ]
-        lines.append((indent + "  ".join(padded)).rstrip() + "\n")
-    return "".join(lines)
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="none")
+    columns = []
+    for heading, *cells in zip(header, *rows, strict=True):
+        prompts = heading == text
+        columns.append([line(cell, width) if prompts else Text(cell) for cell in cells])
+        longest = max(map(cell_len, [heading, *(cell.plain for cell in columns[-1])]))
+        made.add_column(
+            Text(heading),
+            justify="left" if heading in left else "right",
+            min_width=min(longest, width or NARROWEST) if prompts else longest,
+            max_width=width if prompts else None,
+        )
+    for row in zip(*columns, strict=True):
+        made.add_row(*row)
+    return made
 
 
-def wrap(text: str, width: int, indent: str, most: int = 20) -> str:
-    """Return `text` on lines of `width` columns, at most so many, those after the first indented.
+def rendered(*parts: RenderableType, indent: int = 0) -> str:
+    """Return what a console prints for `parts`, each on lines of their own, as text.
 
-    A word that is too long for a line is cut.
+    With styles where standard output is a terminal and ``NO_COLOR`` is not set.
     """
-    lines = [""]
-    for word in printable(text).split(" "):
-        if lines[-1] and columns(lines[-1]) + 1 + columns(word) > width:
-            lines.append("")
-            if len(lines) > most:
-                lines[-1] = "…"
-                break
-        lines[-1] = f"{lines[-1]} {cut(word, width)}".lstrip(" ")
-    return f"\n{indent}".join(lines)
+    console = _console()
+    console.width = max(console.width - indent, NARROWEST)
+    with console.capture() as capture:
+        console.print(Group(*parts), crop=False)
+    lines = capture.get().removesuffix("\n").split("\n")
+    return "".join((" " * indent + one).rstrip() + "\n" for one in lines)
 
 
-def room(taken: int, most: int | None = None) -> int:
-    """Return the columns left for a text on a line of which `taken` are used.
-
-    Where the output is no terminal, and ``COLUMNS`` does not say otherwise, a line has 120.
-
-    Parameters
-    ----------
-    taken : int
-    most : int, optional
-        What the user wants instead.
-    """
-    if most is not None:
-        return most
-    return max(NARROWEST, shutil.get_terminal_size((120, 24)).columns - taken)
-
-
-def styled(text: str, style: str) -> str:
-    """Return `text` in a style where standard output is a terminal and ``NO_COLOR`` is not set."""
-    plain = (
-        not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+def _console() -> Console:
+    return Console(
+        width=shutil.get_terminal_size((120, 24)).columns,
+        color_system=None if os.environ.get("NO_COLOR") else "auto",
+        markup=False,
+        emoji=False,
+        highlight=False,
     )
-    return text if plain else f"\x1b[{STYLES[style]}m{text}\x1b[0m"
-
-
-def _columns(character: str) -> int:
-    if unicodedata.category(character) in ("Mn", "Me", "Cf"):
-        return 0
-    return 2 if unicodedata.east_asian_width(character) in "WF" else 1

@@ -32,7 +32,7 @@ def chart(name: str, title: str, x: str, y: str, **parts: Any) -> dict[str, Any]
     Parameters
     ----------
     name : str
-        Its id on the page.
+        Id of the chart on the page, without ``chart-``.
     title, x, y : str
         Caption and names of the axes.
     **parts
@@ -55,9 +55,10 @@ def weight_charts(
     density : ndarray of shape (n,)
         Log density of the training prompts.
     relative : ndarray of shape (n,)
-        Their weights over the mean weight.
+        Weights of the training prompts over the mean weight.
     labels : list of str
-        Their labels, empty where unknown; the last chart is there if all are known.
+        Labels of the training prompts, empty where unknown; if all are known there is a chart of
+        their shares.
     """
     ranks = np.unique(np.geomspace(1, len(relative), PLACES).astype(np.int64))
     falling = np.sort(relative)[::-1]
@@ -92,7 +93,7 @@ def weight_charts(
     return charts + ([_label_shares(labels, relative)] if all(labels) else [])
 
 
-def heldout_chart(distances: np.ndarray, radius: float | None) -> dict[str, Any]:
+def heldout_chart(distances: np.ndarray, radius: float) -> dict[str, Any]:
     """Return a histogram of the held-out prompts' distances to the nearest training prompt."""
     return chart(
         "heldout",
@@ -100,10 +101,8 @@ def heldout_chart(distances: np.ndarray, radius: float | None) -> dict[str, Any]
         "distance",
         "held-out prompts",
         bars=[_bars(distances)],
-        marks=[] if radius is None else [float(radius)],
-        note=""
-        if radius is None
-        else "Left of the dashed line: near-duplicates of a training prompt.",
+        marks=[radius],
+        note="Left of the dashed line: near-duplicates of a training prompt.",
     )
 
 

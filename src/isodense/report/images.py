@@ -19,9 +19,9 @@ def write_images(
     prompts: Prompts,
     coordinates: np.ndarray | None,
     heldout: Heldout | None,
-    radius: float | None,
+    radius: float,
 ) -> None:
-    """Write ``weight_rank.png`` and, of what is known, ``map.png`` and ``heldout_distance.png``.
+    """Write ``weight_rank.png``, and what is known of ``map.png`` and ``heldout_distance.png``.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ def write_images(
         Places of all prompts.
     heldout : Heldout, optional
         Distances of the held-out prompts to training ones.
-    radius : float or None
+    radius : float
         Prompts within it are near-duplicates.
     """
     with publishing(out) as scratch:
@@ -86,14 +86,11 @@ def _map(prompts: Prompts, coordinates: np.ndarray, path: Path) -> None:
     save(figure, path)
 
 
-def _distances(distances: np.ndarray, radius: float | None, path: Path) -> None:
+def _distances(distances: np.ndarray, radius: float, path: Path) -> None:
     figure, axis = _figure(6, 3.4)
     axis.hist(distances, bins=40, color=BLUE)
-    if radius is not None:
-        axis.axvline(
-            radius, color=ORANGE, linestyle="--", linewidth=1.5, label="left: near-duplicates"
-        )
-        axis.legend(frameon=False)
+    axis.axvline(radius, color=ORANGE, linestyle="--", linewidth=1.5, label="left: near-duplicates")
+    axis.legend(frameon=False)
     axis.set(
         title="Distance of held-out prompts to the nearest training prompt",
         xlabel="distance",

@@ -24,7 +24,7 @@ def packed_map(prompts: Prompts, coordinates: np.ndarray) -> tuple[dict[str, Any
     ----------
     prompts : Prompts
     coordinates : ndarray of shape (n, 2), float32
-        Their coordinates on the map.
+        Coordinates of the prompts on the map.
 
     Returns
     -------

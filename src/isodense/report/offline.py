@@ -28,7 +28,7 @@ def install(root: Path) -> Path:
     Parameters
     ----------
     root : Path
-        Of the project.
+        The project's folder.
 
     Returns
     -------

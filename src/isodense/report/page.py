@@ -18,11 +18,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, StrictUndefined
 
+from isodense.density.artifact import stored
 from isodense.density.balance import effective_sample_size, weight_statistics
-from isodense.inspect.lookup import estimated
 from isodense.map.reader import load_coordinates
 from isodense.pipeline.artifact import replacing, require_same_ids
 from isodense.pipeline.jsonl import read_jsonl
@@ -34,7 +33,7 @@ from isodense.report.charts import (
 )
 from isodense.report.images import write_images
 from isodense.report.map import packed_map
-from isodense.report.prompts import Prompts, extremes, groups, load, nearest_train, shown
+from isodense.report.prompts import Prompts, clusters, extremes, load, nearest_train, shown
 from isodense.report.provenance import artifact, flat, versions
 from isodense.sampling.weights import Weights, load_weights
 
@@ -121,7 +120,7 @@ def write_report(
     """
     weights = load_weights(sources.density)
     prompts = load(sources.prompts, weights)
-    clusters, radius = _clusters(sources, weights)
+    radius = stored(weights).scales.radius
     near = None
     if sources.neighbors is not None:
         near = nearest_train(prompts, sources.neighbors, radius)
@@ -144,22 +143,22 @@ def write_report(
     most, least = extremes(prompts)
     metrics = read_metrics(sources.metrics)
     evaluation = metrics.get("eval")
-    copies = None if clusters is None else weight_statistics(weights.weights, clusters)
+    duplicates = weight_statistics(weights.weights, weights.clusters)
     blocks = {
         "map": names,
-        "charts": [chart for group in charts.values() for chart in group],
+        "charts": [chart for several in charts.values() for chart in several],
     }
     page = _template().render(
         **_scripts(),
         blocks=_inert(blocks),
         block=block,
         labelled=any(prompts.labels),
-        verdict=_verdict(copies, evaluation),
+        verdict=_verdict(duplicates, evaluation),
         cards=_cards(prompts, weights, metrics),
         charts=charts,
         rows=len(prompts),
-        groups=None if clusters is None else groups(prompts, clusters),
-        copies=copies,
+        clusters=clusters(prompts, weights.clusters),
+        duplicates=duplicates,
         most=most,
         least=least,
         near=near,
@@ -183,14 +182,6 @@ def read_metrics(paths: Iterable[Path]) -> dict[str, Any]:
     for path in paths:
         merged |= json.loads(path.read_text(encoding="utf-8"))
     return merged
-
-
-def _clusters(sources: Sources, weights: Weights) -> tuple[np.ndarray | None, float | None]:
-    """Return the duplicate cluster of every training prompt, and their radius."""
-    if sources.neighbors is None:
-        return None, None
-    _, found = estimated(sources.neighbors, weights)
-    return found.clusters, found.scales.radius
 
 
 def _template() -> Any:
@@ -219,7 +210,7 @@ def _inert(value: Any) -> str:
     return text
 
 
-def _verdict(copies: dict[str, Any] | None, evaluation: dict[str, Any] | None) -> list[str]:
+def _verdict(duplicates: dict[str, Any], evaluation: dict[str, Any] | None) -> list[str]:
     """Return what happened, in parts of sentences; nothing where nothing is known."""
     said = []
     if evaluation is not None:
@@ -233,8 +224,8 @@ def _verdict(copies: dict[str, Any] | None, evaluation: dict[str, Any] | None) -
         tokens = [evaluation[policy].get("tokens") for policy in POLICIES]
         if None not in tokens:
             said.append(f"Completions went from {tokens[0]:.0f} to {tokens[1]:.0f} tokens.")
-    if copies is not None and copies["duplicate_clusters"]:
-        share, mass = copies["duplicates_mass_uniform"], copies["duplicates_mass"]
+    if duplicates["duplicate_clusters"]:
+        share, mass = duplicates["duplicates_mass_uniform"], duplicates["duplicates_mass"]
         said.append(f"Near-duplicates are {share:.1%} of the training prompts,")
         said.append(f"and get {mass:.1%} of the draws.")
     return said

@@ -13,17 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from isodense.inspect.lookup import largest_clusters
-from isodense.neighbors.graph import HELDOUT, Graph, load_heldout_graph
-from isodense.pipeline.artifact import ids_sha256, load_array, read_manifest, require_same_ids
+from isodense.density.duplicates import largest_clusters
+from isodense.neighbors.graph import load_heldout_graph
+from isodense.pipeline.artifact import ids_sha256, read_manifest, require_same_ids
 from isodense.pipeline.errors import ArtifactError
 from isodense.pipeline.jsonl import read_jsonl
 from isodense.prompts.reader import FILE
 from isodense.sampling.weights import Weights
 
 LONGEST = 1000  # characters of a prompt that tables show
-SHOWN = 50  # most and least weighted prompts, groups, held-out near-duplicates
-MEMBERS = 20  # of a group
+SHOWN = 50  # most and least weighted prompts, duplicate clusters, held-out near-duplicates
+MEMBERS = 20  # of a duplicate cluster
 UNSEEN = re.compile(  # controls, marks of writing direction, line separators, halves of surrogates
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
 )
@@ -39,10 +39,10 @@ class Prompts:
     texts : list of str
         The first `LONGEST` characters, safe to show; longer ones end in their length.
     counts : ndarray of shape (n,), int64
-        How often each was asked.
+        Occurrences of each.
     heldout : ndarray of shape (n,), bool
     sources : list of str
-        Names of the data sets it is from, joined.
+        Names of the data sets that each is from, joined.
     labels : list of str
         Empty where unknown.
     relative : ndarray of shape (n,), float64
@@ -134,22 +134,22 @@ def extremes(prompts: Prompts) -> tuple[list[dict[str, Any]], list[dict[str, Any
     return [_row(prompts, row) for row in most], [_row(prompts, row) for row in least]
 
 
-def groups(prompts: Prompts, clusters: np.ndarray) -> list[dict[str, Any]]:
+def clusters(prompts: Prompts, numbers: np.ndarray) -> list[dict[str, Any]]:
     """Return the largest duplicate clusters, largest first.
 
     Parameters
     ----------
     prompts : Prompts
-    clusters : ndarray of shape (n_train,), int32
-        Group of each training prompt.
+    numbers : ndarray of shape (n_train,), int32
+        Duplicate cluster of each training prompt.
     """
     found, train = [], prompts.train
-    for members in largest_clusters(clusters, SHOWN):
+    for members in largest_clusters(numbers, SHOWN):
         rows = train[members]
         found.append(
             {
                 "size": len(rows),
-                "asked": int(prompts.counts[rows].sum()),
+                "count": int(prompts.counts[rows].sum()),
                 "weight": float(prompts.relative[rows].sum()),
                 "members": [_row(prompts, row) for row in rows[:MEMBERS]],
                 "more": max(0, len(rows) - MEMBERS),
@@ -165,11 +165,11 @@ class Heldout:
     Attributes
     ----------
     distances : ndarray of shape (n_heldout,), float32
-        To the nearest training prompt.
+        Distance to the nearest training prompt.
     near : list of dict
-        Those that are near-duplicates of one, the nearest first: ``distance, text, train``.
+        Near-duplicates of a training prompt, the nearest first: ``distance, text, train``.
     count : int
-        Their number.
+        Number of near-duplicates.
     """
 
     distances: np.ndarray
@@ -177,7 +177,7 @@ class Heldout:
     count: int
 
 
-def nearest_train(prompts: Prompts, neighbors: Path, radius: float | None) -> Heldout:
+def nearest_train(prompts: Prompts, neighbors: Path, radius: float) -> Heldout:
     """Return how near the held-out prompts are to training ones.
 
     Parameters
@@ -185,8 +185,8 @@ def nearest_train(prompts: Prompts, neighbors: Path, radius: float | None) -> He
     prompts : Prompts
     neighbors : Path
         The neighbours artifact.
-    radius : float or None
-        Prompts within it are near-duplicates; None where that is not known.
+    radius : float
+        Prompts within it are near-duplicates.
 
     Raises
     ------
@@ -194,12 +194,12 @@ def nearest_train(prompts: Prompts, neighbors: Path, radius: float | None) -> He
         If the artifact is of another number of prompts.
     """
     rows = np.flatnonzero(prompts.heldout)
-    distances = load_array(neighbors / HELDOUT)
-    graph: Graph = load_heldout_graph(neighbors)
-    if distances.shape != rows.shape or len(graph) != len(rows):
-        message = f"{neighbors / HELDOUT} has shape {distances.shape} for {len(rows)} prompts"
+    graph = load_heldout_graph(neighbors)
+    if len(graph) != len(rows):
+        message = f"{neighbors} has {len(graph)} held-out prompts, not {len(rows)}"
         raise ArtifactError(message, "run `dvc repro neighbors`")
-    close = np.flatnonzero(distances <= np.float64(-1 if radius is None else radius))
+    distances = np.array(graph.distances[:, 0])
+    close = np.flatnonzero(distances <= np.float64(radius))
     close = close[np.argsort(distances[close], kind="stable")]
     near = [
         {

@@ -53,7 +53,7 @@ def artifact(manifest: Path) -> dict[str, Any]:
     Parameters
     ----------
     manifest : Path
-        Its ``manifest.json``; the files that it describes need not be there.
+        The artifact's ``manifest.json``; the files that it describes need not be there.
 
     Returns
     -------

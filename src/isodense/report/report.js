@@ -11,7 +11,7 @@ const SINGLE = 10000; // points drawn one by one; more of them are drawn as pixe
 const REACH = 4; // pixels around the pointer in which a point is looked for
 const COLUMNS = [["x", Float32Array], ["y", Float32Array], ["weight", Float32Array],
                  ["count", Uint32Array], ["id", Uint8Array, 4], ["source", Uint16Array],
-                 ["label", Uint16Array], ["heldout", Uint8Array]]; // as report_map.py packs them
+                 ["label", Uint16Array], ["heldout", Uint8Array]]; // as report/map.py packs them
 
 const byId = (id) => document.getElementById(id);
 const ink = () => getComputedStyle(document.documentElement).getPropertyValue("--ink").trim();
@@ -246,7 +246,7 @@ function described(points, names, row) {
   const id = [...points.id.subarray(4 * row, 4 * row + 4)]
     .map((byte) => byte.toString(16).padStart(2, "0")).join("");
   const label = names.labels[points.label[row]];
-  return [[points.texts[row], true], [`${split} · asked ${points.count[row]}×`],
+  return [[points.texts[row], true], [`${split} · ${points.count[row]} occurrence${points.count[row] === 1 ? "" : "s"}`],
           [[names.sources[points.source[row]], label, `id ${id}…`].filter(Boolean).join(" · ")]];
 }
 

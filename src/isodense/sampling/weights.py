@@ -21,8 +21,10 @@ from isodense.pipeline.errors import ArtifactError
 
 WEIGHTS = "density_weights.npy"
 DENSITY = "density.npy"
+CLUSTERS = "duplicate_clusters.npy"
 HELDOUT_DENSITY = "heldout_density.npy"
 IDS = "prompt_ids.npy"
+DTYPES = {WEIGHTS: "float32", DENSITY: "float32", CLUSTERS: "int32", IDS: "S32"}
 LINE = np.dtype([("newline", "S1"), ("id", "S32")])
 LINES = 4096  # hashed at once: they stay in the processor's cache
 HINT = "run `dvc repro density`, or `dvc checkout --force data/density`"
@@ -38,6 +40,8 @@ class Weights:
         Sum 1; the larger, the less crowded the prompt's neighbourhood.
     density : ndarray of shape (n_prompts,), float32
         Log density; the larger, the more crowded.
+    clusters : ndarray of shape (n_prompts,), int32
+        Duplicate cluster of each prompt, from 0.
     prompt_ids : ndarray of shape (n_prompts,), S32
         Ids of the prompts, in the same order.
     metadata : dict
@@ -46,6 +50,7 @@ class Weights:
 
     weights: np.ndarray
     density: np.ndarray
+    clusters: np.ndarray
     prompt_ids: np.ndarray
     metadata: dict[str, Any]
 
@@ -103,14 +108,20 @@ def load_weights(folder: str | Path) -> Weights:
     """
     folder = Path(folder)
     manifest = read_manifest(folder, "density")
-    arrays = {name: load_array(folder / name, mmap=True) for name in (WEIGHTS, DENSITY, IDS)}
+    arrays = {name: load_array(folder / name, mmap=True) for name in DTYPES}
     for name, array in arrays.items():
         if array.shape != (manifest["rows"],):
             message = f"{folder / name} has shape {array.shape}, not ({manifest['rows']},)"
             raise ArtifactError(message, HINT)
+        if array.dtype != DTYPES[name]:
+            raise ArtifactError(
+                f"{folder / name} has dtype {array.dtype}, not {DTYPES[name]}", HINT
+            )
     _check_weights(folder / WEIGHTS, arrays[WEIGHTS])
-    _check_ids(folder / IDS, arrays[IDS], manifest["ids_sha256"])
-    return Weights(arrays[WEIGHTS], arrays[DENSITY], arrays[IDS], manifest)
+    _check_clusters(folder / CLUSTERS, arrays[CLUSTERS])
+    if _ids_sha256(arrays[IDS]) != manifest["ids_sha256"]:
+        raise ArtifactError(f"{folder / IDS} does not hold the ids of its manifest", HINT)
+    return Weights(arrays[WEIGHTS], arrays[DENSITY], arrays[CLUSTERS], arrays[IDS], manifest)
 
 
 def _check_weights(path: Path, weights: np.ndarray) -> None:
@@ -123,11 +134,11 @@ def _check_weights(path: Path, weights: np.ndarray) -> None:
         raise ArtifactError(f"{path}: the weights sum to {total:.9f}, not 1", HINT)
 
 
-def _check_ids(path: Path, ids: np.ndarray, expected: str) -> None:
-    if ids.dtype != "S32":
-        raise ArtifactError(f"{path} has dtype {ids.dtype}, not S32", HINT)
-    if _ids_sha256(ids) != expected:
-        raise ArtifactError(f"{path} does not hold the ids of its manifest", HINT)
+def _check_clusters(path: Path, clusters: np.ndarray) -> None:
+    bad = np.flatnonzero((clusters < 0) | (clusters >= len(clusters)))
+    if len(bad):
+        message = f"{path}: {len(bad)} prompts are in no duplicate cluster, first row {bad[0]}"
+        raise ArtifactError(message, HINT)
 
 
 def _ids_sha256(ids: np.ndarray) -> str:

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from isodense.pipeline.config_fields import wrong_names
 from isodense.pipeline.params import CrossFieldError, Params
+from isodense.sampling.schemes import Sampling
 
 OWN_FIELDS = {
     "output_dir": "the stage",
@@ -90,7 +91,7 @@ class TrainParams(Params):
         Further fields of TRL's ``GRPOConfig`` by name.
     """
 
-    sampling: Literal["density", "uniform", "count"]
+    sampling: Sampling
     replacement: bool
     uniform_share: float = Field(ge=0.0, le=1.0)
     seed: int = Field(ge=0, le=2**31 - 1)

@@ -13,10 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from isodense.pipeline.artifact import require_same_ids
 from isodense.pipeline.errors import TrainingError
 from isodense.prompts.reader import PromptSet
-from isodense.sampling.weights import Weights
 from isodense.train.params import TrainParams
 
 TRIES = 20  # draws per prompt wanted before the search for prompts that fit is given up
@@ -36,37 +34,6 @@ class Plan:
 
     rows: np.ndarray
     skipped: int
-
-
-def prompt_weights(prompts: PromptSet, weights: Weights, sampling: str) -> np.ndarray:
-    """Return how often each training prompt is to be drawn, up to a factor.
-
-    Parameters
-    ----------
-    prompts : PromptSet
-        The training prompts.
-    weights : Weights
-        Of the density stage.
-    sampling : {"density", "uniform", "count"}
-
-    Returns
-    -------
-    ndarray of shape (n_prompts,)
-
-    Raises
-    ------
-    ArtifactError
-        If the weights belong to other prompts, also where they are not used.
-    TrainingError
-        If there are no prompts.
-    """
-    if not len(prompts):
-        raise TrainingError("no prompt is left to train on", "lower prompts.heldout, or add data")
-    require_same_ids(prompts.ids_sha256, weights.metadata, "the weights")
-    if sampling == "density":
-        return weights.weights
-    counts = [row["count"] if sampling == "count" else 1 for row in prompts.rows]
-    return np.array(counts, dtype=np.float64)
 
 
 def make_plan(

@@ -4,7 +4,6 @@ import gzip
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 from huggingface_hub import constants
 
@@ -45,7 +44,7 @@ def params(**changes: object) -> hh.HhParams:
 
 
 def load(on_bad_row=raise_bad_row, **changes: object) -> list[dict]:
-    return list(hh.load(params(**changes), np.random.default_rng(0), on_bad_row))
+    return list(hh.load(params(**changes), on_bad_row))
 
 
 def questions(pairs: list[dict]) -> list[str]:

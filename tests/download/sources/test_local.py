@@ -4,7 +4,6 @@ import gzip
 import json
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -57,7 +56,7 @@ def write(path: Path, rows: list[dict]) -> Path:
 
 def load(*paths: Path, on_bad_row=raise_bad_row, limit: int | None = None) -> list[dict]:
     params = local.LocalParams(files=[str(path) for path in paths], limit=limit)
-    return list(local.load(params, np.random.default_rng(0), on_bad_row))
+    return list(local.load(params, on_bad_row))
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "parquet"])

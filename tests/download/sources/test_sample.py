@@ -12,7 +12,6 @@ import pytest
 from isodense.download.sources import sample
 from isodense.download.sources.sample_intents import read_intents
 from isodense.pipeline.errors import IsodenseError
-from isodense.pipeline.jsonl import raise_bad_row
 from isodense.pipeline.params import build
 
 DEFAULTS = {
@@ -30,14 +29,14 @@ from isodense.download.sources.sample_intents import read_intents
 params = sample.SampleParams(
     pairs=300, exponent=1.0, duplicates=0.08, near_duplicates=0.15, multi_turn=0.1
 )
-rows = sample.load(params, np.random.default_rng(7), None)
+rows = sample.load(params, np.random.default_rng(7))
 print(hashlib.sha256(json.dumps(list(rows)).encode()).hexdigest())
 """
 
 
 def make(seed=0, **changes):
     params = sample.SampleParams(**(DEFAULTS | changes))
-    return list(sample.load(params, np.random.default_rng(seed), raise_bad_row))
+    return list(sample.load(params, np.random.default_rng(seed)))
 
 
 def prompts(rows, label=None):
@@ -177,7 +176,7 @@ def test_rows_do_not_depend_on_the_hash_seed():
     params = sample.SampleParams(
         pairs=300, exponent=1.0, duplicates=0.08, near_duplicates=0.15, multi_turn=0.1
     )
-    here = json.dumps(list(sample.load(params, np.random.default_rng(7), raise_bad_row)))
+    here = json.dumps(list(sample.load(params, np.random.default_rng(7))))
     assert digest("1") == digest("2") == hashlib.sha256(here.encode()).hexdigest()
 
 

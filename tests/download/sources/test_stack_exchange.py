@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -52,7 +51,7 @@ def serve(hub: Hub, folder: Path, shards: dict[str, list[dict]]) -> None:
 def load(on_bad_row=raise_bad_row, **changes: object) -> list[dict]:
     values = {"revision": REVISION, "sites": [MATH], "pairs_per_question": 1, "limit": None}
     params = stack_exchange.StackExchangeParams(**(values | changes))
-    return list(stack_exchange.load(params, np.random.default_rng(0), on_bad_row))
+    return list(stack_exchange.load(params, on_bad_row))
 
 
 def answers(pairs: list[dict]) -> list[tuple[str, str]]:

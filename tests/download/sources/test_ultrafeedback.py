@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -40,7 +39,7 @@ def serve(hub: Hub, folder: Path, rows: list[dict], name: str = FILE) -> None:
 
 def load(on_bad_row=raise_bad_row, split: str = "train_prefs", limit: int | None = None):
     params = ultrafeedback.UltrafeedbackParams(revision=REVISION, split=split, limit=limit)
-    return list(ultrafeedback.load(params, np.random.default_rng(0), on_bad_row))
+    return list(ultrafeedback.load(params, on_bad_row))
 
 
 def test_reads_one_split_up_to_the_limit(hub: Hub, tmp_path: Path):

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from isodense.cli.commands._arguments import positive
+from isodense.evaluate.arms import ARMS
 
-ARMS = ("uniform", "density", "count", "density-reward", "density-both")
 OUTPUT = Path("reports/compare")
 
 
@@ -19,12 +19,14 @@ def add(commands: Any) -> None:
         "compare",
         help=run.__doc__,
         description=f"{run.__doc__} Arms: uniform (every distinct prompt alike), density (by "
-        "the weights), count (as often as asked, so copies count), density-reward (the weights in "
+        "the weights), count (by occurrences), density-reward (the weights in "
         "the reward only), density-both. All have the same steps and completions. Runs that exist "
         "already are not run again, so a comparison can be cut off, or get more seeds.",
         epilog="example: isodense compare --arms uniform density --seeds 5 -S train.max_steps=200",
     )
-    parser.add_argument("--arms", choices=ARMS, nargs="+", default=ARMS, help="first: the base")
+    parser.add_argument(
+        "--arms", choices=ARMS, nargs="+", default=list(ARMS), help="first: the base"
+    )
     parser.add_argument("--seeds", type=positive, default=3, help="of draws and completions (3)")
     parser.add_argument(
         "-S", "--set-param", action="append", default=[], metavar="KEY=VALUE", help="for all arms"
@@ -36,7 +38,7 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     """Run ways to sample as DVC experiments, several seeds each, and tabulate what came out."""
     from isodense.evaluate.compare import compare
-    from isodense.evaluate.differences import markdown
+    from isodense.evaluate.differences import describe
 
     rows = compare(args.arms, args.seeds, args.set_param, args.output)
-    sys.stdout.write(f"{markdown(rows)}\nalso in {args.output}, with a figure\n")
+    sys.stdout.write(f"{describe(rows)}\nalso in {args.output}, with a figure\n")

@@ -1,4 +1,4 @@
-"""``isodense explain``: why a prompt has the weight it has, or what a new text would get."""
+"""``isodense explain``: why a prompt has the weight it has, or what a new prompt would get."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from isodense.cli.commands._arguments import positive
-from isodense.pipeline.terminal import cut, printable, room, styled, table, wrap
+from isodense.pipeline.layout import ARTIFACTS
 
-ABOUT = """Show a prompt's weight and where it comes from, or that of a text not in the set.
+ABOUT = """Show the weight of a prompt and where it comes from, or that of a new prompt.
 
 The prompt is named by its id, the start of one, its text, or its conversation as a JSON list of
-messages; - reads it from standard input. A text that is not in the set is embedded and compared
-with all training prompts."""
+messages; - reads it from standard input. A new prompt is embedded and compared with all training
+prompts."""
 
 
 def add(commands: Any) -> None:
@@ -33,8 +33,8 @@ def add(commands: Any) -> None:
     why.add_argument("--width", type=positive, metavar="N", help="columns of a text")
     why.add_argument("--json", action="store_true", help="print JSON")
     why.add_argument("--data", type=Path, default=Path("data"), help="folder of the artifacts")
-    encoder = Path("models/encoder")
-    why.add_argument("--encoder", type=Path, default=encoder, help="for a new text")
+    encoder = ARTIFACTS["encoder"].path
+    why.add_argument("--encoder", type=Path, default=encoder, help="for a new prompt")
     why.set_defaults(run=run)
 
 
@@ -63,78 +63,88 @@ def _standard_input() -> str:
 
 
 def _described(report: dict[str, Any], width: int | None) -> str:
+    from rich.text import Text
+
+    from isodense.pipeline.terminal import paragraph, rendered, table
+
     density, weight = report["density"], report["weight"]
-    text = [
-        styled(_title(report), "bold") + "\n",
-        "  " + wrap(report["prompt"]["text"], room(4, width), "  ") + "\n\n",
+    parts = [
+        rendered(Text(_title(report), "bold", no_wrap=True, overflow="ignore")),
+        rendered(paragraph(report["prompt"]["text"], width, indent=2), indent=2),
+        "\n",
         _weight_line(report["kind"], weight),
-        f"density  as of {density['distinct_prompts']:.1f} distinct prompts in the same place, "
+        f"density     as of {density['distinct_prompts']:.1f} distinct prompts in the same place, "
         f"itself included; denser than {density['denser_than']:.0%} of the training prompts\n",
-        *_why_lines(report),
-        *_copy_lines(report["copies"], report["kind"], width),
+        _why_line(report),
+        _near_duplicates(report["near_duplicates"], report["kind"], width),
     ]
     if report["neighbors"]:
         rows = [
             (
                 f"{near['distance']:.3f}",
                 f"{near['cosine']:.3f}",
-                "copy" if near["near_duplicate"] else f"{near['counts']:.2f}",
+                "duplicate" if near["near_duplicate"] else f"{near['counts']:.2f}",
                 f"{near['weight_over_mean']:.2f}",
-                cut(near["text"], room(36, width)),
+                near["text"],
             )
             for near in report["neighbors"]
         ]
-        header = ("distance", "cosine", "counts", "weight", "nearest training prompts")
-        text.append("\n" + table(header, rows, left=header[-1:]))
-    return "".join(text)
+        *numbers, text = ("distance", "cosine", "counts", "weight", "nearest training prompts")
+        shown = table((*numbers, text), rows, left=(text,), text=text, width=width)
+        parts += ["\n", rendered(shown, indent=2)]
+    return "".join(parts)
 
 
 def _title(report: dict[str, Any]) -> str:
+    from isodense.pipeline.terminal import printable
+
     prompt = report["prompt"]
     if report["kind"] == "new":
-        return f"a new text, not in the set (its id would be {prompt['id']})"
+        return f"a new prompt, not in the set (its id would be {prompt['id']})"
     split = {"training": "training prompt", "heldout": "held-out prompt"}[report["kind"]]
-    times = "once" if prompt["count"] == 1 else f"{prompt['count']} times"
+    times = "1 occurrence" if prompt["count"] == 1 else f"{prompt['count']} occurrences"
     sources = ", ".join(f"{name} {count}" for name, count in prompt["sources"].items())
     label = f"; label {prompt['label']}" if prompt.get("label") else ""
-    return printable(f"{split} {prompt['id']}, asked {times} ({sources}){label}")
+    return printable(f"{split} {prompt['id']}, {times} ({sources}){label}")
 
 
 def _weight_line(kind: str, weight: dict[str, Any] | None) -> str:
     if kind == "heldout":
-        return "weight   none: held-out prompts are never drawn for training\n"
+        return "weight      none: held-out prompts are never drawn for training\n"
     if weight is None:
-        return "weight   not known: the density alone does not say it with this density.method\n"
+        return "weight      not known: the density alone does not say it with this density.method\n"
     would = "would be " if kind == "new" else ""
     return (
-        f"weight   {would}{weight['over_mean']:.2f} times the mean, rank {weight['rank']} of "
+        f"weight      {would}{weight['over_mean']:.2f} times the mean, rank {weight['rank']} of "
         f"{weight['of']}: {weight['draws_per_epoch']:.2f} draws expected in an epoch of "
         f"{weight['of']} draws\n"
     )
 
 
-def _why_lines(report: dict[str, Any]) -> list[str]:
+def _why_line(report: dict[str, Any]) -> str:
     why, count = report["why"], report["density"]["distinct_prompts"]
     line = (
-        f"         1 for itself, {why['neighbors']:.1f} from its {why['nearest']} nearest, "
+        f"            1 for itself, {why['neighbors']:.1f} from its {why['nearest']} nearest, "
         f"{why['beyond']:.1f} estimated to lie beyond them"
     )
     if abs(why["own_count"] - count) > 0.05:
         line += f" ({why['own_count']:.1f} in all; its duplicate cluster has {count:.1f})"
-    return [line + "\n"]
+    return line + "\n"
 
 
-def _copy_lines(copies: dict[str, Any], kind: str, width: int | None) -> list[str]:
-    number, radius = copies["number"], f"within {copies['radius']:.3f}"
+def _near_duplicates(found: dict[str, Any], kind: str, width: int | None) -> str:
+    from isodense.pipeline.terminal import line, rendered
+
+    number, radius = found["number"], f"within {found['radius']:.3f}"
     if not number:
-        return [f"copies   none: no training prompt lies {radius}\n"]
+        return f"duplicates  none: no training prompt lies {radius}\n"
     shared = {
         "training": f"the {number + 1} of them share one weight",
         "heldout": "it has their density",
         "new": f"the {number + 1} of them would share one weight",
     }[kind]
     plural = "near-duplicate" if number == 1 else "near-duplicates"
-    shown = [f"         {cut(one['text'], room(11, width))}\n" for one in copies["prompts"]]
+    shown = [rendered(line(one["text"], width), indent=12) for one in found["prompts"]]
     more = number - len(shown)
-    last = [f"         and {more} more\n"] if more else []
-    return [f"copies   {number} {plural}, {radius} or chained: {shared}\n", *shown, *last]
+    last = f"            and {more} more\n" if more else ""
+    return f"duplicates  {number} {plural}, {radius} or chained: {shared}\n{''.join(shown)}{last}"

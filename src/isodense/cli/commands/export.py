@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from isodense.cli.commands._arguments import not_negative, positive
+from isodense.cli.trainer_formats import FORMATS
 from isodense.pipeline.errors import IsodenseError
-
-FORMATS = ("prototype", "parquet", "jsonl", "verl", "openrlhf")
-SAMPLING = ("density", "uniform", "count")
+from isodense.sampling.schemes import SAMPLING
 
 
 def add(commands: Any) -> None:

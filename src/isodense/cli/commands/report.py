@@ -9,22 +9,9 @@ from typing import Any
 
 from isodense.pipeline.artifact import MANIFEST
 from isodense.pipeline.errors import IsodenseError
+from isodense.pipeline.layout import ARTIFACTS, COMPLETIONS, DECILES, METRICS, PAGE, SERIES
 
 ABOUT = "Write the report of what this checkout holds, with its git revision and dvc.lock."
-PAGE = Path("reports/index.html")  # the stage's, which DVC guards
-METRICS = ("download", "prompts", "embeddings", "neighbors", "density", "reward", "evaluate")
-ARTIFACTS = (
-    "data/pairs",
-    "models/encoder",
-    "models/policy",
-    "data/prompts",
-    "data/embeddings",
-    "data/neighbors",
-    "data/map",
-    "data/density",
-    "models/reward",
-    "models/grpo",
-)
 
 
 def add(commands: Any) -> None:
@@ -49,24 +36,24 @@ def run(args: argparse.Namespace) -> None:
     from isodense.report.provenance import checkout
 
     if args.output.resolve() == PAGE.resolve():
-        message = f"{args.output} is an output of `dvc repro report`"
+        message = f"{args.output} is an output of `dvc repro report`, which DVC guards"
         raise IsodenseError(message, "name another file with --output")
     outdated = outdated_outputs(Path("dvc.lock"))
 
-    def there(path: str) -> Path | None:
-        return Path(path) if Path(path).exists() and path not in outdated else None
+    def there(path: Path) -> Path | None:
+        return path if path.exists() and path.as_posix() not in outdated else None
 
-    metrics = [*(f"reports/metrics/{name}.json" for name in METRICS), "reports/train/metrics.json"]
-    manifests = [path / MANIFEST for path in map(there, ARTIFACTS) if path]
+    folders = {name: there(artifact.path) for name, artifact in ARTIFACTS.items()}
+    manifests = [folder / MANIFEST for folder in folders.values() if folder]
     sources = Sources(
-        prompts=Path("data/prompts"),
-        density=Path("data/density"),
-        neighbors=there("data/neighbors"),
-        map=there("data/map"),
-        metrics=[path for path in map(there, metrics) if path],
-        training=there("reports/train/plots/metrics"),
-        deciles=there("reports/plots/reward_by_decile.csv"),
-        completions=there("reports/completions.jsonl"),
+        prompts=ARTIFACTS["prompts"].path,
+        density=ARTIFACTS["density"].path,
+        neighbors=folders["neighbors"],
+        map=folders["map"],
+        metrics=[path for path in map(there, METRICS.values()) if path],
+        training=there(SERIES),
+        deciles=there(DECILES),
+        completions=there(COMPLETIONS),
         manifests=[file for file in manifests if file.exists()],
     )
     write_report(sources, args.output, checkout=checkout(Path()))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isodense.cli.commands._arguments import not_negative, positive
+from isodense.pipeline.layout import ARTIFACTS
 
 if TYPE_CHECKING:
     from isodense.inspect.growth import Growth
@@ -15,7 +17,6 @@ if TYPE_CHECKING:
 ABOUT = "Take new prompts in, run `dvc repro density`, and say how the weights moved."
 MOVED = 0.1  # change of weight over mean above which a prompt has moved
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-TAKEN = 24  # columns before a prompt
 
 
 def add(commands: Any) -> None:
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
     from isodense.cli.append import update
 
     found = update(args.files, args.since)
-    sys.stdout.write(describe(found, Path("data/prompts"), args.top, args.width))
+    sys.stdout.write(describe(found, ARTIFACTS["prompts"].path, args.top, args.width))
 
 
 def describe(found: Growth, prompts: Path, top: int, width: int | None = None) -> str:
@@ -58,31 +59,40 @@ def describe(found: Growth, prompts: Path, top: int, width: int | None = None) -
         Columns of a prompt; by default what there is room for.
     """
     from isodense.inspect.growth import read_texts
-    from isodense.pipeline.terminal import cut, room
 
     new = set(found.new)
-    copies = [copy for copy in found.copies if copy.other not in new]
+    near = [one for one in found.near_duplicates if one.other not in new]
     rare = sorted(found.weights, key=lambda row: (-found.weights[row], row))[:top]
-    again = sorted(found.again, key=lambda one: (one[1] - one[2], one[0]))
-    rows = {*rare, *(row for copy in copies[:top] for row in (copy.row, copy.other))}
-    texts = read_texts(prompts, rows | {one[0] for one in again[:top]})
-    shown = {row: cut(text, room(TAKEN, width)) for row, text in texts.items()}
+    again = sorted(found.again, key=lambda one: (one[1] - one[2], one[0]))[:top]
+    rows = {*rare, *(row for one in near[:top] for row in (one.row, one.other))}
+    texts = read_texts(prompts, rows | {one[0] for one in again})
 
     text = _counts(found) + _moves(found)
-    among = len(found.copies) - len(copies)
+    among = len(found.near_duplicates) - len(near)
     others = f"; of other new ones: {among}" if among else ""
-    text += f"\nnew near-duplicates of prompts that were there: {len(copies)}{others}\n"
-    for copy in copies[:top]:
-        split = "" if copy.row in found.weights else " (held out)"
-        text += f"  {copy.distance:.3f}  {shown[copy.row]}{split}\n"
-        text += f"      of {shown[copy.other]}\n"
-    if again:
-        text += f"\nprompts that were there and were asked again, word for word: {len(again)}\n"
-    for row, before, now in again[:top]:
-        text += f"  {before} -> {now} times  {shown[row]}\n"
+    text += f"\nnew near-duplicates of prompts that were there: {len(near)}{others}\n"
+    pairs = []
+    for one in near[:top]:
+        split = "" if one.row in found.weights else "held out"
+        pairs += [(f"{one.distance:.3f}", split, texts[one.row]), ("", "of", texts[one.other])]
+    text += _table(("distance", "", "prompt"), pairs, width)
+    if found.again:
+        text += f"\nprompts that were there and have more occurrences now: {len(found.again)}\n"
+    counts = [(str(before), str(now), texts[row]) for row, before, now in again]
+    text += _table(("before", "now", "prompt"), counts, width)
     if rare:
         text += "\nmost weighted new prompts, rare or garbage: have a look\n"
-    return text + "".join(f"  {found.weights[row]:5.2f}  {shown[row]}\n" for row in rare)
+    weights = [(f"{found.weights[row]:.2f}", texts[row]) for row in rare]
+    return text + _table(("weight", "prompt"), weights, width)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int | None) -> str:
+    """Return rows that end in a prompt as text; nothing where there are none."""
+    from isodense.pipeline.terminal import rendered, table
+
+    if not rows:
+        return ""
+    return rendered(table(header, rows, left=("prompt",), text="prompt", width=width), indent=2)
 
 
 def _counts(found: Growth) -> str:

@@ -11,8 +11,8 @@ from typing import Any
 from isodense.cli.commands._arguments import positive
 from isodense.pipeline.artifact import MANIFEST, read_manifest, verify_files
 from isodense.pipeline.errors import ArtifactError
+from isodense.pipeline.layout import ARTIFACTS
 
-PROMPTS, ENCODER = Path("data/prompts"), Path("models/encoder")
 REPULL = "run `dvc repro embeddings`, or `dvc pull models` for the model it was made with"
 
 
@@ -27,9 +27,11 @@ def add(commands: Any) -> None:
     parser.add_argument("artifacts", type=Path, nargs="+", help="artifact folders")
     again = "embed this many prompts of an embeddings artifact again and compare"
     parser.add_argument("--recompute", type=positive, metavar="N", help=again)
-    parser.add_argument("--prompts", type=Path, default=Path("data/prompts"), help="their prompts")
     parser.add_argument(
-        "--encoder", type=Path, default=Path("models/encoder"), help="their encoder"
+        "--prompts", type=Path, default=ARTIFACTS["prompts"].path, help="their prompts"
+    )
+    parser.add_argument(
+        "--encoder", type=Path, default=ARTIFACTS["encoder"].path, help="their encoder"
     )
     parser.set_defaults(run=run)
 

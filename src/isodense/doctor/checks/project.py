@@ -16,6 +16,7 @@ import yaml
 
 from isodense.pipeline import params
 from isodense.pipeline.errors import IsodenseError, ParamsError
+from isodense.pipeline.layout import ARTIFACTS
 from isodense.pipeline.runtime import BaseParams
 
 Level = Literal["ok", "warning", "problem"]
@@ -99,7 +100,11 @@ class Project:
         """All faults of ``params.yaml``."""
         return self._loaded[1]
 
-    def metrics(self, path: str) -> dict[str, Any]:
+    def folder(self, artifact: str) -> Path:
+        """Return where the project has an artifact, named as in :mod:`isodense.pipeline.layout`."""
+        return self.root / ARTIFACTS[artifact].path
+
+    def metrics(self, path: Path) -> dict[str, Any]:
         """Return the contents of the JSON file `path`; empty if it cannot be read."""
         try:
             found = json.loads((self.root / path).read_text(encoding="utf-8"))

@@ -11,6 +11,7 @@ from isodense.doctor.checks.project import Finding, Project
 from isodense.doctor.checks.space import policy_config
 from isodense.pipeline.artifact import read_manifest
 from isodense.pipeline.errors import TrainingError
+from isodense.pipeline.layout import ARTIFACTS, METRICS
 
 SAMPLE = 500  # prompts whose tokens are counted
 OFTEN = 0.05  # share of truncated or skipped prompts above which the check warns
@@ -32,8 +33,8 @@ def check_context(project: Project) -> Iterator[Finding]:
 
 def check_lengths(project: Project) -> Iterator[Finding]:
     """How many prompts are too long for training, and how many the encoder has truncated."""
-    train, prompts = project.sections.get("train"), project.root / "data" / "prompts"
-    policy = project.root / "models" / "policy"
+    train, prompts = project.sections.get("train"), project.folder("prompts")
+    policy = project.folder("policy")
     if train is not None and _made(prompts) and _made(policy):
         long, counted = _too_long(prompts, policy, train.max_prompt_tokens)
         text = f"{long} of {counted} training prompts exceed train.max_prompt_tokens = "
@@ -44,7 +45,7 @@ def check_lengths(project: Project) -> Iterator[Finding]:
             yield Finding("lengths", "warning", text, "raise train.max_prompt_tokens")
         else:
             yield Finding("lengths", "ok", text)
-    found = project.metrics("reports/metrics/embeddings.json").get("embeddings", {})
+    found = project.metrics(METRICS["embeddings"]).get("embeddings", {})
     cut, embeddings = found.get("truncated_share", 0.0), project.sections.get("embeddings")
     if cut > OFTEN and embeddings is not None:
         text = f"the encoder cut {cut:.0%} of the prompts at {embeddings.max_tokens} tokens"
@@ -56,14 +57,14 @@ def check_reward(project: Project) -> Iterator[Finding]:
     """Whether the reward is more accurate on held-out pairs than the length of the answers."""
     from isodense.reward.check import require_better_than_length
 
-    folder, train = project.root / "models" / "reward", project.sections.get("train")
+    folder, train = project.folder("reward"), project.sections.get("train")
     if not _made(folder):
         return
     manifest = read_manifest(folder, "reward")
     if not isinstance(manifest.get("check"), dict):
         return  # a function that was not checked on pairs
     try:
-        require_better_than_length(manifest, "models/reward")
+        require_better_than_length(manifest, ARTIFACTS["reward"].path.as_posix())
     except TrainingError as error:
         warned = train is not None and train.on_weak_reward == "warn"
         yield Finding("reward", "warning" if warned else "problem", error.message, error.hint)
@@ -75,8 +76,8 @@ def check_reward(project: Project) -> Iterator[Finding]:
 
 def check_recall(project: Project) -> Iterator[Finding]:
     """Whether the recall of the neighbours is at least ``neighbors.recall_floor``."""
-    folder, wanted = project.root / "data" / "neighbors", project.sections.get("neighbors")
-    found = project.metrics("reports/metrics/neighbors.json").get("neighbors", {})
+    folder, wanted = project.folder("neighbors"), project.sections.get("neighbors")
+    found = project.metrics(METRICS["neighbors"]).get("neighbors", {})
     if _made(folder):
         found = read_manifest(folder, "neighbors")
     if wanted is None or "recall" not in found:

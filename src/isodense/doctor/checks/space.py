@@ -19,6 +19,7 @@ from typing import Any
 from isodense.doctor.checks.project import Finding, Project, size
 from isodense.pipeline.cache import DAY, days_kept
 from isodense.pipeline.errors import ArtifactError
+from isodense.pipeline.layout import ARTIFACTS, METRICS
 
 BASE = 800_000_000  # bytes of Python with torch and TRL
 COPIES = 3  # arrays of the shape of the logits: logits, probabilities, gradients
@@ -129,7 +130,7 @@ def training_bytes(project: Project, half: bool) -> int:
 
 def policy_config(project: Project) -> dict[str, Any]:
     """Return the config of the policy, empty if there is none yet."""
-    return project.metrics("models/policy/config.json")
+    return project.metrics(ARTIFACTS["policy"].path / "config.json")
 
 
 def policy_parameters(project: Project) -> int:
@@ -143,7 +144,7 @@ def policy_parameters(project: Project) -> int:
     from safetensors import SafetensorError, safe_open
 
     count = 0
-    for path in (project.root / "models" / "policy").glob("*.safetensors"):
+    for path in project.folder("policy").glob("*.safetensors"):
         try:
             with safe_open(path, framework="numpy") as tensors:
                 for name in tensors.keys():
@@ -173,8 +174,8 @@ def _checkpoints(project: Project) -> int:
 
 def _shape(project: Project) -> tuple[int, int]:
     """Return the shape of the embeddings, by metrics or defaults: prompts and columns."""
-    prompts = project.metrics("reports/metrics/prompts.json").get("prompts", {})
-    embeddings = project.metrics("reports/metrics/embeddings.json").get("embeddings", {})
+    prompts = project.metrics(METRICS["prompts"]).get("prompts", {})
+    embeddings = project.metrics(METRICS["embeddings"]).get("embeddings", {})
     return int(prompts.get("unique", 0)), int(embeddings.get("dim", 384))
 
 

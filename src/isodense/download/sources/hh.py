@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any, Literal
 
-import numpy as np
 from pydantic import Field
 
 from isodense.download import pairs
@@ -42,17 +41,13 @@ class HhParams(Params):
     limit: int | None = Field(ge=1)
 
 
-def load(
-    params: HhParams, rng: np.random.Generator, on_bad_row: OnBadRow
-) -> Iterator[dict[str, Any]]:
+def load(params: HhParams, on_bad_row: OnBadRow) -> Iterator[dict[str, Any]]:
     """Yield the pairs of the subsets, in order.
 
     Parameters
     ----------
     params : HhParams
         Subsets to read, at which commit.
-    rng : Generator
-        Not used: nothing is random.
     on_bad_row : callable
         Called with an `UnusableRow` or another `DataError` for a row without a pair.
 

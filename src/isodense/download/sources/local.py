@@ -25,7 +25,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import Field
 
 from isodense.download import pairs
@@ -57,17 +56,13 @@ class LocalParams(Params):
     limit: int | None = Field(ge=1)
 
 
-def load(
-    params: LocalParams, rng: np.random.Generator, on_bad_row: OnBadRow
-) -> Iterator[dict[str, Any]]:
+def load(params: LocalParams, on_bad_row: OnBadRow) -> Iterator[dict[str, Any]]:
     """Yield the pairs of the files, in order.
 
     Parameters
     ----------
     params : LocalParams
         Files to read; relative paths start at the working directory.
-    rng : Generator
-        Not used: nothing is random.
     on_bad_row : callable
         Called with a `DataError` for a malformed row.
 

@@ -41,7 +41,6 @@ from pydantic import Field, model_validator
 from isodense.download.sources.sample_answers import draw_answers
 from isodense.download.sources.sample_edits import Turns, careless, edit
 from isodense.download.sources.sample_intents import Intent, fill, read_intents
-from isodense.pipeline.jsonl import OnBadRow
 from isodense.pipeline.params import CrossFieldError, Params
 
 FRESH, NEAR_DUPLICATE, DUPLICATE = range(3)
@@ -83,9 +82,7 @@ class SampleParams(Params):
         return self
 
 
-def load(
-    params: SampleParams, rng: np.random.Generator, on_bad_row: OnBadRow
-) -> Iterator[dict[str, Any]]:
+def load(params: SampleParams, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
     """Yield preference pairs in TRL's conversational format.
 
     Parameters
@@ -94,8 +91,6 @@ def load(
         Size and shape of the set.
     rng : Generator
         The only source of randomness: the same state gives the same rows.
-    on_bad_row : callable
-        Not used, as no row of the sample is malformed; every source accepts it.
 
     Yields
     ------

@@ -20,7 +20,6 @@ from html.parser import HTMLParser
 from itertools import islice
 from typing import Any
 
-import numpy as np
 from pydantic import Field
 
 from isodense.download import pairs
@@ -45,17 +44,13 @@ class StackExchangeParams(Params):
     limit: int | None = Field(ge=1)
 
 
-def load(
-    params: StackExchangeParams, rng: np.random.Generator, on_bad_row: OnBadRow
-) -> Iterator[dict[str, Any]]:
+def load(params: StackExchangeParams, on_bad_row: OnBadRow) -> Iterator[dict[str, Any]]:
     """Yield the pairs of the sites, in order.
 
     Parameters
     ----------
     params : StackExchangeParams
         Sites to read, at which commit.
-    rng : Generator
-        Not used: nothing is random.
     on_bad_row : callable
         Called with an `UnusableRow` or another `DataError` for a question without a pair.
 

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any, Literal
 
-import numpy as np
 from pydantic import Field
 
 from isodense.download import pairs
@@ -31,17 +30,13 @@ class UltrafeedbackParams(Params):
     limit: int | None = Field(ge=1)
 
 
-def load(
-    params: UltrafeedbackParams, rng: np.random.Generator, on_bad_row: OnBadRow
-) -> Iterator[dict[str, Any]]:
+def load(params: UltrafeedbackParams, on_bad_row: OnBadRow) -> Iterator[dict[str, Any]]:
     """Yield the pairs of a split, in order.
 
     Parameters
     ----------
     params : UltrafeedbackParams
         Split to read, at which commit.
-    rng : Generator
-        Not used: nothing is random.
     on_bad_row : callable
         Called with an `UnusableRow` or another `DataError` for a row without a pair.
 

@@ -1,0 +1,111 @@
+"""The soft count is the sum over all pairs, whatever k, blocks and threads."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.spatial.distance import cdist
+from scipy.special import gamma
+
+from isodense.density import kernel
+from isodense.density.estimate import estimate
+from isodense.neighbors.build import knn_graph
+from isodense.neighbors.graph import Graph
+from tests.density.vectors import (
+    PARAMS,
+    reordered,
+    thousands,
+    unit,
+    with_copies,
+    with_groups,
+)
+
+
+def test_blocks_strides_and_memory_maps_change_no_byte(tmp_path, monkeypatch):
+    graph = with_copies(1)
+    expected = estimate(graph.first(15), PARAMS.model_copy(update={"k": 15}))
+    for name in ("indices", "distances"):
+        np.save(tmp_path / name, np.ascontiguousarray(getattr(graph, name)[:, :15]))
+    mapped = Graph(
+        *(np.load(tmp_path / f"{n}.npy", mmap_mode="r") for n in ("indices", "distances"))
+    )
+    for block in (1, 7, 10**6):
+        monkeypatch.setattr(kernel, "BLOCK", block)
+        found = estimate(mapped, PARAMS.model_copy(update={"k": 15}))
+        assert found.weights.tobytes() == expected.weights.tobytes()
+        assert found.density.tobytes() == expected.density.tobytes()
+
+
+def all_pairs(X, rows, dim):
+    """Return the Gaussian kernel of the documented width summed over all of `X`, by brute force."""
+    distances = cdist(X[rows].astype(np.float64), X.astype(np.float64))
+    r0 = np.median(np.partition(distances, 20, axis=1)[:, 20])  # the nearest is the row itself
+    # (2π)^(dim/2) h^dim, what the kernel weighs, is the volume of a ball of radius r₀
+    h = (np.pi ** (dim / 2) / gamma(dim / 2 + 1)) ** (1 / dim) * r0 / np.sqrt(2 * np.pi)
+    return np.exp(-(distances**2) / (2 * h**2)).sum(axis=1)
+
+
+@pytest.mark.parametrize(("dim", "n"), [(3, 3000), (4, 4000), (5, 6000), (6, 12000)])
+def test_the_count_beyond_k_is_that_of_all_pairs(dim, n):
+    X = unit(np.random.default_rng(dim).normal(size=(n, dim + 1)))
+    graph, rows = knn_graph(X, 50), np.arange(400)
+    expected = all_pairs(X, rows, dim)
+    for k in (20, 50):
+        ratio = np.exp(estimate(graph, PARAMS.model_copy(update={"k": k})).density[rows]) / expected
+        assert np.median(ratio) == pytest.approx(1, abs=0.15)
+        assert np.median(np.abs(ratio / np.median(ratio) - 1)) < 0.15
+
+
+@pytest.mark.parametrize("dim", [3, 6])
+def test_with_every_prompt_listed_nothing_is_added(dim):
+    X = unit(np.random.default_rng(dim).normal(size=(300, dim + 1)))
+    found = estimate(knn_graph(X, 299), PARAMS.model_copy(update={"k": 299, "dup": 0.0}))
+    distances = cdist(X.astype(np.float64), X.astype(np.float64))
+    expected = np.exp(-(distances**2) / (2 * found.scales.width**2)).sum(axis=1)
+    np.testing.assert_allclose(np.exp(found.density), expected, rtol=1e-5)
+    cut = estimate(knn_graph(X, 298), PARAMS.model_copy(update={"k": 298, "dup": 0.0}))
+    assert (cut.density > found.density - 1e-5).mean() > 0.9  # something is, with one left out
+
+
+@pytest.mark.parametrize("k", [20, 50])
+def test_crowds_larger_than_k_are_told_apart(k):
+    rng = np.random.default_rng(0)
+    sizes = [100, 200, 400, 800, 1600]  # of one width, so density follows size
+    centres = np.eye(12)[:5]
+    X = unit(np.repeat(centres, sizes, axis=0) + 0.1 * rng.normal(size=(sum(sizes), 12)))
+    crowd = np.repeat(np.arange(5), sizes)
+    found = estimate(knn_graph(X, k), PARAMS.model_copy(update={"k": k}))
+    typical = [np.median(found.density[crowd == number]) for number in range(5)]
+    assert (np.diff(typical) > 0.25).all()  # log 2 each, were the tails of the kernel not wide
+    mean = [found.weights[crowd == number].mean() for number in range(5)]
+    assert (np.diff(mean) < 0).all()
+
+
+def test_a_group_counts_as_one_neighbour():
+    X, group = with_groups(5, 40, 15, 200, 0.0, dim=4)
+    found = estimate(knn_graph(X, 799), PARAMS.model_copy(update={"k": 799, "dup": 0.0}))
+    distinct = X[np.unique(group, return_index=True)[1]].astype(np.float64)
+    width = found.scales.width
+    expected = np.exp(-(cdist(X.astype(np.float64), distinct) ** 2) / (2 * width**2)).sum(axis=1)
+    np.testing.assert_allclose(np.exp(found.density), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("cores", [1, 2, 16])
+def test_blocks_and_threads_change_no_byte(cores, monkeypatch):
+    graph = thousands()
+    expected = estimate(graph, PARAMS)
+    monkeypatch.setattr(kernel.os, "cpu_count", lambda: cores)
+    for block in (64, 1024, 10**6):
+        monkeypatch.setattr(kernel, "BLOCK", block)
+        found = estimate(graph, PARAMS)
+        assert found.scales == expected.scales
+        assert found.weights.tobytes() == expected.weights.tobytes()
+        assert found.density.tobytes() == expected.density.tobytes()
+
+
+def test_the_order_of_thousands_of_rows_changes_nothing():
+    graph = thousands()
+    order = np.random.default_rng(0).permutation(len(graph))
+    found, other = estimate(graph, PARAMS), estimate(reordered(graph, order), PARAMS)
+    np.testing.assert_allclose(other.weights, found.weights[order], rtol=1e-6)
+    np.testing.assert_allclose(other.density, found.density[order], rtol=1e-6)

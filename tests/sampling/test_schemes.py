@@ -1,0 +1,31 @@
+"""How often prompts are drawn by density, all alike, or by occurrences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from isodense.pipeline.errors import ArtifactError, TrainingError
+from isodense.prompts.reader import PromptSet
+from isodense.sampling.schemes import prompt_weights
+from isodense.sampling.weights import load_weights
+from tests.rl import write_inputs
+
+
+def test_weights_of_other_prompts_are_refused(tmp_path: Path):
+    prompts = write_inputs(tmp_path).split("train")
+    weights = load_weights(tmp_path / "data/density")
+    assert np.array_equal(prompt_weights(prompts, weights, "density"), weights.weights)
+    assert set(prompt_weights(prompts, weights, "uniform").tolist()) == {1.0}
+    asked = [row | {"count": number} for number, row in enumerate(prompts.rows, start=1)]
+    assert prompt_weights(PromptSet(asked), weights, "count").tolist() == [
+        *range(1, len(prompts) + 1)
+    ]
+    other = PromptSet(prompts.rows[::-1])
+    for sampling in ("density", "uniform"):
+        with pytest.raises(ArtifactError, match=r"other prompts(.|\n)*dvc repro density"):
+            prompt_weights(other, weights, sampling)
+    with pytest.raises(TrainingError, match="no prompt is left"):
+        prompt_weights(PromptSet([]), weights, "density")
