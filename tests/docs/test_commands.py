@@ -22,6 +22,9 @@ from tests.project import ROOT
 BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOT_RUN = {"text", "yaml", "json"}  # output and data
 BACK = "git checkout -q . && dvc checkout -q"
+OWN_DATA = (
+    "dvc exp run -S 'download.sources=[local]' -S 'download.local.files=[data/raw/pairs.jsonl.gz]'"
+)
 STAND_INS = {  # line, less its comment: (what runs instead, why)
     "make test": ("make -n test", "it is this run of the tests"),
     "isodense compare --arms uniform density --seeds 3": (
@@ -36,9 +39,8 @@ STAND_INS = {  # line, less its comment: (what runs instead, why)
         f"dvc exp run -S train.sampling=uniform -S train.seed=1 train && {BACK}",
         "time: without the evaluation",
     ),
-    "dvc exp run -S 'download.sources=[local]' -S 'download.local.files=[pairs.jsonl.gz]'": (
-        "dvc exp run -S 'download.sources=[local]' -S 'download.local.files=[pairs.jsonl.gz]' "
-        f"prompts && {BACK}",
+    OWN_DATA: (
+        f"{OWN_DATA} prompts && {BACK}",
         "time: it stops at the prompts",
     ),
 }
@@ -80,7 +82,7 @@ def prepare(project):
             shutil.copytree(root / "data" / name, root / part / "data" / name)
     answers = {"chosen": "Eight minutes.", "rejected": "No."}
     rows = [{"prompt": f"How do I boil {count} eggs?", **answers} for count in range(2, 22)]
-    with gzip.open(root / "pairs.jsonl.gz", "wt") as stream:
+    with gzip.open(root / "data/raw/pairs.jsonl.gz", "wt") as stream:
         stream.writelines(json.dumps(row) + "\n" for row in rows)
 
 

@@ -27,6 +27,7 @@ from isodense.pipeline.errors import ArtifactError, IsodenseError, ModelError
 from isodense.pipeline.executor import Rank
 from isodense.prompts.reader import load_prompts
 from tests import tiny
+from tests.cached import CHANGES, change
 
 PARAMS = EmbeddingsParams(
     space="hidden",
@@ -139,6 +140,24 @@ def test_another_model_or_setting_shares_no_shard(tmp_path, folder):
     assert run(tmp_path, other, 20) == 20
     assert run(tmp_path, folder, 20, pooling="cls") == 20
     assert run(tmp_path, folder, 20) is None
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_another_library_device_or_recipe_shares_no_shard(tmp_path, folder, what, monkeypatch):
+    run(tmp_path, folder, 20)
+    change(what, "isodense.embeddings.build", "transformers", monkeypatch)
+    assert run(tmp_path, folder, 20) == 20
+
+
+def test_shards_are_marked_as_used_and_deleted_a_week_later(tmp_path, folder):
+    run(tmp_path, folder, 20)
+    entries = sorted((tmp_path / "cache/embeddings").iterdir())
+    unused = tmp_path / "cache/embeddings/unused"
+    unused.mkdir()
+    for entry in (*entries, unused):
+        os.utime(entry, (0, 0))
+    assert run(tmp_path, folder, 20) is None
+    assert sorted((tmp_path / "cache/embeddings").iterdir()) == entries
 
 
 def test_ctrl_c_loses_only_the_shard_in_flight(tmp_path, folder, monkeypatch):

@@ -7,7 +7,13 @@ import pytest
 import yaml
 
 import isodense.evaluate.evaluate
-from isodense.evaluate.evaluate import evaluate, load_heldout, open_encoder, sample
+from isodense.evaluate.evaluate import (
+    evaluate,
+    load_heldout,
+    open_encoder,
+    respond_once,
+    sample,
+)
 from isodense.evaluate.metrics import Comparison, Heldout
 from isodense.evaluate.params import EvaluateParams
 from isodense.models.inference.policy import load_policy
@@ -16,6 +22,7 @@ from isodense.pipeline.artifact import content_sha256, read_manifest, write_mani
 from isodense.pipeline.errors import ArtifactError, ParamsError, TrainingError
 from isodense.prompts.reader import PromptSet, load_prompts
 from tests import tiny
+from tests.cached import CHANGES, change
 from tests.rl import SECTIONS, write_density, write_inputs, write_reward
 
 SAMPLED = EvaluateParams(
@@ -81,6 +88,36 @@ def test_answers_of_the_untrained_policy_are_drawn_once(
     assert compare(world, "other", SAMPLED, cache="fresh").metrics() == first.metrics()
     compare(world, "other", SAMPLED, seed=1, cache="kept")
     assert asked == ["other", "policy", "other", "policy", "other"]
+
+
+@pytest.mark.parametrize("what", [*CHANGES, "policy", "prompts", "temperature"])
+def test_kept_completions_are_those_of_all_that_shapes_them(
+    world: Path, what: str, monkeypatch: pytest.MonkeyPatch
+):
+    def responded(policy="models/policy", first=0, **changes):
+        asked = [row["prompt"] for row in load_prompts(world / "data/prompts").rows[first:][:3]]
+        params = SAMPLED.model_copy(update=changes)
+        return respond_once(world / policy, asked, params, 0, "cpu", world / f"cache-{what}")
+
+    responded()
+    drawn = []
+    draw = isodense.evaluate.evaluate.respond
+    monkeypatch.setattr(
+        "isodense.evaluate.evaluate.respond", lambda *given: drawn.append(1) or draw(*given)
+    )
+    responded()
+    assert not drawn
+    if what in CHANGES:
+        change(what, "isodense.evaluate.evaluate", "transformers", monkeypatch)
+        responded()
+    elif what == "policy":
+        tiny.policy(world / "third", seed=3)
+        responded("third")
+    elif what == "prompts":
+        responded(first=1)
+    else:
+        responded(temperature=0.5)
+    assert drawn == [1]
 
 
 @pytest.mark.parametrize("settings", [GREEDY, SAMPLED])

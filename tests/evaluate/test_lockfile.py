@@ -6,7 +6,7 @@ import hashlib
 
 import yaml
 
-from isodense.evaluate.lockfile import stale_outputs
+from isodense.evaluate.lockfile import Revision, stale_outputs
 
 CODE = b"code of training\n"
 STAGES = {
@@ -58,7 +58,14 @@ def stale(**changed):
         "params.yaml": PARAMS,
         "train.py": CODE.decode(),
     } | {name.replace("__", "."): text for name, text in changed.items()}
-    return stale_outputs(lambda path: files[path].encode() if path in files else None)
+    return stale_outputs(revision(files))
+
+
+def revision(files):
+    def inside(folder):
+        return (path[len(folder) + 1 :] for path in files if path.startswith(f"{folder}/"))
+
+    return Revision(lambda path: files[path].encode() if path in files else None, inside)
 
 
 def test_what_ran_as_it_stands_is_not_stale():
@@ -85,3 +92,25 @@ def test_another_param_code_or_command_makes_its_stage_stale_and_what_follows():
 def test_a_stage_that_never_ran_is_stale():
     assert stale(dvc__lock=LOCK[: LOCK.index("  evaluate:")]) == {"evaluate.json"}
     assert stale(dvc__lock="") == AFTER_DENSITY | {"data/density", "density.json"}
+
+
+def test_a_folder_of_code_is_compared_as_dvc_hashes_it():
+    # The hash is what `dvc repro` wrote for these three files with this .dvcignore.
+    md5 = "6acc6d0fe4d8af2c2d73e4f1e0b4fe44.dir"
+    stages = {"train": {"cmd": "train", "deps": ["src/train", "data/raw"], "outs": ["models/grpo"]}}
+    deps = [{"path": "src/train", "md5": md5}, {"path": "data/raw", "md5": "0.dir"}]
+    lock = {"cmd": "train", "deps": deps, "outs": [{"path": "models/grpo"}]}
+    files = {
+        "dvc.yaml": yaml.safe_dump({"stages": stages}),
+        "dvc.lock": yaml.safe_dump({"stages": {"train": lock}}),
+        ".dvcignore": "__pycache__\n/src/*/reader.py\n",
+        "src/train/a_b/c.py": "c",
+        "src/train/a/z.py": "z",
+        "src/train/b.py": "b",
+        "src/train/reader.py": "ignored",
+        "src/train/__pycache__/b.pyc": "ignored",
+    }
+    assert stale_outputs(revision(files)) == set()
+    assert stale_outputs(revision(files | {"src/train/b.py": "c"})) == {"models/grpo"}
+    assert stale_outputs(revision(files | {"src/train/d.py": ""})) == {"models/grpo"}
+    assert stale_outputs(revision(files | {"src/train/reader.py": "edited"})) == set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ from isodense.neighbors.params import NeighborsParams
 from isodense.pipeline.artifact import ids_sha256, publishing, write_manifest
 from isodense.pipeline.errors import ArtifactError, IsodenseError
 from isodense.prompts.reader import load_columns
+from tests.cached import CHANGES, change
 from tests.neighbors.test_exact import unit
 
 STAGE = Path(__file__).resolve().parents[2] / "stages" / "neighbors.py"
@@ -47,10 +49,10 @@ def artifacts(folder, X):
         write_manifest(out, "embeddings", **known, dim=X.shape[1])
 
 
-def run(folder, params, out="out", cache="cache", **more):
+def run(folder, params, out="out", cache="cache", seed=0, **more):
     prompts = load_columns(folder / "prompts")
     embeddings = folder / "embeddings"
-    return publish(embeddings, prompts, params, "cpu", 0, folder / cache, folder / out, **more)
+    return publish(embeddings, prompts, params, "cpu", seed, folder / cache, folder / out, **more)
 
 
 def content(folder):
@@ -175,6 +177,40 @@ def test_an_audit_that_fails_loses_no_block(tmp_path, monkeypatch):
     monkeypatch.setattr(blocks, "exact_search", lambda *_: pytest.fail("all is there"))
     monkeypatch.setattr(neighbors, "_ivf_search", lambda *_: pytest.fail("all is there"))
     run(tmp_path, IVF)
+
+
+@pytest.mark.parametrize("what", [*CHANGES, "vectors", "k_max", "seed"])
+def test_a_cut_search_goes_on_only_where_all_that_shapes_it_is_the_same(
+    tmp_path, what, monkeypatch
+):
+    artifacts(tmp_path, unit(300, dim=8))
+    params, seed, found = IVF, 0, []
+    real = neighbors.search_blocks
+
+    def cut(*given):  # all blocks are there, and nothing is published
+        real(*given)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(neighbors, "search_blocks", cut)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, params)
+    search = neighbors._ivf_search
+    monkeypatch.setattr(neighbors, "_ivf_search", lambda *given: found.append(1) or search(*given))
+    run(tmp_path, params, out="same")
+    assert not found
+    if what == "vectors":
+        shutil.rmtree(tmp_path / "embeddings")
+        shutil.rmtree(tmp_path / "prompts")
+        artifacts(tmp_path, unit(300, dim=8)[::-1])
+    elif what == "k_max":
+        params = params.model_copy(update={"k_max": 9})
+    elif what == "seed":
+        seed = 1
+    else:
+        change(what, "isodense.neighbors.build", "faiss-cpu", monkeypatch)
+    run(tmp_path, params, out="other", seed=seed)
+    assert found == [1]
 
 
 def test_the_audit_is_on_other_rows_than_the_tuning(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from isodense.reward.features import load_features
 from isodense.reward.load import Features
 from isodense.reward.truncation import sides
 from tests import tiny
+from tests.cached import CHANGES, change
 from tests.rl import make_pairs, reward_params
 
 PARAMS = reward_params(batch_tokens=256)
@@ -122,6 +123,17 @@ def test_another_policy_or_text_is_other_blocks(folder: Path, texts, tmp_path: P
         computed.clear()
         load((texts[0], answers), policy, tmp_path)
         assert sum(computed) > 90
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_another_library_device_or_recipe_is_other_blocks(
+    folder: Path, texts, tmp_path: Path, computed, what, monkeypatch: pytest.MonkeyPatch
+):
+    load(texts, folder, tmp_path)
+    computed.clear()
+    change(what, "isodense.reward.features", "transformers", monkeypatch)
+    load(texts, folder, tmp_path)
+    assert sum(computed) > 90
 
 
 def test_cut_conversations_are_told(folder: Path, tmp_path: Path):

@@ -23,6 +23,7 @@ from isodense.reward.trl import make_config, plan_pairs, start
 from isodense.reward.truncation import sides
 from isodense.sampling.weights import load_weights
 from tests import tiny
+from tests.cached import CHANGES, change
 from tests.rl import make_pairs, reward_params, snapshot, write_inputs
 
 PAIRS = 80
@@ -95,6 +96,28 @@ def test_what_was_trained_once_is_taken_again(folder: Path, prompts, report, mon
             make(folder, prompts, "one", epochs=2.0)
     assert snapshot(folder / "one") == files
     assert len(list((folder / "cache-one/reward-full").glob("*/model"))) == 1
+
+
+@pytest.mark.parametrize("what", [*CHANGES, "seed", "policy", "pairs"])
+def test_a_kept_model_is_that_of_all_that_shapes_it(
+    folder: Path, prompts, report, what: str, monkeypatch: pytest.MonkeyPatch
+):
+    def never(*_):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(RewardTrainer, "train", never)
+    policy, pairs, seed = folder / "models/policy", make_pairs(PAIRS), 7
+    if what in CHANGES:
+        change(what, "isodense.reward.trl", "trl", monkeypatch)
+    elif what == "policy":
+        policy = tiny.policy(folder / "other-policy", seed=1)
+    elif what == "pairs":
+        pairs[0]["chosen"] = [{"role": "assistant", "content": "cat."}]
+    else:
+        seed = 8
+    params = reward_params(kind="full", full=FULL)
+    with pytest.raises(AssertionError, match="trained again"):
+        fit(pairs, prompts, policy, params, seed, "cpu", folder / "cache-one", {}, folder / "x")
 
 
 def test_scores_are_those_of_the_trained_model_on_tokens_that_trl_makes(folder, report):

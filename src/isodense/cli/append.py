@@ -7,6 +7,7 @@ The files go to the end of ``download.local.files``, and ``local`` to the end of
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -136,7 +137,7 @@ def update(files: Sequence[Path], since: str | None = None) -> Growth:
     with _restored_on_failure(former, added):
         if files:
             _write(PARAMS, added)
-            if len(more) < len(set(names)):  # DVC does not see that a file has changed
+            if len(more) < len(set(names)):  # outside data/raw DVC does not see a file change
                 _dvc("repro", "--force", "--single-item", "download")
         _dvc("repro", "density")
     return compare(before, Path("data"))
@@ -144,7 +145,8 @@ def update(files: Sequence[Path], since: str | None = None) -> Growth:
 
 def _name(file: Path) -> str:
     """Return how ``params.yaml`` names a file: from the project's folder where it is inside."""
-    path, root = file.expanduser().resolve(), Path.cwd().resolve()
+    path = Path(os.path.normpath(file.expanduser().absolute()))  # a link keeps its own name
+    root = Path.cwd()
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 

@@ -16,10 +16,10 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from isodense.evaluate.lockfile import Read, nested_items, stale_outputs
+from isodense.evaluate.lockfile import Revision, nested_items, stale_outputs
 from isodense.pipeline.errors import IsodenseError
 from isodense.pipeline.terminal import printable, rendered
 from isodense.pipeline.terminal import table as aligned
@@ -181,17 +181,30 @@ class _Files:
         self.git = Git(".", search_parent_directories=True)
         self.folder = Path.cwd().resolve().relative_to(Path(self.git.root_dir).resolve())
 
-    def of(self, rev: str) -> Read:
-        """Return a function that reads files of a revision by their path in the project."""
+    def of(self, rev: str) -> Revision:
+        """Return the files of a revision, by their paths in the project."""
         if rev == WORKSPACE:
-            return lambda path: Path(path).read_bytes() if Path(path).is_file() else None
+            return Revision(_read_here, _files_here)
         files = self.git.get_fs(rev)
 
         def read(path: str) -> bytes | None:
             place = str(self.folder / path)
             return bytes(files.cat_file(place)) if files.isfile(place) else None
 
-        return read
+        def listed(path: str) -> Iterator[str]:
+            place = str(self.folder / path)
+            return (str(PurePosixPath(found).relative_to(place)) for found in files.find(place))
+
+        return Revision(read, listed)
+
+
+def _read_here(path: str) -> bytes | None:
+    return Path(path).read_bytes() if Path(path).is_file() else None
+
+
+def _files_here(path: str) -> Iterator[str]:
+    files = (file for file in Path(path).rglob("*") if file.is_file())
+    return (file.relative_to(path).as_posix() for file in files)
 
 
 def changed_params(rows: Sequence[Experiment]) -> list[str]:

@@ -8,29 +8,46 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-Read = Callable[[str], bytes | None]  # a file of a revision, or None where it has none
+CODE = "src/"  # folders whose contents git has whole
 
 
-def stale_outputs(read: Read) -> set[str]:
+@dataclass(frozen=True)
+class Revision:
+    """Files of the workspace or of a commit.
+
+    Attributes
+    ----------
+    read : callable
+        ``(path) -> bytes or None``: content of a file; None where there is none.
+    files : callable
+        ``(path) -> iterable of str``: paths of all files in a folder, from that folder.
+    """
+
+    read: Callable[[str], bytes | None]
+    files: Callable[[str], Iterator[str]]
+
+
+def stale_outputs(revision: Revision) -> set[str]:
     """Return the outputs and metrics of the stages that are not up to date at a revision.
 
     Parameters
     ----------
-    read : callable
-        ``(path) -> bytes or None``: reads ``dvc.yaml``, ``dvc.lock``, params and code of the
-        revision.
+    revision : Revision
+        Holds ``dvc.yaml``, ``dvc.lock``, params and code.
 
     Returns
     -------
     set of str
         Paths of outputs that were made from other inputs than the revision holds, or never.
     """
-    stages = _yaml(read, "dvc.yaml").get("stages", {})
-    locked = _yaml(read, "dvc.lock").get("stages", {})
+    stages = _yaml(revision, "dvc.yaml").get("stages", {})
+    locked = _yaml(revision, "dvc.lock").get("stages", {})
     maker = {path: name for name, stage in stages.items() for path in _outputs(stage)}
     known: dict[str, bool] = {}
 
@@ -42,8 +59,8 @@ def stale_outputs(read: Read) -> set[str]:
                 lock is not None
                 and lock["cmd"] == stages[name]["cmd"]
                 and all(current(other) for other in upstream)
-                and _same_deps(stages[name], lock, locked, maker, read)
-                and _same_params(stages[name], lock, read)
+                and _same_deps(stages[name], lock, locked, maker, revision)
+                and _same_params(stages[name], lock, revision)
             )
         return known[name]
 
@@ -87,7 +104,7 @@ def _same_deps(
     lock: Mapping[str, Any],
     locked: Mapping[str, Any],
     maker: Mapping[str, str],
-    read: Read,
+    revision: Revision,
 ) -> bool:
     """Return whether a stage last ran on the code and the outputs that the revision holds."""
     used = {dep["path"]: dep.get("md5") for dep in lock.get("deps", [])}
@@ -99,15 +116,38 @@ def _same_deps(
             if made.get(path) != md5:
                 return False
             continue
-        content = read(path)  # None where git has no such file: then there is nothing to compare
-        if content is not None and hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
+        found = _md5(revision, path)  # None where git has no such file: nothing to compare
+        if found is not None and found != md5:
             return False
     return True
 
 
-def _same_params(stage: Mapping[str, Any], lock: Mapping[str, Any], read: Read) -> bool:
+def _md5(revision: Revision, path: str) -> str | None:
+    """Return the hash that DVC gives a file or a folder of code; None of all else."""
+    if (content := revision.read(path)) is not None:
+        return hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if not path.startswith(CODE):
+        return None  # a folder of the user's, whose files need not be in git
+    ignored = _ignored(revision.read(".dvcignore") or b"")
+    names = [name for name in revision.files(path) if not ignored.match_file(f"{path}/{name}")]
+    entries = [
+        {"md5": _md5(revision, f"{path}/{name}"), "relpath": name}
+        for name in sorted(names, key=lambda name: name.split("/"))
+    ]
+    text = json.dumps(entries, sort_keys=True)
+    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest() + ".dir"
+
+
+@functools.lru_cache(maxsize=16)
+def _ignored(content: bytes) -> Any:
+    from pathspec import GitIgnoreSpec
+
+    return GitIgnoreSpec.from_lines(content.decode().splitlines())
+
+
+def _same_params(stage: Mapping[str, Any], lock: Mapping[str, Any], revision: Revision) -> bool:
     used = lock.get("params", {}).get("params.yaml", {})
-    tree = dict(nested_items(_yaml(read, "params.yaml"), ""))
+    tree = dict(nested_items(_yaml(revision, "params.yaml"), ""))
     return set(used) == set(stage.get("params", [])) and all(
         key in tree and tree[key] == value for key, value in used.items()
     )
@@ -121,8 +161,8 @@ def nested_items(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, An
             yield from nested_items(value, f"{prefix}{key}.")
 
 
-def _yaml(read: Read, path: str) -> dict[str, Any]:
-    content = read(path)
+def _yaml(revision: Revision, path: str) -> dict[str, Any]:
+    content = revision.read(path)
     return _parsed(content) if content else {}
 
 

@@ -137,7 +137,7 @@ def read_manifest(folder: str | Path, kind: str) -> dict[str, Any]:
     if manifest.get("format_version") != _version(kind):
         version = manifest.get("format_version")
         message = f"{folder} has format version {version!r}; this code reads {_version(kind)}"
-        raise ArtifactError(message, f"run `dvc repro {kind}`")
+        raise ArtifactError(message, f"run `dvc repro --force --single-item {kind}`")
     for name, entry in manifest["files"].items():
         _check_file(folder, name, entry.get("bytes"), hint)
     return manifest
