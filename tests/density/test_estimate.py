@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 
 import numpy as np
@@ -17,7 +18,6 @@ from isodense.density.params import ALPHA_MIN, DensityParams
 from isodense.neighbors.build import knn_graph, nearest
 from isodense.neighbors.graph import Graph
 from isodense.pipeline.errors import IsodenseError
-from isodense.pipeline.params import as_dict
 from tests.density.vectors import (
     METHODS,
     PARAMS,
@@ -393,7 +393,7 @@ def test_any_distances_give_finite_density_and_weights(
         assert (log_count <= np.log(n + 1) + 1e-9).all()
     assert (found.weights.astype(np.float32) > 0).all()
     assert found.weights.sum() == pytest.approx(1, abs=1e-9)
-    assert np.isfinite([*as_dict(found.scales).values(), found.exponent]).all()
+    assert np.isfinite([*dataclasses.asdict(found.scales).values(), found.exponent]).all()
 
 
 def test_noise_of_many_dimensions_is_even():

@@ -149,7 +149,7 @@ def test_the_commands_of_the_tutorial_run(ran):
     assert "Ran experiment(s): gentle" in output
     assert "[gentle]" in output
     teammate = project.root.parent / "teammate"
-    assert [path.name for path in (teammate / "data").iterdir()] == ["density"]
+    assert sorted(path.name for path in (teammate / "data").iterdir()) == ["density", "raw"]
     number, rows, identifier = re.findall(r"^(\d+) \[([ \d]+)\]\n([0-9a-f]{32})$", output, re.M)[-1]
     assert max(map(int, rows.split())) < int(number)
     assert identifier in (project.root / "data" / "prompts" / "prompts.jsonl").read_text()

@@ -325,7 +325,7 @@ def test_the_shards_of_a_rank_that_died_are_computed_by_the_next_run(tmp_path, f
 
 
 def test_a_silent_rank_is_named_with_the_shards_it_owes(tmp_path, folder, monkeypatch):
-    monkeypatch.setattr("isodense.pipeline.executor.SILENT", 0.5)
+    monkeypatch.setattr("isodense.pipeline.executor.TIMEOUT", 0.5)
     with pytest.raises(IsodenseError, match=r"rank 1 \(never seen\) for 0 s; 3 shards .* first 1"):
         run(tmp_path, folder, 100, rank=Rank(0, 2))
     assert not (tmp_path / "out").exists()
@@ -336,7 +336,7 @@ def test_the_first_rank_does_not_publish_a_damaged_shard_that_another_owes(
     tmp_path, folder, monkeypatch
 ):
     run(tmp_path, folder, 100, out="alone")
-    monkeypatch.setattr("isodense.pipeline.executor.SILENT", 0.5)
+    monkeypatch.setattr("isodense.pipeline.executor.TIMEOUT", 0.5)
     wanted = (tmp_path / "alone" / "shard-00001.npy").read_bytes()
     (shard,) = [p for p in (tmp_path / "cache").rglob("*.npy") if p.read_bytes() == wanted]
     shard.write_bytes(wanted[:-1] + bytes([wanted[-1] ^ 1]))

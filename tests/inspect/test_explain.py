@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import io
 import json
 import shutil
@@ -118,7 +117,7 @@ def test_what_is_stored_explains_as_a_new_estimate_would(data, encoder, tmp_path
     """Numbers that are read from the artifact are those of an estimate on the same graph."""
     mine = shutil.copytree(data, tmp_path / "data")
     write_density(mine, **changes)
-    params = dataclasses.replace(DENSITY, **{**changes, "count_power": 0.0})
+    params = DENSITY.model_copy(update={**changes, "count_power": 0.0})
     graph = load_graph(mine / "neighbors")[0]
     found = estimate(graph, params)
     sizes, train = np.bincount(found.clusters), load_prompts(mine / "prompts").split("train")

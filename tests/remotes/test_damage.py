@@ -59,7 +59,7 @@ def test_a_damaged_list_of_a_folder_is_named(sharer, tmp_path):
         remote.configure(mate, pushes=False)
         output = mate.run("dvc", "pull", "data/density", check=False)
         assert f"object {folder.replace('/', '')} is corrupted" in output
-        assert not (mate.root / "data").exists()
+        assert not (mate.root / "data/density").exists()
 
         # DVC believes a list that can be read; what isodense reads is held against its manifest
         remote.write(folder, good.replace(b"heldout_density", b"heldout_destiny"))

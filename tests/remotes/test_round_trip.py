@@ -36,9 +36,9 @@ def test_a_team_shares(serve, stage, sharer, tmp_path):
         mate.run("dvc", "pull", "density")
         expected = outputs(sharer, "data/density", "reports/plots/density")
         assert moved(mate, remote, {}) == expected
-        assert len(expected) == 10
+        assert len(expected) == 11
         assert same(sharer, mate, "data/density")
-        assert [path.name for path in (mate.root / "data").iterdir()] == ["density"]
+        assert sorted(path.name for path in (mate.root / "data").iterdir()) == ["density", "raw"]
 
         params, paths = RERUN[stage]
         mate.set(params)

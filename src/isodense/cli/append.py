@@ -186,10 +186,10 @@ def _write(path: Path, content: bytes) -> None:
     """Replace a file, whole and with its permissions; nothing is done where it is so already."""
     if path.is_file() and path.read_bytes() == content:
         return
-    with replacing(path.resolve()) as scratch:
-        scratch.write_bytes(content)
+    with replacing(path.resolve()) as staging:
+        staging.write_bytes(content)
         if path.exists():
-            shutil.copymode(path, scratch)
+            shutil.copymode(path, staging)
 
 
 def _dvc(*arguments: str) -> None:

@@ -211,16 +211,16 @@ def _model_sizes(encoder: Path | None) -> dict[str, int | None]:
 def _write_prototype(train: _Table, out: Path, sizes: dict[str, int | None]) -> None:
     weights = train.measures["weight"]
     shape = len(train.prompts), train.vectors.shape[1]
-    with publishing(out) as scratch:
-        path = scratch / "embeddings.npy"
+    with publishing(out) as staging:
+        path = staging / "embeddings.npy"
         target = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
         for rows in train.blocks():
             target[rows] = train.vectors[train.positions[rows]]
         target.flush()
-        np.save(scratch / "density_weights.npy", weights.astype(np.float32), allow_pickle=False)
-        write_json(scratch / "prompts_list.json", train.prompts.texts)
+        np.save(staging / "density_weights.npy", weights.astype(np.float32), allow_pickle=False)
+        write_json(staging / "prompts_list.json", train.prompts.texts)
         metadata = _prototype_metadata(shape, weights, sizes)
-        write_json(scratch / "embeddings_metadata.json", metadata)
+        write_json(staging / "embeddings_metadata.json", metadata)
 
 
 def _prototype_metadata(
@@ -243,15 +243,15 @@ def _prototype_metadata(
 
 def _write_tables(tables: dict[Path, _Table], fmt: Format) -> None:
     """Write the files under temporary names, and rename them when all are complete."""
-    scratch = {out: out.with_name(out.name + ".tmp") for out in tables}
+    staging = {out: out.with_name(out.name + ".tmp") for out in tables}
     for out, table in tables.items():
         out.parent.mkdir(parents=True, exist_ok=True)
         groups = _row_groups(table, fmt)
         if fmt in ("parquet", "verl"):
-            _write_parquet(groups, scratch[out])
+            _write_parquet(groups, staging[out])
         else:
-            write_jsonl(scratch[out], (_plain(row) for rows in groups for row in rows))
-    for out, path in scratch.items():
+            write_jsonl(staging[out], (_plain(row) for rows in groups for row in rows))
+    for out, path in staging.items():
         path.replace(out)
 
 

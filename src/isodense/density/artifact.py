@@ -58,11 +58,11 @@ def publish(
         HELDOUT_DENSITY: heldout.astype(np.float32),
         IDS: np.asarray(ids, dtype="S32"),
     }
-    with publishing(out) as scratch:
+    with publishing(out) as staging:
         for name, array in arrays.items():
-            np.save(scratch / name, array, allow_pickle=False)
+            np.save(staging / name, array, allow_pickle=False)
         write_manifest(
-            scratch,
+            staging,
             "density",
             rows=len(weights),
             n_prompts=len(weights),

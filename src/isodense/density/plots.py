@@ -39,18 +39,18 @@ def density_plots(
     relative = weights * len(weights)
     step = -(-len(weights) // POINTS)
     order = np.argsort(density, kind="stable")[::step]
-    with publishing(out) as scratch:
+    with publishing(out) as staging:
         _write(
-            scratch / "weights.csv",
+            staging / "weights.csv",
             ("weight_over_mean", "prompts"),
             _bins(relative),
         )
         _write(
-            scratch / "density_weight.csv",
+            staging / "density_weight.csv",
             ("log_density", "weight_over_mean"),
             zip(_rounded(density[order]), _rounded(relative[order]), strict=True),
         )
-        _figure(relative, density, labels, weights, scratch / "density.png")
+        _figure(relative, density, labels, weights, staging / "density.png")
 
 
 def _bins(relative: np.ndarray) -> Iterable[tuple[float, int]]:

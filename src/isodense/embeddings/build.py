@@ -237,13 +237,13 @@ def _publish(
     out: Path,
 ) -> dict[str, Any]:
     dim = load_array(shards[0].entry.path(ROWS), mmap=True).shape[1]
-    with publishing(out) as scratch:
+    with publishing(out) as staging:
         for shard, chunk in zip(shards, _chunks(prompts, params.rows_per_shard), strict=True):
-            shutil.copyfile(shard.entry.path(ROWS), scratch / shard_name(shard.number))
+            shutil.copyfile(shard.entry.path(ROWS), staging / shard_name(shard.number))
             ids = "\n".join(row["id"] for row in chunk)
-            (scratch / ids_name(shard.number)).write_text(ids, encoding="ascii")
+            (staging / ids_name(shard.number)).write_text(ids, encoding="ascii")
         write_manifest(
-            scratch,
+            staging,
             "embeddings",
             rows=sum(shard.rows for shard in shards),
             dim=dim,
@@ -252,7 +252,7 @@ def _publish(
             ids_sha256=manifest["ids_sha256"],
             device=device,
             params=_shaping(params),
-            transform=_fit(prompts, encoder, shards, params, scratch),
+            transform=_fit(prompts, encoder, shards, params, staging),
             inputs={"encoder": content_sha256(model), "prompts": content_sha256(manifest)},
         )
     return _report(shards, dim)

@@ -42,18 +42,18 @@ def publish(role: str, model: ModelParams, out: str | Path, cache: str | Path) -
     ModelError
         If the model cannot be fetched or verified, or is not one that ``transformers`` loads.
     """
-    with _fetched(model, Path(cache)) as source, publishing(out) as scratch:
+    with _fetched(model, Path(cache)) as source, publishing(out) as staging:
         if model.source == "nanochat":
             from isodense.models import nanochat
 
-            nanochat.convert(source, *nanochat.parse(str(model.path)), scratch)
+            nanochat.convert(source, *nanochat.parse(str(model.path)), staging)
         elif source.suffix == ".gguf":
             from isodense.models.gguf import dequantise
 
-            dequantise(source, scratch)
+            dequantise(source, staging)
         else:
-            _copy(source, scratch)
-        return write_manifest(scratch, "models", role=role, params=_portable(model))
+            _copy(source, staging)
+        return write_manifest(staging, "models", role=role, params=_portable(model))
 
 
 def _portable(model: ModelParams) -> dict[str, Any]:
@@ -75,17 +75,17 @@ def _fetched(model: ModelParams, cache: Path) -> Any:
     return fetched(model, cache)
 
 
-def _copy(source: Path, scratch: Path) -> None:
+def _copy(source: Path, staging: Path) -> None:
     if not source.is_dir():
         raise ModelError(f"{source} is not a folder or .gguf file", "correct models.*.path")
     for file in sorted(source.rglob("*")):
         hidden = any(part.startswith(".") for part in file.relative_to(source).parts)
         if file.is_file() and file.suffix in SUFFIXES and not hidden:
-            target = scratch / file.relative_to(source)
+            target = staging / file.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
-    (scratch / "manifest.json").unlink(missing_ok=True)
+    (staging / "manifest.json").unlink(missing_ok=True)
     for name, pattern in (("config.json", "config.json"), ("weights", "*.safetensors")):
-        if not list(scratch.glob(pattern)):
+        if not list(staging.glob(pattern)):
             hint = "isodense reads safetensors only: save the model with save_pretrained first"
             raise ModelError(f"{source} has no {name} ({pattern})", hint)

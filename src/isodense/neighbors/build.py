@@ -357,11 +357,11 @@ def _write(
         HELDOUT_INDICES: near.indices,
         HELDOUT_DISTANCES: near.distances,
     }
-    with publishing(out) as scratch:
+    with publishing(out) as staging:
         for name, array in arrays.items():
-            np.save(scratch / name, array, allow_pickle=False)
+            np.save(staging / name, array, allow_pickle=False)
         write_manifest(
-            scratch,
+            staging,
             "neighbors",
             rows=len(graph),
             k=graph.k,

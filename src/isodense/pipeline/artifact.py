@@ -40,7 +40,7 @@ def ids_sha256(ids: Iterable[str]) -> str:
 
 @contextmanager
 def publishing(out: str | Path) -> Iterator[Path]:
-    """Give a scratch folder that replaces `out` when the block ends without an error.
+    """Give a staging folder that replaces `out` when the block ends without an error.
 
     Parameters
     ----------
@@ -53,13 +53,13 @@ def publishing(out: str | Path) -> Iterator[Path]:
         ``<out>.tmp``, empty.
     """
     out = Path(out)
-    scratch = out.with_name(out.name + ".tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    yield scratch
+    staging = out.with_name(out.name + ".tmp")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    yield staging
     if out.exists():
         shutil.rmtree(out)
-    scratch.replace(out)
+    staging.replace(out)
 
 
 @contextmanager
@@ -70,19 +70,19 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
+    staging = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
     try:
-        yield scratch
-        scratch.replace(path)
+        yield staging
+        staging.replace(path)
     finally:
-        scratch.unlink(missing_ok=True)
+        staging.unlink(missing_ok=True)
 
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON, whole or not at all."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    with replacing(path) as scratch:
-        scratch.write_text(text + "\n", encoding="utf-8")
+    with replacing(path) as staging:
+        staging.write_text(text + "\n", encoding="utf-8")
 
 
 def write_manifest(folder: str | Path, kind: str, **fields: Any) -> dict[str, Any]:

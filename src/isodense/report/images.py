@@ -35,12 +35,12 @@ def write_images(
     radius : float
         Prompts within it are near-duplicates.
     """
-    with publishing(out) as scratch:
-        _rank(prompts.relative[prompts.train], scratch / "weight_rank.png")
+    with publishing(out) as staging:
+        _rank(prompts.relative[prompts.train], staging / "weight_rank.png")
         if coordinates is not None:
-            _map(prompts, coordinates, scratch / "map.png")
+            _map(prompts, coordinates, staging / "map.png")
         if heldout is not None and len(heldout.distances):
-            _distances(heldout.distances, radius, scratch / "heldout_distance.png")
+            _distances(heldout.distances, radius, staging / "heldout_distance.png")
 
 
 def _rank(relative: np.ndarray, path: Path) -> None:

@@ -44,8 +44,8 @@ def install(root: Path) -> Path:
         raise IsodenseError(f"{root.resolve()} has no .dvc", "run it in the root of the project")
     path = root / ".dvc" / PAGE
     text = page(_bundle())
-    with replacing(path) as scratch:
-        scratch.write_text(text, encoding="utf-8")
+    with replacing(path) as staging:
+        staging.write_text(text, encoding="utf-8")
     command = [sys.executable, "-m", "dvc", "config", "--local", SETTING, PAGE.as_posix()]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     if done.returncode:

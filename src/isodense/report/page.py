@@ -42,12 +42,7 @@ POLICIES = ("base", "trained")
 
 MEASURES = (  # of both policies: metric, name on the page, format, what it says
     ("reward", "reward", ".2f", "what training raises; mean over the prompts"),
-    (
-        "frac_reward_zero_std",
-        "groups without signal",
-        ".0%",
-        "prompts whose completions all got one reward",
-    ),
+    ("frac_reward_zero_std", "frac_reward_zero_std", ".0%", "groups whose rewards are all equal"),
     ("kl", "KL to the base policy", ".2f", "nats per completion, estimated"),
     ("kl_per_token", "KL per token", ".3f", "nats"),
     ("vendi", "Vendi score", ".1f", "effective number of different answers, one per prompt"),
@@ -59,7 +54,7 @@ MEASURES = (  # of both policies: metric, name on the page, format, what it says
     ("em_dash", "em-dash", ".1%", "completions that hold one"),
     ("not_just_but", "“not just … but”", ".1%", "completions that hold it, or only, or merely"),
     ("tokens", "tokens", ".1f", "mean length of a completion"),
-    ("clipped_ratio", "clipped ratio", ".0%", "completions cut at the limit"),
+    ("clipped_ratio", "clipped_ratio", ".0%", "completions cut at the limit"),
 )
 
 
@@ -170,8 +165,8 @@ def write_report(
         versions=versions(),
         checkout=checkout,
     )
-    with replacing(out) as scratch:
-        scratch.write_text(page, encoding="utf-8", errors="replace", newline="\n")
+    with replacing(out) as staging:
+        staging.write_text(page, encoding="utf-8", errors="replace", newline="\n")
     if images is not None:
         write_images(images, prompts, coordinates, near, radius)
 

@@ -31,7 +31,7 @@ class Task:
     device : str
         A torch device.
     cache : Path
-        The scratch folder outside all outputs.
+        Root of the cache, outside all outputs.
     """
 
     train: list[dict[str, Any]]

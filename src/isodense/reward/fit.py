@@ -56,7 +56,7 @@ def fit(
     device : str
         A torch device.
     cache : Path
-        The scratch folder outside all outputs.
+        Root of the cache, outside all outputs.
     inputs : dict
         Content hashes of what `pairs`, `prompts` and `weights` were read from, for the manifest.
     out : Path
@@ -78,8 +78,8 @@ def fit(
     shares = pair_weights(train, prompts, weights)
     task = Task(train, heldout, shares, prompts, policy, params, seed, device, cache)
     inputs = inputs | {"policy": content_sha256(read_manifest(policy, "models"))}
-    with publishing(out) as scratch:
-        made = _maker(params.kind)(task, scratch)
+    with publishing(out) as staging:
+        made = _maker(params.kind)(task, staging)
         if not np.isfinite(made.heldout).all():
             message = f"the scores of {len(heldout)} held-out pairs are not all finite"
             hint = "choose another model; of kind full, lower reward.full.learning_rate"
@@ -88,7 +88,7 @@ def fit(
         found = compare(made.heldout, *np.split(lengths, [len(heldout)]))
         check = {name: found[name]["accuracy"] for name in ("heldout", "length_only")}
         fields = {"params": params.used(), "inputs": inputs, "check": check, **made.fields}
-        write_manifest(scratch, "reward", reward_kind=params.kind, **fields)
+        write_manifest(staging, "reward", reward_kind=params.kind, **fields)
     if params.kind in ("head", "full"):
         found["heldout"]["log_loss"] = float(np.logaddexp(0, -made.heldout).mean())
     return {

@@ -77,8 +77,8 @@ def make(task: Task, out: Path) -> Outcome:
 
 def _train(task: Task, tokenizer: Any, ids: list[list[int]], plan: np.ndarray, out: Path) -> None:
     """Train the model and save it as the folder `out`."""
-    with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
-        config = make_config(task.params, task.seed, task.device, scratch)
+    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+        config = make_config(task.params, task.seed, task.device, folder)
         model = start(task.policy, task.seed)
         require_context(model.config, task.params.max_tokens)
         make_trainer(model, tokenizer, ids, plan, config).train()
@@ -111,7 +111,7 @@ def plan_pairs(weights: np.ndarray, params: RewardParams, seed: int) -> np.ndarr
     return np.concatenate([rng.permutation(len(weights)) for _ in range(epochs)])[:size]
 
 
-def make_config(params: RewardParams, seed: int, device: str, scratch: str) -> RewardConfig:
+def make_config(params: RewardParams, seed: int, device: str, folder: str) -> RewardConfig:
     """Return TRL's settings of the run.
 
     Raises
@@ -125,7 +125,7 @@ def make_config(params: RewardParams, seed: int, device: str, scratch: str) -> R
         "bf16": device == "cuda",
         "logging_strategy": "no",
         **full.trainer,
-        "output_dir": scratch,
+        "output_dir": folder,
         "seed": seed,
         "use_cpu": device == "cpu",
         "num_train_epochs": 1,

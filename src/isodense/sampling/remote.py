@@ -90,8 +90,8 @@ def _fetch(repo: str, path: str, rev: str | None, remote: str | None) -> Path:
         if not folder.is_dir():
             with _appearing(folder) as made:
                 _copy(files, path, made, what)
-    with replacing(note) as scratch:
-        scratch.write_text(digest, encoding="utf-8")
+    with replacing(note) as staging:
+        staging.write_text(digest, encoding="utf-8")
     return folder
 
 
@@ -131,22 +131,22 @@ def _copy(files: Any, path: str, folder: Path, what: str) -> None:
 
 @contextmanager
 def _appearing(folder: Path) -> Iterator[Path]:
-    """Give a scratch folder that becomes `folder` at once, or vanishes if the block fails.
+    """Give a staging folder that becomes `folder` at once, or vanishes if the block fails.
 
     Of several processes that fetch the same, the first to finish names the folder.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}.", suffix=".tmp"))
+    staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}.", suffix=".tmp"))
     try:
-        yield scratch
-        scratch.chmod(0o755)  # mkdtemp's are private; caches may be shared
+        yield staging
+        staging.chmod(0o755)  # mkdtemp's are private; caches may be shared
         try:
-            scratch.rename(folder)
+            staging.rename(folder)
         except OSError:
             if not folder.is_dir():
                 raise
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _note(commit: str, path: str) -> Path:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from trl.trainer.grpo_config import GRPOConfig
 
 
-def make_config(params: TrainParams, seed: int, device: str, scratch: Path) -> GRPOConfig:
+def make_config(params: TrainParams, seed: int, device: str, folder: Path) -> GRPOConfig:
     """Return TRL's settings of the run.
 
     Parameters
@@ -24,7 +24,7 @@ def make_config(params: TrainParams, seed: int, device: str, scratch: Path) -> G
     seed : int
         Of initialisation and completions.
     device : {"cpu", "cuda"}
-    scratch : Path
+    folder : Path
         The trainer's own folder.
 
     Raises
@@ -49,7 +49,7 @@ def make_config(params: TrainParams, seed: int, device: str, scratch: Path) -> G
         "activation_checkpointing": params.grpo.get("gradient_checkpointing", False),
         "bf16": device == "cuda",
         **params.grpo,
-        "output_dir": str(scratch),
+        "output_dir": str(folder),
         "seed": seed,
         "use_cpu": device == "cpu",
         "max_steps": params.max_steps,

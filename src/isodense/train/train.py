@@ -6,8 +6,8 @@ repeats each prompt ``num_generations`` times and keeps the group together, so t
 compared among answers to one prompt. Nothing of the trainer is replaced, and embeddings are never
 opened.
 
-A run that was cut off goes on from its last checkpoint, in the scratch, with the same draws and, on
-the same machine, to the same weights. The scratch is keyed by everything that shapes the run.
+A run that was cut off goes on from its last checkpoint, in the cache, with the same draws and, on
+the same machine, to the same weights. The cache entry is keyed by everything that shapes the run.
 
 Any field of TRL's ``GRPOConfig`` can be set under ``train.grpo``, except those that the stage
 sets from other params or needs for the run to repeat, and of peft's ``LoraConfig`` under
@@ -157,10 +157,10 @@ def train(
 
     store = Store(cache, "train")
     entry = store.entry(_key(params, inputs, seed, device))
-    scratch = entry.folder
+    folder = entry.folder
     first = os.environ.get("RANK", "0") == "0"
     with entry.claimed("training") if first else nullcontext():  # before processes meet
-        config = make_config(params, seed, device, scratch)
+        config = make_config(params, seed, device, folder)
         plan = plan_run(prompts, weights, policy, params, draws_needed(config), seed)
         facts = plan_facts(plan, prompts)
         rows = [prompts.rows[row] for row in plan.rows]
@@ -170,16 +170,16 @@ def train(
             trainer.add_callback(Record(live, facts))
         with Stop() as stop:
             trainer.add_callback(Checkpoints(stop, resumable_every(config)))
-            trainer.train(resume_from_checkpoint=_resume_from(scratch))
+            trainer.train(resume_from_checkpoint=_resume_from(folder))
         if trainer.state.global_step < config.max_steps:
             raise KeyboardInterrupt
-        save_policy(trainer, policy, scratch / "policy")
+        save_policy(trainer, policy, folder / "policy")
         trainer.accelerator.wait_for_everyone()
         if first:
             hashes = {name: content_sha256(manifest) for name, manifest in inputs.items()}
             fields = {"params": as_dict(params), "plan": facts, "inputs": hashes}
-            _publish(scratch / "policy", out, ids_sha256=prompts.ids_sha256, **fields)
-            shutil.rmtree(scratch)
+            _publish(folder / "policy", out, ids_sha256=prompts.ids_sha256, **fields)
+            shutil.rmtree(folder)
     return {**facts, **quarters(trainer.state.log_history)}
 
 
@@ -196,8 +196,8 @@ def _key(params: TrainParams, inputs: dict[str, dict[str, Any]], seed: int, devi
     )
 
 
-def _resume_from(scratch: Path) -> str | None:
-    checkpoint = newest(scratch)
+def _resume_from(folder: Path) -> str | None:
+    checkpoint = newest(folder)
     if checkpoint is None:
         return None
     log.info("going on from %s", checkpoint.name)

@@ -26,8 +26,8 @@ def check_code(project: Project) -> Iterator[Finding]:
         return
     if not code:
         return
-    tracked = set((git(project.root, "ls-files", "-z", "--", *code) or "").split("\0"))
-    untracked = [path for path in code if path not in tracked and (project.root / path).exists()]
+    others = ("ls-files", "--others", "--exclude-standard", "-z", "--")
+    untracked = sorted(filter(None, (git(project.root, *others, *code) or "").split("\0")))
     absent = [path for path in code if not (project.root / path).exists()]
     changed = git(project.root, "diff", "--name-only", "--relative", "-z", "HEAD", "--", *code)
     dirty = [path for path in (changed or "").split("\0") if path and path not in absent]
