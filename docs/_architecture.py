@@ -119,7 +119,10 @@ def what(package: str) -> str:
 def artifacts(stage: dict[str, Any]) -> tuple[list[str], list[str]]:
     """Return the artifacts that a stage reads, in short, and the paths that it writes."""
     deps = [str(dep) for dep in stage.get("deps", ())]
-    reads = [dep.partition("/")[2] for dep in deps if re.fullmatch(r"(data|models)/\w+", dep)]
+    users = ("data/raw", "models/raw", "rewards")  # folders of the user's files
+    reads = [f"{dep}/" for dep in deps if dep in users]
+    made = [dep for dep in deps if dep not in users and re.fullmatch(r"(data|models)/\w+", dep)]
+    reads += [dep.partition("/")[2] for dep in made]
     reads += ["reports"] if any(dep.startswith("reports/") for dep in deps) else []
     outs = [next(iter(out)) if isinstance(out, dict) else out for out in stage.get("outs", ())]
     return reads, [str(out) for out in outs]

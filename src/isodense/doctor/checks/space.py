@@ -79,16 +79,22 @@ def check_cache(project: Project) -> Iterator[Finding]:
     """How large isodense's cache is, and how much of it has not been used for a week."""
     if not project.cache.is_dir():
         return
-    files = [path.stat() for path in project.cache.rglob("*") if path.is_file()]
-    total = sum(file.st_size for file in files)
+    files = [path for path in project.cache.rglob("*") if path.is_file()]
+    total = sum(file.stat().st_size for file in files)
     limit = time.time() - days_kept() * DAY
-    stale = sum(file.st_size for file in files if max(file.st_mtime, file.st_atime) < limit)
-    text = f"{size(total)} in {project.cache}, {size(stale)} of it unused for a week"
+    stale = sum(f.stat().st_size for f in files if _last_use(f, project.cache) < limit)
+    text = f"{size(total)} in {project.cache}, {size(stale)} of it unused for {days_kept():g} days"
     if stale > MUCH // 10 or total > MUCH:
         hint = f"rm -rf {project.cache}: it saves work, and no result depends on it"
         yield Finding("cache", "warning", text, hint)
     else:
         yield Finding("cache", "ok", text)
+
+
+def _last_use(file: Path, cache: Path) -> float:
+    """Return when a run used a file: whoever uses ``<kind>/<key>`` sets the folder's time."""
+    entry, found = cache.joinpath(*file.relative_to(cache).parts[:2]), file.stat()
+    return max(found.st_mtime, found.st_atime, entry.stat().st_mtime)
 
 
 def check_incomplete(project: Project) -> Iterator[Finding]:
