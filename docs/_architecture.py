@@ -32,6 +32,7 @@ LEGEND = (  # beside the lower layers
 PLACES = {  # package: (layer from the top, column); each layer may import the ones below it
     "cli": (0, 1.0),
     "doctor": (1, 2.0),
+    "experiments": (2, 0.0),
     "report": (2, 3.0),
     "train": (3, 0.0),
     "evaluate": (3, 1.0),

@@ -39,7 +39,7 @@ FURTHER = (  # names that pages use and that `isodense` itself does not export
     "isodense.prompts.reader.PromptSet",
     "isodense.embeddings.reader.load_vectors",
     "isodense.map.reader.load_coordinates",
-    "isodense.reward.load.load_reward",
+    "isodense.reward.scoring.load.load_reward",
     "isodense.prompts.conversations.prompt_id",
     "isodense.pipeline.artifact.read_manifest",
     "isodense.models.nanochat.load",

@@ -19,8 +19,8 @@ from isodense.pipeline.runtime import BaseParams, resolve_device
 from isodense.pipeline.watched import warn_unwatched
 from isodense.prompts.reader import load_prompts
 from isodense.reward.fit import fit
-from isodense.reward.function import source_files
 from isodense.reward.params import RewardParams
+from isodense.reward.scoring.function import source_files
 from isodense.sampling.weights import load_weights
 
 

@@ -40,7 +40,9 @@ def main(argv: list[str]) -> str:
     weights = prompt_weights(prompts, load_weights(args.density), section.sampling)
     inputs = read_manifests(args.prompts, args.density, args.policy, args.reward)
     check_reward(args.reward, section.on_weak_reward)
-    from isodense.reward.load import load_reward  # here, so that a wrong param shows at once
+    from isodense.reward.scoring.load import (
+        load_reward,  # here, so that a wrong param shows at once
+    )
 
     report = train(
         prompts,

@@ -32,6 +32,7 @@ READERS = {  # of other stages' artifacts: what they read is pinned by hashes an
     "isodense.map.reader",
     "isodense.sampling.weights",
 }
+INNER = ("isodense.models.inference", "isodense.reward.scoring")  # apart from what makes
 GRAPH = grimp.build_graph("isodense", cache_dir=None)
 
 
@@ -54,9 +55,14 @@ def rooms(stage):
             continue
         seen.add(module)
         waiting |= GRAPH.find_modules_directly_imported_by(module)
-    inner = "isodense.models.inference"
-    folders = {inner if name.startswith(inner) else ".".join(name.split(".")[:2]) for name in seen}
-    return {f"src/{folder.replace('.', '/')}" for folder in folders}
+    folders = {_folder(name) for name in seen}
+    return {folder for folder in folders if str(Path(folder).parent) not in folders}
+
+
+def _folder(module):
+    """Return the folder of a module that deps name: its package's, or one of `INNER`."""
+    package = next((name for name in INNER if module.startswith(name)), None)
+    return f"src/{(package or '.'.join(module.split('.')[:2])).replace('.', '/')}"
 
 
 def test_all_eleven_stages_are_here_and_described():
@@ -68,10 +74,7 @@ def test_all_eleven_stages_are_here_and_described():
 @pytest.mark.parametrize("stage", NAMES)
 def test_deps_are_the_script_and_the_rooms_that_the_stage_computes_with(stage):
     declared = {dep for dep in STAGES[stage]["deps"] if dep.startswith(("src/", "stages/"))}
-    found = rooms(stage)
-    if "src/isodense/models" in found:  # which holds models/inference
-        found -= {"src/isodense/models/inference"}
-    assert declared == {f"stages/{stage}.py", *found}
+    assert declared == {f"stages/{stage}.py", *rooms(stage)}
     assert f"src/isodense/{stage}" in declared
 
 
@@ -81,7 +84,9 @@ def test_every_reader_exists():
 
 def test_caches_of_risky_pieces_hash_the_rooms_that_compute_them():
     for stage, code in (("train", train.CODE), ("evaluate", evaluate.CODE), ("reward", trl.CODE)):
-        assert {f"src/isodense/{room}" for room in code} <= rooms(stage)
+        folders = {Path(f"src/isodense/{room}") for room in code}
+        found = {Path(room) for room in rooms(stage)}
+        assert all({folder, folder.parent} & found for folder in folders)
     assert {f"src/isodense/{room}" for room in train.CODE} == rooms("train")
 
 

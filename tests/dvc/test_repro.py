@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from isodense.evaluate.differences import MEASURES
+from isodense.experiments.differences import MEASURES
 from tests.project import ROOT
 
 

@@ -168,7 +168,7 @@ def test_batches_do_not_change_what_greedy_policies_measure(world: Path):
 
 
 def test_rewards_are_those_of_the_completions_one_by_one(world: Path):
-    from isodense.reward.load import load_reward
+    from isodense.reward.scoring.load import load_reward
 
     comparison = compare(world, "other", SAMPLED)
     prompts = comparison.heldout.prompts

@@ -10,9 +10,9 @@ from isodense.pipeline.errors import ParamsError
 from isodense.pipeline.params import load
 from isodense.prompts.reader import PromptSet
 from isodense.reward.fit import fit
-from isodense.reward.load import load_reward
+from isodense.reward.pairs import margins, sides
 from isodense.reward.params import RewardParams
-from isodense.reward.truncation import margins, sides
+from isodense.reward.scoring.load import load_reward
 from isodense.sampling.weights import load_weights
 from tests.rl import SECTIONS, make_pairs, reward_params, snapshot, write_inputs
 

@@ -15,12 +15,12 @@ from isodense.pipeline.artifact import read_manifest
 from isodense.pipeline.errors import IsodenseError, ModelError, TrainingError
 from isodense.pipeline.params import build
 from isodense.prompts.reader import PromptSet, load_prompts
-from isodense.reward.classifier import Classifier, conversation_tokens
 from isodense.reward.fit import fit
-from isodense.reward.load import load_reward
+from isodense.reward.pairs import sides
 from isodense.reward.params import FullParams
+from isodense.reward.scoring.classifier import Classifier, conversation_tokens
+from isodense.reward.scoring.load import load_reward
 from isodense.reward.trl import make_config, plan_pairs, start
-from isodense.reward.truncation import sides
 from isodense.sampling.weights import load_weights
 from tests import tiny
 from tests.cached import CHANGES, change

@@ -152,7 +152,7 @@ def test_a_run_goes_on_only_where_all_that_shapes_it_is_the_same(
 
 
 def test_the_source_of_all_that_trains_is_in_the_key():
-    assert set(CODE) == {"models/inference", "reward", "sampling", "train"}
+    assert set(CODE) == {"models/inference", "reward/scoring", "sampling", "train"}
 
 
 def test_a_crash_after_the_last_step_trains_no_step_more(world, monkeypatch: pytest.MonkeyPatch):

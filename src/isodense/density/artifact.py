@@ -104,7 +104,7 @@ def stored(weights: Weights) -> Estimate:
 def statistics(
     found: Estimate, graph: Graph, params: DensityParams, counts: np.ndarray | None = None
 ) -> dict[str, Any]:
-    """Return what a person reads to judge weights.
+    """Return the metrics of the stage.
 
     Parameters
     ----------

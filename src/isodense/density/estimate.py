@@ -44,7 +44,7 @@ class Estimate:
         Duplicate cluster that each prompt belongs to.
     scales : Scales
     exponent : float
-        a of weight ∝ density^(-a).
+        a of weight ∝ exp(-a · density), shared by a duplicate cluster.
     """
 
     weights: np.ndarray

@@ -1,1 +1,1 @@
-"""Stage ``download``: examples from one or more sources."""
+"""Stage ``download``: preference pairs from one or more sources."""

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("isodense")
 
 SAMPLE = 200  # prompts whose cosines show the error of a projection
-TRUNCATED = 0.05  # share of cut prompts above which a person is told
+TRUNCATED = 0.05  # share of cut prompts above which the stage warns
 RECIPE = 1  # to be raised with any change to a row's values; see tests/recipes.py
 LIBRARIES = ("torch", "transformers")
 ROWS, COUNTS = "rows.npy", "counts.json"  # pieces of a finished shard, in the cache

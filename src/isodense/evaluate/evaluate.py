@@ -112,7 +112,7 @@ def evaluate(
     params : EvaluateParams
         The stage's section.
     seed : int
-        Of draws at a temperature above 0.
+        Seed of draws at a temperature above 0.
     device : str
         A torch device.
     cache : Path
@@ -123,7 +123,7 @@ def evaluate(
     ArtifactError
         If `trained` was not trained from `policy`, or the reward belongs to another policy.
     """
-    from isodense.reward.load import load_reward
+    from isodense.reward.scoring.load import load_reward
 
     manifest = read_manifest(trained, "train")
     if manifest["inputs"]["policy"] != content_sha256(read_manifest(policy, "models")):
@@ -158,7 +158,7 @@ def respond(
     params : EvaluateParams
         The stage's section.
     seed : int
-        Of draws at a temperature above 0.
+        Seed of draws at a temperature above 0.
     device : str
         A torch device.
     """

@@ -1,4 +1,4 @@
-"""Section ``models``: where the encoder and the policy come from, and publishing them.
+"""Fetching a model and publishing it as a folder of safetensors.
 
 A published model is a folder of safetensors, configuration and tokenizer files that
 ``transformers`` loads, with a manifest. Pickled weights are never copied.
@@ -23,7 +23,7 @@ def publish(role: str, model: ModelParams, out: str | Path, cache: str | Path) -
 
     Parameters
     ----------
-    role : {"encoder", "policy"}
+    role : {"encoder", "policy", "reward"}
         What the model is for.
     model : ModelParams
         Where it comes from.

@@ -56,7 +56,8 @@ class Graph:
         """
         if k > self.k and self.k < len(self) - 1:
             message = f"k = {k} but the graph holds {self.k} neighbours"
-            raise IsodenseError(message, "raise neighbors.k_max, or lower density.k")
+            hint = "raise neighbors.k_max, or lower density.k; in Python, pass knn_graph a larger k"
+            raise IsodenseError(message, hint)
         return Graph(self.indices[:, :k], self.distances[:, :k])
 
 

@@ -25,7 +25,10 @@ class BaseParams(Params):
         return np.random.default_rng(self.seed_of(name))
 
     def seed_of(self, name: str) -> int:
-        """Return a 32-bit seed that depends on ``base.seed`` and `name` only."""
+        """Return a 32-bit seed that depends on ``base.seed`` and `name` only.
+
+        It must never change: every draw of the pipeline comes from it, and DVC does not watch it.
+        """
         digest = hashlib.sha256(f"{self.seed}:{name}".encode()).digest()
         return int.from_bytes(digest[:4], "big") >> 1
 

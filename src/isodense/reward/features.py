@@ -2,7 +2,7 @@
 
 A run that was cut off computes only the blocks that are not there, and a fit with another penalty
 or other weights computes none. A row's bytes do not depend on its batch
-(:class:`isodense.reward.load.Features`), so neither do they on the blocks.
+(:class:`isodense.reward.scoring.load.Features`), so neither do they on the blocks.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from isodense.pipeline.artifact import load_array, read_manifest
 from isodense.pipeline.cache import Entry, Store, cache_key, sequences_sha256
 from isodense.pipeline.stage import progress
 from isodense.prompts.conversations import Message
-from isodense.reward.load import Features, tokenize
 from isodense.reward.params import RewardParams
+from isodense.reward.scoring.load import Features, tokenize
 
 BLOCK = 256  # answers
 RECIPE = 1  # to be raised with any change to the features' values; see tests/recipes.py

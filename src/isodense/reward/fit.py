@@ -1,12 +1,14 @@
 """The reward that GRPO optimises: of four kinds, all checked on pairs that none was fitted on.
 
-``head`` fits a linear head on frozen features of the policy, ``full`` trains all weights with TRL,
-``model`` takes a finished reward model and ``function`` the user's own code; each is a module of
-:mod:`isodense.reward`. The pairs of held-out prompts give the accuracy of each, beside that of
-length alone and chance (:mod:`isodense.reward.check`).
+``head`` fits a linear probe on frozen features of the policy (:mod:`isodense.reward.linear_probe`),
+``full`` trains all weights with TRL (:mod:`isodense.reward.trl`), ``model`` takes a finished reward
+model and ``function`` the user's code (:mod:`isodense.reward.pretrained`). The pairs of held-out
+prompts give the accuracy of each, beside that of length alone and chance
+(:mod:`isodense.reward.scoring.check`).
 
-What scores answers later (:mod:`isodense.reward.load`) imports none of these modules, so that
-changing how a reward is made does not rerun the training where the reward itself stays the same.
+What scores answers later (:mod:`isodense.reward.scoring`) imports none of these modules, and
+training depends on it alone: changing how a reward is made does not rerun the training where the
+reward stays the same.
 """
 
 from __future__ import annotations
@@ -21,9 +23,9 @@ from isodense.pipeline.artifact import content_sha256, publishing, read_manifest
 from isodense.pipeline.errors import TrainingError
 from isodense.prompts.reader import PromptSet
 from isodense.reward.base import Outcome, Task
-from isodense.reward.check import accuracy, compare
+from isodense.reward.pairs import margins, pair_weights, sides, split_pairs
 from isodense.reward.params import RewardParams
-from isodense.reward.truncation import margins, pair_weights, sides, split_pairs
+from isodense.reward.scoring.check import accuracy, compare
 from isodense.sampling.weights import Weights
 
 
@@ -52,7 +54,7 @@ def fit(
     params : RewardParams
         The stage's section.
     seed : int
-        Of draws and of a new head's weights, where the kind has them.
+        Seed of draws and of the weights of a new head, where the kind has them.
     device : str
         A torch device.
     cache : Path
@@ -62,7 +64,7 @@ def fit(
     out : Path
         The reward's artifact.
     weights : Weights, optional
-        Of the density stage, if training pairs are to count by them.
+        Weights of the density stage, if training pairs are to count by them.
 
     Raises
     ------

@@ -16,7 +16,7 @@ import numpy as np
 
 from isodense.pipeline.errors import TrainingError
 from isodense.reward.base import Outcome, Task
-from isodense.reward.truncation import cut_pairs, sides
+from isodense.reward.pairs import cut_pairs, sides
 
 TOLERANCE = 1e-6
 
@@ -104,7 +104,7 @@ def make(task: Task, out: Path) -> Outcome:
 def _write(head: Head, out: Path) -> None:
     from safetensors.numpy import save_file
 
-    from isodense.reward.load import HEAD
+    from isodense.reward.scoring.load import HEAD
 
     tensors = {
         "weight": head.weight.astype(np.float32),

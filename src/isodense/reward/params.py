@@ -51,11 +51,11 @@ class FullParams(Params):
     Attributes
     ----------
     epochs : float
-        Skips the training pairs, or as many draws.
+        Passes over the training pairs; with ``sampling: density``, epochs times pairs draws.
     batch_size : int
         Pairs per optimiser step; ``trainer.gradient_accumulation_steps`` divides it.
     learning_rate : float
-        Of AdamW.
+        Learning rate of AdamW.
     trainer : dict
         Further fields of TRL's ``RewardConfig`` by name.
     """

@@ -12,12 +12,12 @@ from isodense.models.params import ModelParams
 from isodense.models.publish import publish
 from isodense.pipeline.errors import ModelError
 from isodense.reward.base import Outcome, Task
-from isodense.reward.truncation import cut_pairs, margins, sides
+from isodense.reward.pairs import cut_pairs, margins, sides
 
 
 def make_model(task: Task, out: Path) -> Outcome:
     """Fetch the reward model and score the held-out pairs; see :func:`isodense.reward.fit.fit`."""
-    from isodense.reward.classifier import MODEL
+    from isodense.reward.scoring.classifier import MODEL
 
     source, name = task.params.model.source, str(task.params.model.name)
     if source == "folder" and not Path(name).expanduser().is_dir():
@@ -32,7 +32,7 @@ def make_model(task: Task, out: Path) -> Outcome:
 
 def make_function(task: Task, out: Path) -> Outcome:
     """Score the held-out pairs with the function; see :func:`isodense.reward.fit.fit`."""
-    from isodense.reward.function import FunctionReward
+    from isodense.reward.scoring.function import FunctionReward
 
     reward = FunctionReward(str(task.params.function), task.prompts)
     scores = reward.score(*sides(task.heldout))
@@ -53,7 +53,7 @@ def score_pairs(task: Task, out: Path, pairs: Sequence[dict[str, Any]]) -> tuple
     from tqdm import tqdm
 
     from isodense.pipeline.stage import progress
-    from isodense.reward.classifier import MODEL, Classifier
+    from isodense.reward.scoring.classifier import MODEL, Classifier
 
     params = task.params
     classifier = Classifier(out / MODEL, params.max_tokens, params.batch_tokens, task.device)

@@ -36,10 +36,10 @@ from isodense.pipeline.errors import ModelError, TrainingError
 from isodense.pipeline.params import as_dict
 from isodense.pipeline.stage import progress
 from isodense.reward.base import Outcome, Task
-from isodense.reward.classifier import MODEL, conversation_tokens, require_context
+from isodense.reward.pairs import margins, sides
 from isodense.reward.params import RewardParams
 from isodense.reward.pretrained import score_pairs
-from isodense.reward.truncation import margins, sides
+from isodense.reward.scoring.classifier import MODEL, conversation_tokens, require_context
 from isodense.sampling.draw import draw
 
 CODE = ("models/inference", "reward", "sampling")  # packages that compute the model
@@ -159,7 +159,7 @@ def make_trainer(
         What is trained.
     ids : list of list of int
         Tokens of the training pairs' conversations, in the order of
-        :func:`isodense.reward.truncation.sides`.
+        :func:`isodense.reward.pairs.sides`.
     plan : ndarray of shape (draws,), int64
         Rows of pairs.
     config : RewardConfig

@@ -62,7 +62,7 @@ class TrainParams(Params):
     uniform_share : float
         Share of the draws that is uniform instead.
     seed : int
-        Of draws and completions, beside ``base.seed``: repeats a training run on the same data.
+        Seed of draws and completions, added to ``base.seed``: repeats a run on the same data.
     max_steps : int
         Optimiser steps.
     prompts_per_step : int
@@ -76,11 +76,11 @@ class TrainParams(Params):
     max_completion_tokens : int
         Completions are cut there.
     learning_rate : float
-        Of AdamW.
+        Learning rate of AdamW.
     beta : float
         Weight of the divergence from the untrained policy; 0 saves computing it.
     temperature : float
-        Of the completions drawn in training.
+        Sampling temperature of the completions in training.
     save_steps : int
         Steps between checkpoints.
     on_weak_reward : {"error", "warn"}

@@ -22,7 +22,7 @@ def make_config(params: TrainParams, seed: int, device: str, folder: Path) -> GR
     params : TrainParams
         The stage's section.
     seed : int
-        Of initialisation and completions.
+        Seed of initialisation and completions.
     device : {"cpu", "cuda"}
     folder : Path
         The trainer's own folder.

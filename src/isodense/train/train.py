@@ -37,7 +37,7 @@ from isodense.pipeline.errors import TrainingError
 from isodense.pipeline.params import as_dict
 from isodense.prompts.conversations import Message
 from isodense.prompts.reader import PromptSet
-from isodense.reward.check import require_better_than_length
+from isodense.reward.scoring.check import require_better_than_length
 from isodense.train.checkpoints import Stop, newest
 from isodense.train.params import TrainParams
 from isodense.train.plan import plan_facts, plan_run
@@ -50,7 +50,12 @@ log = logging.getLogger("isodense")
 HOLDING_PATHS = shutil.ignore_patterns("training_args.bin", "README.md")
 LAUNCH = ("WORLD_SIZE", "OMP_NUM_THREADS", "ACCELERATE_USE_FSDP", "ACCELERATE_MIXED_PRECISION")
 NOT_SHAPING = ("save_steps", "on_weak_reward")  # params that change nothing about the result
-CODE = ("models/inference", "reward", "sampling", "train")  # packages that compute checkpoints
+CODE = (
+    "models/inference",
+    "reward/scoring",
+    "sampling",
+    "train",
+)  # packages that compute checkpoints
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate")
 
 
@@ -132,7 +137,7 @@ def train(
     params : TrainParams
         The stage's section.
     seed : int
-        Of draws and completions.
+        Seed of draws and completions.
     device : {"cpu", "cuda"}
     cache : Path
         Where the run keeps its checkpoints until it is done.

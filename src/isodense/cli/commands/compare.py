@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from isodense.cli.commands._arguments import positive
-from isodense.evaluate.arms import ARMS
+from isodense.experiments.arms import ARMS
 
 OUTPUT = Path("reports/compare")
 
@@ -37,8 +37,8 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run ways to sample as DVC experiments, several seeds each, and tabulate what came out."""
-    from isodense.evaluate.compare import compare
-    from isodense.evaluate.differences import describe
+    from isodense.experiments.compare import compare
+    from isodense.experiments.differences import describe
 
     rows = compare(args.arms, args.seeds, args.set_param, args.output)
     sys.stdout.write(f"{describe(rows)}\nalso in {args.output}, with a figure\n")

@@ -40,7 +40,7 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the table."""
-    from isodense.evaluate import experiments
+    from isodense.experiments import table as experiments
 
     rows = experiments.experiments(args.num, args.all_commits)
     if args.sort:
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _notes(rows: Any) -> str:
     """Return what to do about experiments that are unfinished, or that are not there."""
-    from isodense.evaluate.experiments import MEASURES
+    from isodense.experiments.table import MEASURES
 
     waiting = [row for row in rows if row.state == "queued"]
     failed = [row for row in rows if row.state == "failed"]

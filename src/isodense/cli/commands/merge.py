@@ -24,7 +24,7 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Join embeddings that were computed apart, without computing a row again."""
-    from isodense.embeddings.merge import merge
+    from isodense.cli.merge import merge
 
     report = merge(args.parts, args.output)
     sys.stdout.write(

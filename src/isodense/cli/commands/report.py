@@ -31,7 +31,7 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the page."""
-    from isodense.evaluate.lockfile import outdated_outputs
+    from isodense.experiments.lockfile import outdated_outputs
     from isodense.report.page import Sources, write_report
     from isodense.report.provenance import checkout
 

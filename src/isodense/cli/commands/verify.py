@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
         verify_files(folder, manifest)
         sys.stdout.write(f"{folder}: {kind}, {len(manifest['files'])} files as its manifest says\n")
         if args.recompute and kind == "embeddings":
-            from isodense.embeddings.verify import recompute
+            from isodense.cli.verify import recompute
 
             verdict = recompute(folder, args.prompts, args.encoder, args.recompute)
             count = min(args.recompute, manifest["rows"])

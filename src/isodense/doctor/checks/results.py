@@ -55,7 +55,7 @@ def check_lengths(project: Project) -> Iterator[Finding]:
 
 def check_reward(project: Project) -> Iterator[Finding]:
     """Whether the reward is more accurate on held-out pairs than the length of the answers."""
-    from isodense.reward.check import require_better_than_length
+    from isodense.reward.scoring.check import require_better_than_length
 
     folder, train = project.folder("reward"), project.sections.get("train")
     if not _made(folder):

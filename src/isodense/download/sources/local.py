@@ -13,9 +13,9 @@ implicit                ``chosen``, ``rejected``: whole conversations that share
 ======================  ================================================================
 
 The first row of a file decides the form, and a later row of another form is malformed. Any form may
-have a column ``label``, the topic of the prompt, which the evaluation uses; other columns are left
-out. A file that cannot be read, or of unknown form, is always an error; malformed rows are errors
-or counted, by ``download.on_bad_row``.
+have a column ``label``, the topic of the prompt, which metrics, report and reward functions use;
+other columns are left out. A file that cannot be read, or of unknown form, is always an error;
+malformed rows are errors or counted, by ``download.on_bad_row``.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from isodense.embeddings import merge as module
-from isodense.embeddings.merge import merge
+from isodense.cli import merge as module
+from isodense.cli.merge import merge
 from isodense.embeddings.postprocess import Transform
 from isodense.embeddings.reader import iter_shards, load_vectors, read_shard_ids
 from isodense.pipeline.artifact import (

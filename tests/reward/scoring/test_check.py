@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from isodense.pipeline.errors import ArtifactError, TrainingError
-from isodense.reward.check import accuracy, compare, over, require_better_than_length, wilson
+from isodense.reward.scoring.check import (
+    accuracy,
+    compare,
+    over,
+    require_better_than_length,
+    wilson,
+)
 
 
 def test_wilson_gives_the_textbook_interval():

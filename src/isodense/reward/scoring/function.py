@@ -59,7 +59,7 @@ class FunctionReward:
         self._labels = {row["id"]: row.get("label") for row in rows}
 
     def score(self, prompts: Sequence[list[Message]], completions: Sequence[str]) -> np.ndarray:
-        """Return the reward of each answer; see :class:`isodense.reward.load.Reward`.
+        """Return the reward of each answer; see :class:`isodense.reward.scoring.load.Reward`.
 
         Raises
         ------

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from isodense.evaluate.arms import ARMS
-from isodense.evaluate.compare import judged, plan_runs, require_different
+from isodense.experiments.arms import ARMS
+from isodense.experiments.compare import judged, plan_runs, require_different
 from isodense.pipeline.errors import IsodenseError
 
 

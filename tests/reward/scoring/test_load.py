@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from isodense.pipeline.artifact import content_sha256, read_manifest, write_manifest
 from isodense.pipeline.errors import ArtifactError, ModelError
-from isodense.reward.load import HEAD, Features, load_reward
+from isodense.reward.scoring.load import HEAD, Features, load_reward
 from tests import tiny
 
 LIMIT = 160
@@ -128,7 +128,7 @@ def test_a_kind_that_is_not_known_is_refused(folder: Path, tmp_path: Path):
 
 
 def test_loading_a_reward_does_not_import_trl():
-    modules = "sys, isodense.reward.load, isodense.reward.classifier"
+    modules = "sys, isodense.reward.scoring.load, isodense.reward.scoring.classifier"
     code = f"import {modules}; print('trl' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

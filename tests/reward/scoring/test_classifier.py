@@ -15,8 +15,8 @@ from isodense.pipeline.artifact import read_manifest
 from isodense.pipeline.errors import DataError, ModelError, TrainingError
 from isodense.prompts.conversations import prompt_id
 from isodense.prompts.reader import PromptSet
-from isodense.reward.classifier import Classifier, conversation_tokens
-from isodense.reward.load import load_reward
+from isodense.reward.scoring.classifier import Classifier, conversation_tokens
+from isodense.reward.scoring.load import load_reward
 from tests import tiny
 from tests.rl import make_pairs, snapshot, write_inputs, write_reward
 

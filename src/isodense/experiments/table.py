@@ -1,7 +1,7 @@
 """A table of experiments: the params they changed, and their metrics.
 
 Compared with ``dvc exp show``, only the columns that a comparison of weights needs are shown, and a
-metric is left out where its stage is not up to date (:mod:`isodense.evaluate.lockfile`): after
+metric is left out where its stage is not up to date (:mod:`isodense.experiments.lockfile`): after
 ``dvc exp run -S density.k=10 density`` the metrics of training are still those of the parent
 commit until training has run.
 """
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from isodense.evaluate.lockfile import Revision, nested_items, stale_outputs
+from isodense.experiments.lockfile import Revision, nested_items, stale_outputs
 from isodense.pipeline.errors import IsodenseError
 from isodense.pipeline.terminal import printable, rendered
 from isodense.pipeline.terminal import table as aligned

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from isodense.cli.verify import recompute
 from isodense.embeddings.build import embed
-from isodense.embeddings.verify import recompute
 from isodense.pipeline.artifact import read_manifest, write_manifest
 from isodense.pipeline.errors import ArtifactError
 from tests import tiny
@@ -94,7 +94,7 @@ def test_one_entry_that_differs_is_found_in_whichever_shard(tmp_path, encoder):
 def test_another_model_is_told_by_its_hash_without_embedding(tmp_path, encoder, monkeypatch):
     folder, prompts = embedded(tmp_path, encoder)
     other = tiny.encoder(tmp_path / "other", seed=1)
-    monkeypatch.setattr("isodense.embeddings.verify.load_with", None)
+    monkeypatch.setattr("isodense.cli.verify.load_with", None)
     verdict = recompute(folder, prompts, other, 5, "cpu")
     wanted = read_manifest(folder, "embeddings")["inputs"]["encoder"]
     assert verdict.startswith("different model (the hash of ")

@@ -11,8 +11,8 @@ from isodense.pipeline.artifact import read_manifest
 from isodense.pipeline.errors import TrainingError
 from isodense.prompts.conversations import prompt_id
 from isodense.prompts.reader import PromptSet
-from isodense.reward.function import FunctionReward
-from isodense.reward.load import load_reward
+from isodense.reward.scoring.function import FunctionReward
+from isodense.reward.scoring.load import load_reward
 from tests.rl import write_inputs, write_reward
 from tests.tiny import user
 

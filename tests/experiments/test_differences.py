@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from isodense.evaluate.differences import describe, figure, markdown, tabulate
+from isodense.experiments.differences import describe, figure, markdown, tabulate
 
 
 def metrics(reward: float, words: float, bleu: float | None = 1.0) -> dict:

@@ -8,7 +8,7 @@ import pytest
 from isodense.pipeline.errors import ArtifactError, TrainingError
 from isodense.prompts.conversations import prompt_id
 from isodense.prompts.reader import PromptSet
-from isodense.reward.truncation import margins, pair_weights, sides, split_pairs
+from isodense.reward.pairs import margins, pair_weights, sides, split_pairs
 from isodense.sampling.weights import load_weights
 from tests.rl import make_pairs, write_density, write_inputs
 

@@ -6,7 +6,7 @@ import hashlib
 
 import yaml
 
-from isodense.evaluate.lockfile import Revision, stale_outputs
+from isodense.experiments.lockfile import Revision, stale_outputs
 
 CODE = b"code of training\n"
 STAGES = {

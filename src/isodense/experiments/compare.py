@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from isodense.evaluate.arms import ARMS
-from isodense.evaluate.differences import Row, figure, markdown, tabulate
+from isodense.experiments.arms import ARMS
+from isodense.experiments.differences import Row, figure, markdown, tabulate
 from isodense.pipeline.artifact import write_json
 from isodense.pipeline.errors import IsodenseError
 from isodense.pipeline.layout import ARTIFACTS, COMPLETIONS
@@ -191,7 +191,7 @@ def _judge(sha: str, folder: Path) -> Callable[[list[dict[str, Any]]], dict[str,
 
     from isodense.pipeline.runtime import resolve_device
     from isodense.prompts.reader import load_prompts
-    from isodense.reward.load import load_reward
+    from isodense.reward.scoring.load import load_reward
 
     files = dvc.api.DVCFileSystem(rev=sha)
     fetched = {name: folder / name for name in ("reward", "policy", "prompts")}
@@ -252,7 +252,7 @@ def compare(arms: Sequence[str], seeds: int, settings: Sequence[str], out: Path)
     Returns
     -------
     list of Row
-        See :func:`isodense.evaluate.differences.tabulate`.
+        See :func:`isodense.experiments.differences.tabulate`.
 
     Raises
     ------

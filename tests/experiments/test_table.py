@@ -10,8 +10,8 @@ import json
 import pytest
 
 from isodense.cli.commands import experiments as command
-from isodense.evaluate import experiments
-from isodense.evaluate.experiments import Experiment, as_csv, as_json, ordered, table
+from isodense.experiments import table as experiments
+from isodense.experiments.table import Experiment, as_csv, as_json, ordered, table
 from isodense.pipeline.errors import IsodenseError
 
 

@@ -60,7 +60,7 @@ class Classifier:
         return conversation_tokens(self.tokenizer, prompts, completions, self._limit)
 
     def score(self, prompts: Sequence[list[Message]], completions: Sequence[str]) -> np.ndarray:
-        """Return the reward of each answer; see :class:`isodense.reward.load.Reward`."""
+        """Return the reward of each answer; see :class:`isodense.reward.scoring.load.Reward`."""
         return self.of_tokens(self.tokenize(prompts, completions)[0])
 
     @torch.inference_mode()

@@ -282,13 +282,13 @@ def load_reward(
     if kind == "head":
         return _load_head(Path(folder), Path(policy), manifest, device)
     if kind in ("full", "model"):
-        from isodense.reward.classifier import MODEL, Classifier
+        from isodense.reward.scoring.classifier import MODEL, Classifier
 
         params = manifest["params"]
         path = Path(folder) / MODEL
         return Classifier(path, params["max_tokens"], params["batch_tokens"], device)
     if kind == "function":
-        from isodense.reward.function import load_function
+        from isodense.reward.scoring.function import load_function
 
         return load_function(manifest["function"], prompts)
     message = f"{folder} holds a reward of kind {kind!r}, which this code does not know"
