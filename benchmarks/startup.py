@@ -155,7 +155,8 @@ def epoch(size: int, rounds: int) -> None:
 def subset(n: int, size: int, k: int = 20) -> None:
     """Time `isodense.select` on a made graph of random neighbours."""
     rng = np.random.default_rng(0)
-    indices = rng.integers(n, size=(n, k), dtype=np.int32)
+    steps = np.cumsum(rng.integers(1, n // (k + 1), size=(n, k)), axis=1)  # to distinct rows
+    indices = ((np.arange(n)[:, None] + steps) % n).astype(np.int32)
     distances = np.sort(rng.random((n, k), dtype=np.float32), axis=1)
     weights = rng.lognormal(sigma=0.5, size=n)
     (seconds, _), _ = timed(lambda: isodense.select(weights, Graph(indices, distances), size))
