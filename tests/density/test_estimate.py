@@ -85,6 +85,16 @@ def test_more_exponent_where_the_target_asks_for_it():
     assert estimate(graph, PARAMS.model_copy(update={"ess": 1.0})).exponent == ALPHA_MIN
 
 
+def test_the_target_is_a_share_of_the_duplicate_clusters():
+    X, _ = lopsided()
+    copied = np.concatenate([X, np.repeat(X[:40], 20, axis=0)])
+    params = PARAMS.model_copy(update={"ess": 0.7, "alpha_max": 4.0})
+    found = estimate(knn_graph(copied, 50), params)
+    assert ALPHA_MIN < found.exponent < 4
+    masses = np.bincount(found.clusters, weights=found.weights)
+    assert effective_sample_size(masses) / len(masses) == pytest.approx(0.7, abs=1e-6)
+
+
 def test_copies_share_one_weight_and_stay_known():
     rng = np.random.default_rng(2)
     X = unit(rng.normal(size=(300, 8)))
