@@ -20,7 +20,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from isodense.pipeline.artifact import write_manifest
+from isodense.pipeline.stage import peak_rss
 from isodense.prompts.conversations import prompt_id
 
 ENCODER, POLICY = Path("models/encoder"), Path("models/policy")
@@ -265,7 +265,7 @@ def synthetic_prompts(folder: Path, count: int) -> None:
 
 def peak() -> float:
     """Return this process's peak resident memory in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return peak_rss() / 2**20
 
 
 # --- start-up -------------------------------------------------------------------------------------

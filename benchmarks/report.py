@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import resource
 import sys
 import tempfile
 import time
@@ -36,6 +35,7 @@ from isodense.neighbors.graph import (  # noqa: E402
 )
 from isodense.pipeline.artifact import content_sha256, ids_sha256, publishing, write_manifest  # noqa: E402
 from isodense.pipeline.jsonl import write_jsonl  # noqa: E402
+from isodense.pipeline.stage import peak_rss  # noqa: E402
 from isodense.prompts.reader import FILE  # noqa: E402
 from isodense.report.page import Sources, write_report  # noqa: E402
 
@@ -169,7 +169,7 @@ def main() -> None:
             seen = opened(page)
         times = " | ".join(f"{seen[name]:.2f}" for name in ("map", "all", "hover", "zoom"))
         print(f"| {size:,} | {wrote:.1f} | {size_mb:.1f} | {times} |", flush=True)
-    print(f"\npeak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB")
+    print(f"\npeak memory {peak_rss() / 2**30:.1f} GiB")
 
 
 if __name__ == "__main__":

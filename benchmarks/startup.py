@@ -4,6 +4,8 @@ Usage
 -----
 python benchmarks/startup.py                        # all of it; two minutes
 python benchmarks/startup.py load --sizes 1000000   # load_weights and the sampler, made artifacts
+python benchmarks/startup.py epoch                  # the first batch of an epoch of a million draws
+python benchmarks/startup.py subset                 # select, 20,000 of 200,000
 python benchmarks/startup.py online --prompts 200   # embed, search and weigh the sample's prompts
 python benchmarks/startup.py train                  # against what the train stage loads anyway
 
@@ -34,6 +36,7 @@ import numpy as np
 import yaml
 
 import isodense
+from isodense.neighbors.graph import Graph
 from isodense.pipeline.artifact import ids_sha256, publishing, write_manifest
 from isodense.prompts.reader import load_prompts
 from isodense.sampling.weights import CLUSTERS, DENSITY, HELDOUT_DENSITY, IDS, WEIGHTS
@@ -49,14 +52,21 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "part", nargs="?", choices=("all", "load", "online", "train"), default="all"
+        "part",
+        nargs="?",
+        choices=("all", "load", "epoch", "subset", "online", "train"),
+        default="all",
     )
     parser.add_argument("--sizes", default="10000,100000,1000000", help="of load")
-    parser.add_argument("--rounds", type=int, default=21, help="of load")
+    parser.add_argument("--rounds", type=int, default=21, help="of load, epoch")
     parser.add_argument("--prompts", type=int, help="of online; all training prompts by default")
     args = parser.parse_args()
     if args.part in ("all", "load"):
         load([int(size) for size in args.sizes.split(",")], args.rounds)
+    if args.part in ("all", "epoch"):
+        epoch(1_000_000, args.rounds)
+    if args.part in ("all", "subset"):
+        subset(200_000, 20_000)
     if args.part in ("all", "online"):
         online(args.prompts)
     if args.part in ("all", "train"):
@@ -115,6 +125,42 @@ def write(folder: Path, size: int) -> None:
         np.save(made / IDS, np.array(ids, dtype="S32"))
         np.save(made / HELDOUT_DENSITY, np.empty(0, dtype=np.float32))
         write_manifest(made, "density", rows=size, ids_sha256=ids_sha256(ids))
+
+
+# --- epochs and subsets ---------------------------------------------------------------------------
+
+
+def epoch(size: int, rounds: int) -> None:
+    """Time the first batch of an epoch of as many draws as prompts, in turn with all of it."""
+    weights = np.random.default_rng(0).lognormal(sigma=0.5, size=size)
+    print(f"| epoch of {size:,} draws | first batch, ms | all draws first, ms |")
+    print("| --- | ---: | ---: |")
+    for title, mode in (
+        ("with replacement", (True, 0.0)),
+        ("a tenth uniform", (True, 0.1)),
+        ("without replacement", (False, 0.0)),
+    ):
+        times = []
+        for _ in range(rounds):
+            sampler = isodense.DistributedWeightedSampler(weights, size, 1, 0, 0, *mode)
+            stream = iter(sampler)
+            (batch, _), _ = timed(lambda stream=stream: [next(stream) for _ in range(8)])
+            (whole, _), _ = timed(lambda mode=mode: isodense.draw(weights, size, 0, 0, *mode))
+            times.append((batch, whole))
+        batch, whole = np.median(times, axis=0) * 1000
+        print(f"| {title} | {batch:.1f} | {whole:.0f} |", flush=True)
+    print()
+
+
+def subset(n: int, size: int, k: int = 20) -> None:
+    """Time `isodense.select` on a made graph of random neighbours."""
+    rng = np.random.default_rng(0)
+    steps = np.cumsum(rng.integers(1, n // (k + 1), size=(n, k)), axis=1)  # to distinct rows
+    indices = ((np.arange(n)[:, None] + steps) % n).astype(np.int32)
+    distances = np.sort(rng.random((n, k), dtype=np.float32), axis=1)
+    weights = rng.lognormal(sigma=0.5, size=n)
+    (seconds, _), _ = timed(lambda: isodense.select(weights, Graph(indices, distances), size))
+    print(f"select: {size:,} of {n:,}, k = {k}: {seconds:.1f} s\n", flush=True)
 
 
 # --- online ---------------------------------------------------------------------------------------

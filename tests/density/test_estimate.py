@@ -85,6 +85,27 @@ def test_more_exponent_where_the_target_asks_for_it():
     assert estimate(graph, PARAMS.model_copy(update={"ess": 1.0})).exponent == ALPHA_MIN
 
 
+def test_the_target_is_a_share_of_the_duplicate_clusters():
+    X, _ = lopsided()
+    copied = np.concatenate([X, np.repeat(X[:40], 20, axis=0)])
+    params = PARAMS.model_copy(update={"ess": 0.7, "alpha_max": 4.0})
+    found = estimate(knn_graph(copied, 50), params)
+    assert ALPHA_MIN < found.exponent < 4
+    masses = np.bincount(found.clusters, weights=found.weights)
+    assert effective_sample_size(masses) / len(masses) == pytest.approx(0.7, abs=1e-6)
+
+
+def test_knn_weighs_single_prompts_by_their_mean_distance_and_needs_no_least_exponent():
+    X, _ = lopsided()
+    graph = knn_graph(np.concatenate([X, np.repeat(X[:40], 2, axis=0)]), 50)
+    found = estimate(graph, PARAMS.model_copy(update={"method": "knn", "ess": 0.97}))
+    assert 0 < found.exponent < ALPHA_MIN
+    assert effective_sample_size(found.weights) / len(graph) == pytest.approx(0.97, abs=1e-6)
+    fit = linregress(np.log(graph.distances.mean(axis=1, dtype=np.float64)), np.log(found.weights))
+    assert fit.rvalue > 1 - 1e-9
+    assert fit.slope == pytest.approx(found.exponent * found.scales.dimension)
+
+
 def test_copies_share_one_weight_and_stay_known():
     rng = np.random.default_rng(2)
     X = unit(rng.normal(size=(300, 8)))
@@ -259,6 +280,14 @@ def test_held_out_density_is_what_the_prompt_would_find():
     copies = heldout_density(found, nearest(train, train, 50), PARAMS)
     assert np.abs(copies - found.density).max() < 0.2  # its own group is not counted twice
     assert np.abs(copies - found.density).mean() < 0.05
+
+
+def test_held_out_density_uses_k_neighbours_however_many_there_are():
+    X, _ = lopsided()
+    params = PARAMS.model_copy(update={"k": 20})
+    found = estimate(knn_graph(X[:1500], 50), params)
+    more, fewer = (heldout_density(found, nearest(X[1500:], X[:1500], k), params) for k in (50, 20))
+    np.testing.assert_allclose(more, fewer, rtol=1e-6)
 
 
 @pytest.mark.parametrize("size", [3, 80])

@@ -139,6 +139,7 @@ def test_another_model_or_setting_shares_no_shard(tmp_path, folder):
     other = tiny.encoder(tmp_path / "other", seed=1)
     assert run(tmp_path, other, 20) == 20
     assert run(tmp_path, folder, 20, pooling="cls") == 20
+    assert run(tmp_path, folder, 20, dtype="float16") == 20
     assert run(tmp_path, folder, 20) is None
 
 

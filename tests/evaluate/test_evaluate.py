@@ -40,6 +40,8 @@ def test_a_sample_keeps_order_and_changes_little_when_prompts_are_added():
     many = Heldout(PromptSet(rows), np.arange(300, dtype=np.float32))
     few = Heldout(PromptSet(rows[:250]), np.arange(250, dtype=np.float32))
     one, other = sample(few, 50), sample(many, 50)
+    assert set(one.prompts.ids) == set(sorted(ids[:250])[:50])
+    assert set(other.prompts.ids) == set(sorted(ids)[:50])
     assert len(set(one.prompts.ids) & set(other.prompts.ids)) > 35
     assert one.density.tolist() == [ids.index(identifier) for identifier in one.prompts.ids]
     assert np.all(np.diff(one.density) > 0)

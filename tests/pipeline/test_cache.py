@@ -69,9 +69,19 @@ def test_versions_and_source_are_in_the_key(tmp_path, monkeypatch):
     source_sha256.cache_clear()
 
 
+def test_the_format_is_in_the_key_and_the_order_of_names_is_not(monkeypatch):
+    two = {"inputs": {"a": 1, "b": 2}}
+    turned = {"inputs": {"b": 2, "a": 1}}
+    before = cache_key(**EVERYTHING | two)
+    assert cache_key(**EVERYTHING | turned) == before
+    monkeypatch.setattr(cache, "FORMAT_VERSION", cache.FORMAT_VERSION + 1)
+    assert cache_key(**EVERYTHING | two) != before
+
+
 def test_lengths_of_sequences_are_hashed_too():
     assert sequences_sha256([[1, 2], [3]]) != sequences_sha256([[1], [2, 3]])
     assert sequences_sha256([[1, 2]]) == sequences_sha256(iter([(1, 2)]))
+    assert sequences_sha256([[200_000]]) != sequences_sha256([[200_000 % 2**16]])
 
 
 def test_a_piece_is_there_once_it_is_whole(tmp_path: Path):
@@ -100,8 +110,27 @@ def test_a_folder_is_a_piece_too(tmp_path: Path):
             (path / "inner/weights").write_text(text)
     assert entry.holds("model")
     assert (entry.path("model") / "inner/weights").read_text() == "second"
+    (entry.path("model") / "inner").rename(entry.path("model") / "moved")
+    assert not entry.holds("model")
+    (entry.path("model") / "moved").rename(entry.path("model") / "inner")
+    assert entry.holds("model")
     (entry.path("model") / "more").touch()
     assert not entry.holds("model")
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs the names of open files")
+def test_a_piece_is_on_disk_before_it_is_renamed(tmp_path: Path, monkeypatch):
+    synced, real = [], os.fsync
+    monkeypatch.setattr(
+        os,
+        "fsync",
+        lambda file: synced.append(Path(f"/proc/self/fd/{file}").readlink()) or real(file),
+    )
+    with Entry(tmp_path).writing("model") as path:
+        path.mkdir()
+        (path / "one").write_text("1")
+        (path / "two").write_text("2")
+    assert [path.name for path in synced] == ["one", "two"]
 
 
 @pytest.mark.parametrize("damage", ["short", "bit", "no digest", "other digest", "gone"])

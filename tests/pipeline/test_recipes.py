@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
 import pytest
 
@@ -19,3 +21,20 @@ def test_a_recipe_gives_what_was_recorded(name: str, tmp_path):
             assert values == expected[case], HINT
         else:
             np.testing.assert_allclose(values, expected[case], rtol=0, atol=2e-6, err_msg=HINT)
+
+
+TORCH = {"torch", "transformers"}
+
+
+@pytest.mark.parametrize(
+    ("module", "libraries"),
+    [
+        ("embeddings.build", TORCH),
+        ("reward.features", TORCH),
+        ("evaluate.evaluate", TORCH),
+        ("reward.trl", TORCH | {"trl", "accelerate"}),
+        ("train.train", TORCH | {"trl", "accelerate", "peft"}),
+    ],
+)
+def test_keys_name_every_library_that_computes(module: str, libraries: set[str]):
+    assert set(importlib.import_module(f"isodense.{module}").LIBRARIES) == libraries

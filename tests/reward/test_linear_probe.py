@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+import tracemalloc
+from pathlib import Path
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
 from isodense.pipeline.errors import TrainingError
-from isodense.reward.linear_probe import Head, fit_head
+from isodense.reward import features, linear_probe
+from isodense.reward.base import Task
+from isodense.reward.linear_probe import Head, fit_head, make
+from tests.rl import reward_params
 
 
 def preferences(count: int, dim: int = 8, seed: int = 0):
@@ -82,3 +89,69 @@ def test_features_that_are_not_finite_are_an_error(value: float):
     chosen[0, 0] = value
     with pytest.raises(TrainingError, match="not all finite"):
         even(chosen, rejected, 0.1)
+
+
+@pytest.mark.parametrize("block", [1, 7, 100, 299])
+def test_blocks_of_any_size_give_the_same_head(block: int, monkeypatch: pytest.MonkeyPatch):
+    chosen, rejected, _ = preferences(300)
+    chosen[:, 2] = rejected[:, 2] = 5
+    weights = np.random.default_rng(0).random(300) + 0.5
+    whole = fit_head(chosen, rejected, 0.05, weights / weights.mean())
+    monkeypatch.setattr(linear_probe, "BLOCK", block)
+    parts = fit_head(chosen, rejected, 0.05, weights / weights.mean())
+    np.testing.assert_allclose(parts.weight, whole.weight, rtol=1e-6, atol=1e-9)
+    assert parts.bias == pytest.approx(whole.bias, abs=1e-8)
+    assert parts.weight[2] == 0
+    rejected[-1, 0] = np.nan
+    with pytest.raises(TrainingError, match="300 pairs whose features are not all finite"):
+        fit_head(chosen, rejected, 0.05, weights)
+
+
+def written(out: Path, count: int, dim: int, monkeypatch: pytest.MonkeyPatch):
+    """Fit and write a head on made features of pairs, a tenth of them held out."""
+    chosen, rejected, _ = preferences(count, dim)
+    rows = np.concatenate([chosen, rejected]).astype(np.float32)
+    cut = np.zeros(len(rows), dtype=bool)
+    monkeypatch.setattr(features, "load_features", lambda *_: (rows, cut))
+    pairs = [{"prompt": [], "chosen": [{"content": ""}], "rejected": [{"content": ""}]}] * count
+    train = count - count // 10
+    task = Task(
+        pairs[:train], pairs[train:], np.ones(train), None, Path(), reward_params(), 0, "cpu", out
+    )
+    out.mkdir()
+    return make(task, out), (out / "head.safetensors").read_bytes()
+
+
+def test_the_head_has_the_same_bytes_at_any_number_of_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    made = []
+    for threads in (1, 2, 3):
+        with threadpool_limits(threads):
+            outcome, content = written(tmp_path / str(threads), 1000, 300, monkeypatch)
+        made.append((content, outcome.heldout.tobytes(), outcome.train.tobytes()))
+    assert made[0] == made[1] == made[2]
+
+
+def test_held_out_pairs_are_those_after_the_training_pairs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    whole, _ = written(tmp_path / "whole", 200, 8, monkeypatch)
+    assert (len(whole.train), len(whole.heldout)) == (180, 20)
+    monkeypatch.setattr(linear_probe, "BLOCK", 33)
+    parts, _ = written(tmp_path / "parts", 200, 8, monkeypatch)
+    np.testing.assert_allclose(parts.heldout, whole.heldout, atol=1e-6)
+    np.testing.assert_allclose(parts.train, whole.train, atol=1e-6)
+
+
+def test_a_fit_holds_a_few_blocks_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(linear_probe, "BLOCK", 500)
+    rows = np.random.default_rng(0).normal(size=(40_000, 64)).astype(np.float32)
+    np.save(tmp_path / "rows.npy", rows)
+    chosen, rejected = np.split(np.load(tmp_path / "rows.npy", mmap_mode="r"), 2)
+    even(chosen[:500], rejected[:500], 0.1)  # imports
+    tracemalloc.start()
+    even(chosen, rejected, 0.1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < rows.nbytes / 3

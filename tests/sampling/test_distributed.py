@@ -58,7 +58,7 @@ def own_share(rank, world, mode):
 
 
 def prepared(world, mode):
-    """Two epochs, and a run that resumes after a step of the second."""
+    """Two epochs, and runs that resume after a step of the second and after the first."""
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=True)
@@ -66,12 +66,20 @@ def prepared(world, mode):
     sampler = DistributedWeightedSampler(WEIGHTS, SIZE, 1, 0, SEED, *mode)
     loader = accelerator.prepare(DataLoader(list(range(40)), batch_size=BATCH, sampler=sampler))
     epochs = [[batch.tolist() for batch in loader] for _ in range(2)]
-    again = DistributedWeightedSampler(WEIGHTS, SIZE, 1, 0, SEED, *mode)
-    loader = accelerator.prepare(DataLoader(list(range(40)), batch_size=BATCH, sampler=again))
-    loader.set_epoch(1)
-    again.load_state_dict({"epoch": 1, "drawn": BATCH * world})
-    resumed = [[batch.tolist() for batch in loader] for _ in range(2)]
-    return {"epochs": epochs, "resumed": resumed}
+    resumed = {}
+    for name, state, number_first in (
+        ("resumed", {"epoch": 1, "drawn": BATCH * world}, False),
+        ("numbered first", {"epoch": 1, "drawn": BATCH * world}, True),
+        ("at an end", {"epoch": 0, "drawn": SIZE}, False),
+    ):
+        again = DistributedWeightedSampler(WEIGHTS, SIZE, 1, 0, SEED, *mode)
+        loader = accelerator.prepare(DataLoader(list(range(40)), batch_size=BATCH, sampler=again))
+        if number_first:
+            loader.set_epoch(state["epoch"])
+        again.load_state_dict(state)
+        loader.set_epoch(again.epoch)
+        resumed[name] = [[batch.tolist() for batch in loader] for _ in range(2)]
+    return {"epochs": epochs, **resumed}
 
 
 # --- what is checked ------------------------------------------------------------------------------
@@ -148,10 +156,12 @@ def test_accelerate_deals_the_stream_out_in_order(drawn, world, name):
 
 @pytest.mark.parametrize("name", MODES)
 @pytest.mark.parametrize("world", [1, 2])
-def test_a_prepared_loader_resumes_after_a_step(drawn, world, name):
-    ranks = [rank[f"prepared {name}"]["resumed"] for rank in drawn[world]]
+@pytest.mark.parametrize("where", ["resumed", "numbered first", "at an end"])
+def test_a_prepared_loader_resumes_after_a_step(drawn, world, name, where):
+    ranks = [rank[f"prepared {name}"][where] for rank in drawn[world]]
     rest, following = (in_turn([rank[epoch] for rank in ranks]) for epoch in (0, 1))
-    assert list(itertools.chain(*rest)) == stream(1, name)[BATCH * world :]
+    taken = 0 if where == "at an end" else BATCH * world
+    assert list(itertools.chain(*rest)) == stream(1, name)[taken:]
     assert list(itertools.chain(*following)) == stream(2, name)
 
 

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 from torch.utils.data import DataLoader
@@ -217,8 +217,95 @@ def test_a_run_that_resumes_equals_one_that_was_not_cut(taken, replicas, mode):
     again = samplers(replicas, mode)
     for rank in again:
         rank.load_state_dict(states[0])
-    rest = [interleaved(again) for _ in range(4 - states[0]["epoch"])]
+    rest = [interleaved(again) for _ in range(4 - again[0].epoch)]
     assert first + list(itertools.chain(*rest)) == whole
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("replicas", [1, 2, 3])
+def test_a_state_at_the_end_of_an_epoch_is_the_start_of_the_next(replicas, mode):
+    ranks = samplers(replicas, mode)
+    for rank in ranks:
+        rank.load_state_dict({"epoch": 1, "drawn": 24})
+        assert rank.state_dict() == {"epoch": 2, "drawn": 0}
+    assert interleaved(ranks) + interleaved(ranks) == epoch_of(2, 9, mode) + epoch_of(3, 9, mode)
+
+
+def test_epochs_that_a_loop_numbers_go_on_after_the_end_of_one():
+    for first in (1, 2):  # the epoch of the state, or the sampler's own
+        (sampler,) = samplers(1, (True, 0.0))
+        sampler.load_state_dict({"epoch": 1, "drawn": 24})
+        drawn = []
+        for epoch in range(first, 4):
+            sampler.set_epoch(epoch)
+            drawn += list(sampler)
+        assert drawn == epoch_of(2, 9, (True, 0.0)) + epoch_of(3, 9, (True, 0.0))
+        sampler.set_epoch(1)
+        assert list(sampler) == epoch_of(1, 9, (True, 0.0))
+
+
+@settings(deadline=None)
+@given(
+    st.integers(1, 30),
+    st.integers(1, 5),
+    st.integers(0, 12),
+    st.integers(0, 2),
+    st.integers(0, 2**31),
+    st.sampled_from(MODES),
+)
+def test_blocks_at_any_border_are_the_whole_stream(block, replicas, resumed, epoch, seed, mode):
+    size, weights = 12 * replicas, np.arange(1.0, 61.0)
+    start = epoch * (size if mode[0] else 60)
+    whole = draw(weights, size, seed, start, *mode).tolist()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling, "BLOCK", block)
+        ranks = [
+            DistributedWeightedSampler(weights, size, replicas, rank, seed, *mode)
+            for rank in range(replicas)
+        ]
+        for rank in ranks:
+            rank.set_epoch(epoch)
+            if resumed < 12:
+                rank.load_state_dict({"epoch": epoch, "drawn": resumed * replicas})
+        assert interleaved(ranks) == whole[resumed % 12 * replicas :]
+
+
+@given(
+    st.lists(st.sampled_from([0.0, 5e-324, 1.0, 2.0, 1e300]), min_size=1, max_size=60).filter(any),
+    st.integers(0, 2**31),
+    st.integers(1, 8),
+    st.data(),
+)
+def test_the_pieces_of_a_pass_are_the_rows_sorted_by_key(weights, seed, size, data):
+    weights = np.array(weights)
+    rows = np.flatnonzero(weights)
+    end = data.draw(st.integers(0, len(rows)))
+    start = data.draw(st.integers(0, end))
+    coarse = np.random.default_rng(seed).integers(0, 3, len(weights)) / 3  # many keys are equal
+    with np.errstate(over="ignore"):
+        keys = {row: -np.log1p(-coarse[row]) / weights[row] for row in rows.tolist()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling, "_uniforms", lambda size, seed, start: coarse)
+        pieces = list(sampling._pass(weights, rows, seed, 0, start, end, size))
+    expected = sorted(keys, key=lambda row: (keys[row], row))[start:end]
+    assert [row for piece in pieces for row in piece.tolist()] == expected
+
+
+def test_a_long_stream_is_its_blocks():
+    weights = np.random.default_rng(0).lognormal(size=30_000)
+    for mode in MODES:
+        sampler = DistributedWeightedSampler(weights, 20_000, 1, 0, 5, *mode)
+        assert list(sampler) == draw(weights, 20_000, 5, 0, *mode).tolist()
+
+
+def test_the_first_draw_makes_no_more_than_a_block(monkeypatch):
+    made = []
+    real = sampling._uniforms
+    monkeypatch.setattr(
+        sampling, "_uniforms", lambda size, *rest: made.append(size) or real(size, *rest)
+    )
+    next(iter(DistributedWeightedSampler(np.ones(100), 10**9)))
+    assert made == [sampling.BLOCK]
 
 
 def test_a_look_ahead_does_not_shorten_the_epoch():
@@ -294,6 +381,52 @@ def test_a_subset_follows_the_weights():
     first = [select(np.array([1.0, 0, 3]), graph, 1, seed=seed)[0] for seed in range(400)]
     assert np.bincount(first, minlength=3)[1] == 0
     assert np.mean(np.array(first) == 2) == pytest.approx(0.75, abs=0.07)
+
+
+def test_the_second_choice_avoids_neighbours_by_the_documented_factor():
+    """Rows 0 and 1 are r₀ apart, 2 and 3 a third of it, 4 and 5 three times: r₀ is the median."""
+    near = np.array([[1], [0], [3], [2], [5], [4]], dtype=np.int32)
+    apart = np.array([0.3, 0.3, 0.1, 0.1, 0.9, 0.9], dtype=np.float32)[:, None]
+    graph = Graph(near, apart)
+    pairs = [select(np.ones(6), graph, 2, seed=seed) for seed in range(6000)]
+    left = np.repeat(1 - np.exp(-np.array([1, 1 / 9, 9]) / 2), 2)  # of a neighbour's weight
+    expected = np.zeros((6, 6))
+    for first, second in itertools.permutations(range(6), 2):
+        weight = left[first] if near[first, 0] == second else 1.0
+        expected[first, second] = weight / (4 + left[first]) / 6
+    assert agrees(table(*np.array(pairs).T, 6), expected)
+
+
+def by_cumulative_sums(weights, graph, size, spread, seed):
+    """The choices as they are defined, all sums made anew from left to right for every draw."""
+    left, chosen = np.array(weights, dtype=np.float64), []
+    scale = np.median(graph.distances[:, -1].astype(np.float64))
+    for uniform in np.random.Generator(np.random.Philox(seed)).random(size):
+        if not left.any():
+            left = np.array(weights, dtype=np.float64)
+            left[chosen] = 0
+        row = int(np.searchsorted(np.cumsum(left), uniform * np.cumsum(left)[-1], side="right"))
+        chosen.append(row)
+        closest = {}  # an edge listed from both ends at two distances counts by the shorter one
+        for head, (tails, apart) in enumerate(zip(graph.indices, graph.distances, strict=True)):
+            for tail, distance in zip(tails.tolist(), apart.tolist(), strict=True):
+                if row in (head, tail):
+                    other = tail if row == head else head
+                    closest[other] = min(distance, closest.get(other, np.inf))
+        if spread:
+            for other, distance in closest.items():
+                left[other] *= 1 - np.exp(-(distance**2) / (2 * scale**2))
+        left[row] = 0
+    return chosen
+
+
+@pytest.mark.parametrize("spread", [True, False])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_subset_is_that_of_cumulative_sums(seed, spread):
+    weights = np.random.default_rng(seed).lognormal(size=400) * (np.arange(400) % 7 > 0)
+    graph = knn_graph(clusters(), 9)
+    expected = by_cumulative_sums(weights, graph, 150, spread, seed)
+    assert select(weights, graph, 150, spread, seed).tolist() == expected
 
 
 def test_an_impossible_subset_is_refused():

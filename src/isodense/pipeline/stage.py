@@ -111,8 +111,13 @@ def run(name: str, main: Callable[[list[str]], str]) -> None:
         _write_timings(name, seconds)
 
 
+def peak_rss() -> int:
+    """Return the largest resident memory that this process has had, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 2**10  # others count KiB
+
+
 def _write_timings(name: str, seconds: float) -> None:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     versions = {
         package: importlib.metadata.version(package)
         for package in ("numpy", "torch", "transformers", "trl", "pynndescent", "umap-learn", "dvc")
@@ -121,7 +126,7 @@ def _write_timings(name: str, seconds: float) -> None:
         Path("logs") / f"{name}.json",
         {
             "seconds": round(seconds, 2),
-            "peak_rss_mib": round(peak),
+            "peak_rss_mib": round(peak_rss() / 2**20),
             "cpus": os.cpu_count(),
             "machine": platform.machine(),
             "python": platform.python_version(),

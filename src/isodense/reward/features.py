@@ -2,13 +2,15 @@
 
 A run that was cut off computes only the blocks that are not there, and a fit with another penalty
 or other weights computes none. A row's bytes do not depend on its batch
-(:class:`isodense.reward.scoring.load.Features`), so neither do they on the blocks.
+(:class:`isodense.reward.scoring.load.Features`), so neither do they on the blocks. What the fit
+reads is a file beside them, in the order of the answers, of which only what is in use is in memory.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -59,7 +61,8 @@ def load_features(
 
     Returns
     -------
-    rows : ndarray of shape (n, dim), float32
+    rows : memmap of shape (n, dim), float32
+        In a file that ends with it.
     cut : ndarray of shape (n,), bool
         Whether the conversation is longer than ``params.max_tokens``.
 
@@ -73,10 +76,25 @@ def load_features(
     distinct = sorted(set(texts), key=lambda text: (-len(text[0]), text))  # long prompts first
     store = Store(cache, "reward-features")
     entry = store.entry(_key(distinct, policy, params, device))
-    rows = _in_blocks(distinct, policy, params, device, entry)
+    names = _in_blocks(distinct, policy, params, device, entry)
     position = {text: row for row, text in enumerate(distinct)}
+    rows = _gathered(entry, names, np.array([position[text] for text in texts]))
     store.clean()
-    return rows[[position[text] for text in texts]], np.array(cut)
+    return rows, np.array(cut)
+
+
+def _gathered(entry: Entry, names: Sequence[str], positions: np.ndarray) -> np.ndarray:
+    """Return the rows at these positions of all blocks, a block in memory at a time."""
+    order = np.argsort(positions, kind="stable")
+    borders = np.searchsorted(positions[order], np.arange(len(names) + 1) * BLOCK)
+    first = load_array(entry.path(names[0]), mmap=True)
+    with tempfile.TemporaryFile(dir=entry.folder) as file:
+        shape = (len(positions), first.shape[1])
+        rows = np.memmap(file, dtype=first.dtype, mode="w+", shape=shape)
+    for number, name in enumerate(names):
+        chosen = order[borders[number] : borders[number + 1]]
+        rows[chosen] = load_array(entry.path(name))[positions[chosen] - number * BLOCK]
+    return rows
 
 
 def _key(texts: Sequence[Text], policy: Path, params: RewardParams, device: str) -> str:
@@ -92,7 +110,8 @@ def _key(texts: Sequence[Text], policy: Path, params: RewardParams, device: str)
 
 def _in_blocks(
     texts: Sequence[Text], policy: Path, params: RewardParams, device: str, entry: Entry
-) -> np.ndarray:
+) -> list[str]:
+    """Return the names of the blocks in the cache, all of them there."""
     parts = [texts[start : start + BLOCK] for start in range(0, len(texts), BLOCK)]
     names = [f"{number:05d}.npy" for number in range(len(parts))]
     missing = [number for number, name in enumerate(names) if not entry.holds(name)]
@@ -112,4 +131,4 @@ def _in_blocks(
         log.info(
             "%d of %d blocks computed, the rest were in %s", len(missing), len(parts), entry.folder
         )
-    return np.concatenate([load_array(entry.path(name)) for name in names])
+    return names

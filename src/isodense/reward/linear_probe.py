@@ -5,20 +5,27 @@ model (1952), P(chosen beats rejected) = σ(r(chosen) − r(rejected)) with r li
 logistic regression on feature differences, without intercept, with an L2 penalty on standardised
 features. Each pair counts by its weight, as if it had been drawn so often. The problem is convex;
 the fit ends at its minimum or with an error.
+
+Features stay float32 on disk. Every sum over pairs is one of float64 in blocks of pairs, in order,
+so memory holds a few blocks whatever the number of pairs. BLAS gets one thread: more would add in
+another order.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from isodense.pipeline.errors import TrainingError
+from isodense.pipeline.runtime import one_thread
 from isodense.reward.base import Outcome, Task
 from isodense.reward.pairs import cut_pairs, sides
 
 TOLERANCE = 1e-6
+BLOCK = 8_192  # pairs whose features are float64 at once; 75 MB at 576 dimensions
 
 
 @dataclass(frozen=True)
@@ -59,31 +66,90 @@ def fit_head(chosen: np.ndarray, rejected: np.ndarray, l2: float, weights: np.nd
     """
     from scipy.optimize import minimize
 
-    both = np.concatenate([chosen, rejected]).astype(np.float64)
-    if not len(both) or not np.isfinite(both).all():
-        message = f"{len(chosen)} pairs whose features are not all finite"
-        raise TrainingError(message, "look at data/pairs and at the policy's weights")
-    shares = np.concatenate([weights, weights])[:, None]
-    mean = (shares * both).mean(axis=0)
-    scale = np.sqrt((shares * (both - mean) ** 2).mean(axis=0))
-    scale[both.min(axis=0) == both.max(axis=0)] = 1
-    difference = (chosen.astype(np.float64) - rejected) / scale
+    pairs = _Pairs(chosen, rejected, weights)
+    mean, scale = pairs.moments()
 
     def objective(weight: np.ndarray) -> tuple[float, np.ndarray]:
-        margin = difference @ weight
-        loss = (weights * np.logaddexp(0, -margin)).mean() + l2 / 2 * weight @ weight
-        slope = -weights * np.exp(-np.logaddexp(0, margin))  # −σ(−margin)
-        return loss, difference.T @ slope / len(margin) + l2 * weight
+        loss, gradient = 0.0, np.zeros(len(weight))
+        for difference, shares in pairs.differences(scale):
+            margin = difference @ weight
+            loss += (shares * np.logaddexp(0, -margin)).sum()
+            slope = -shares * np.exp(-np.logaddexp(0, margin))  # −σ(−margin)
+            gradient += difference.T @ slope
+        penalty = l2 / 2 * weight @ weight
+        return loss / len(pairs) + penalty, gradient / len(pairs) + l2 * weight
 
     options = {"maxiter": 10_000, "maxfun": 20_000, "gtol": TOLERANCE / 10, "ftol": 0.0}
-    start = np.zeros(difference.shape[1])
-    result = minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
+    result = minimize(objective, np.zeros(len(mean)), jac=True, method="L-BFGS-B", options=options)
     steepest = float(np.abs(result.jac).max())
     if not steepest <= TOLERANCE:
         message = f"the reward did not converge: slope {steepest:.1e} after {result.nit} steps"
         raise TrainingError(message, "raise reward.l2")
     weight = result.x / scale
     return Head(weight, float(-mean @ weight))
+
+
+class _Pairs:
+    """Features of pairs, read and turned into float64 block by block."""
+
+    def __init__(self, chosen: np.ndarray, rejected: np.ndarray, weights: np.ndarray) -> None:
+        self._sides, self._weights = (chosen, rejected), weights
+        self._kept: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield the features of both answers, the chosen ones first, and how much each counts."""
+        for rows in _blocks(len(self)):
+            weights = self._weights[rows]
+            both = np.concatenate([side[rows] for side in self._sides]).astype(np.float64)
+            yield both, np.concatenate([weights, weights])[:, None]
+
+    def moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the mean of each dimension and its standard deviation, 1 where it is constant."""
+        dim = self._sides[0].shape[1]
+        total, low, high = np.zeros(dim), np.full(dim, np.inf), np.full(dim, -np.inf)
+        finite = len(self) > 0
+        for both, shares in self.blocks():
+            finite &= bool(np.isfinite(both).all())
+            total += (shares * both).sum(axis=0)
+            low, high = np.minimum(low, both.min(axis=0)), np.maximum(high, both.max(axis=0))
+        if not finite:
+            message = f"{len(self)} pairs whose features are not all finite"
+            raise TrainingError(message, "look at data/pairs and at the policy's weights")
+        mean, squares = total / (2 * len(self)), np.zeros(dim)
+        for both, shares in self.blocks():
+            squares += (shares * (both - mean) ** 2).sum(axis=0)
+        scale = np.sqrt(squares / (2 * len(self)))
+        scale[low == high] = 1
+        return mean, scale
+
+    def differences(self, scale: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield the scaled feature differences and the weights; a single block is kept."""
+        for rows in _blocks(len(self)):
+            difference = self._kept
+            if difference is None:
+                chosen, rejected = (side[rows] for side in self._sides)
+                difference = (chosen.astype(np.float64) - rejected) / scale
+            if len(self) <= BLOCK:
+                self._kept = difference
+            yield difference, self._weights[rows]
+
+
+def margins_of(head: Head, chosen: np.ndarray, rejected: np.ndarray) -> np.ndarray:
+    """Return the reward of each chosen answer less that of the rejected one, float64."""
+    return np.concatenate(
+        [
+            (chosen[rows].astype(np.float64) - rejected[rows]) @ head.weight
+            for rows in _blocks(len(chosen))
+        ]
+    )
+
+
+def _blocks(count: int) -> Iterator[slice]:
+    for start in range(0, count, BLOCK):
+        yield slice(start, min(start + BLOCK, count))
 
 
 def make(task: Task, out: Path) -> Outcome:
@@ -95,8 +161,9 @@ def make(task: Task, out: Path) -> Outcome:
     rows, cut = load_features(prompts, answers, task.policy, task.params, task.device, task.cache)
     chosen, rejected = np.split(rows, 2)
     size = len(task.train)
-    head = fit_head(chosen[:size], rejected[:size], task.params.l2, task.weights)
-    margin = (chosen.astype(np.float64) - rejected) @ head.weight
+    with one_thread():
+        head = fit_head(chosen[:size], rejected[:size], task.params.l2, task.weights)
+        margin = margins_of(head, chosen, rejected)
     _write(head, out)
     return Outcome(margin[size:], margin[:size], cut_pairs(cut))
 

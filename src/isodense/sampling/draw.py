@@ -8,12 +8,16 @@ prompts.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 
 import numpy as np
 from torch.utils.data import Sampler
 
 from isodense.neighbors.graph import Graph
 from isodense.pipeline.errors import IsodenseError
+from isodense.sampling.sum_tree import SumTree
+
+BLOCK = 2048  # draws that a sampler makes at once; speed only
 
 
 def draw(
@@ -40,7 +44,7 @@ def draw(
     replacement : bool
         If false, the stream is a sequence of passes. A pass draws every row of positive probability
         once, by successive weighted draws without replacement (Efraimidis & Spirakis, 2006). A call
-        computes whole passes, n log n each.
+        computes the keys of all n rows for each pass it touches, and sorts those it returns.
     uniform : float
         Share of the draws, in [0, 1], that is uniform over all n rows: the probability of a row is
         (1 − uniform) · w / Σw + uniform / n.
@@ -70,9 +74,8 @@ def draw(
         raise IsodenseError(f"size {size}, seed {seed} and start {start} must not be negative")
     if not replacement:
         return _draw_passes(weights, size, seed, start)
-    cumulative = np.cumsum(weights)
-    index = np.searchsorted(cumulative, _uniforms(size, seed, start) * cumulative[-1], side="right")
-    return np.minimum(index, np.flatnonzero(weights)[-1]).astype(np.int64)
+    last = np.flatnonzero(weights)[-1]
+    return _at(np.cumsum(weights), last, _uniforms(size, seed, start))
 
 
 class DistributedWeightedSampler(Sampler[int]):
@@ -109,10 +112,13 @@ class DistributedWeightedSampler(Sampler[int]):
 
     Notes
     -----
+    Draws are made in blocks, so the first batch does not wait for the epoch. Without replacement,
+    the first block takes one look at every row.
+
     Under accelerate, build the sampler with ``num_replicas=1``: ``Accelerator.prepare`` distributes
     whole batches of one stream over the processes, and calls `set_epoch` by a counter of its own.
-    To resume, call ``loader.set_epoch(state["epoch"])`` on the prepared loader first and
-    `load_state_dict` after it; see ``docs/stages/sampling.md``.
+    To resume, call `load_state_dict` and then ``loader.set_epoch(sampler.epoch)`` on the prepared
+    loader; see ``docs/stages/sampling.md``.
     """
 
     def __init__(
@@ -138,24 +144,56 @@ class DistributedWeightedSampler(Sampler[int]):
             message = f"num_samples = {num_samples} of {self._stride} rows that can be drawn"
             raise IsodenseError(message, "draw fewer, with replacement, or with uniform above 0")
         self._position = self._resume_at = 0
+        self._finished: int | None = None
 
     def __len__(self) -> int:
         return self.num_samples // self.num_replicas
 
     def __iter__(self) -> Iterator[int]:
-        start = self.epoch * self._stride
-        stream = draw(self.weights, self.num_samples, self.seed, start, self.replacement)
-        mine = stream[self.rank :: self.num_replicas].tolist()
-        first, self._resume_at = self._resume_at, 0
-        for self._position in range(first + 1, len(mine) + 1):
-            yield mine[self._position - 1]
+        self._position, self._resume_at, self._finished = self._resume_at, 0, None
+        blocks = self._with_replacement if self.replacement else self._pass
+        for block in blocks(self._position, self.epoch):
+            for row in block.tolist():
+                self._position += 1
+                yield row
         self._position = 0
         self.epoch += 1
 
+    def _with_replacement(self, first: int, epoch: int) -> Iterator[np.ndarray]:
+        """Yield the draws of this rank from its draw `first` of an epoch on."""
+        start = epoch * self._stride
+        for position in range(first, len(self), BLOCK):
+            size = min(BLOCK, len(self) - position) * self.num_replicas
+            uniforms = _uniforms(size, self.seed, start + position * self.num_replicas)
+            mine = uniforms[self.rank :: self.num_replicas]
+            yield _at(self._cumulative, self._rows[-1], mine)
+
+    def _pass(self, first: int, epoch: int) -> Iterator[np.ndarray]:
+        """Do the same without replacement."""
+        position = begin = first * self.num_replicas
+        size = BLOCK * self.num_replicas
+        for rows in _pass(
+            self.weights, self._rows, self.seed, epoch, begin, self.num_samples, size
+        ):
+            yield rows[(self.rank - position) % self.num_replicas :: self.num_replicas]
+            position += len(rows)
+
+    @cached_property
+    def _cumulative(self) -> np.ndarray:
+        return np.cumsum(self.weights)
+
+    @cached_property
+    def _rows(self) -> np.ndarray:
+        return np.flatnonzero(self.weights)
+
     def set_epoch(self, epoch: int) -> None:
-        """Move to the start of an epoch; nothing changes if it is the current one."""
+        """Move to the start of an epoch; nothing changes if it is the current one.
+
+        Right after a state at the end of an epoch was loaded, that epoch has no draws left.
+        """
         if epoch != self.epoch:
-            self.epoch, self._position, self._resume_at = epoch, 0, 0
+            drawn = len(self) if epoch == self._finished else 0
+            self.epoch, self._position, self._resume_at = epoch, drawn, drawn
 
     def state_dict(self) -> dict[str, int]:
         """Return the epoch, and the number of draws taken in it over all ranks, as ``drawn``.
@@ -169,7 +207,9 @@ class DistributedWeightedSampler(Sampler[int]):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue at a state, with the same or another number of processes.
 
-        All other arguments of the sampler have to be the same as those of the interrupted run.
+        After the last draw of an epoch comes the first of the next one, so a state with all draws
+        of epoch e taken is the start of epoch e + 1. All other arguments of the sampler have to be
+        the same as those of the interrupted run.
 
         Parameters
         ----------
@@ -188,7 +228,9 @@ class DistributedWeightedSampler(Sampler[int]):
         if not 0 <= drawn <= self.num_samples:
             message = f"{drawn} draws of an epoch of {self.num_samples} were taken"
             raise IsodenseError(message, "resume with the num_samples of the interrupted run")
-        self.epoch = state["epoch"]
+        self.epoch, self._finished = state["epoch"], None
+        if drawn == self.num_samples:
+            self.epoch, self._finished, drawn = self.epoch + 1, self.epoch, 0
         self._position = self._resume_at = drawn // self.num_replicas
 
 
@@ -199,7 +241,9 @@ def select(
 
     With `spread`, each draw multiplies the weights of the drawn prompt's neighbours in the graph,
     in both directions, by 1 − exp(−d² / 2r₀²), where r₀ is the median distance to the k-th
-    neighbour.
+    neighbour. A draw takes time in proportion to log n and to the neighbours of the drawn prompt;
+    which prompt a random number falls on is decided by sums in the order of
+    :class:`isodense.sampling.sum_tree.SumTree`.
 
     Parameters
     ----------
@@ -224,23 +268,22 @@ def select(
     IsodenseError
         If the weights cannot be used, do not match the graph, or `size` is out of range.
     """
-    current = _checked(weights).copy()
-    if len(current) != len(graph) or not 0 <= size <= np.count_nonzero(current):
-        message = f"{size} of {len(current)} weights over a graph of {len(graph)} rows"
+    weights = _checked(weights)
+    if len(weights) != len(graph) or not 0 <= size <= np.count_nonzero(weights):
+        message = f"{size} of {len(weights)} weights over a graph of {len(graph)} rows"
         raise IsodenseError(message, "pass the graph of the same prompts, and a size below theirs")
-    factors = _spread_factors(graph)
+    factors = _spread_factors(graph) if spread else None
+    tree = SumTree(weights)
     chosen = np.empty(size, dtype=np.int64)
     for step, uniform in enumerate(_uniforms(size, seed, 0)):
-        if not current.any():  # every remaining prompt is a duplicate of a chosen one
-            current = np.asarray(weights, dtype=np.float64).copy()
-            current[chosen[:step]] = 0
-        cumulative = np.cumsum(current)
-        index = np.searchsorted(cumulative, uniform * cumulative[-1], side="right")
-        chosen[step] = min(index, np.flatnonzero(current)[-1])
-        row = slice(*factors.indptr[chosen[step] : chosen[step] + 2])
-        if spread:
-            current[factors.indices[row]] *= factors.data[row]
-        current[chosen[step]] = 0
+        if not tree.total:  # every remaining prompt is a duplicate of a chosen one
+            tree = SumTree(weights)
+            tree.multiply(chosen[:step], 0.0)
+        chosen[step] = tree.find(uniform)
+        if factors is not None:
+            row = slice(*factors.indptr[chosen[step] : chosen[step] + 2])
+            tree.multiply(factors.indices[row], factors.data[row])
+        tree.multiply(chosen[step : step + 1], 0.0)
     return chosen
 
 
@@ -282,25 +325,51 @@ def _mixed(weights: np.ndarray, uniform: float) -> np.ndarray:
     return (1 - uniform) * weights / weights.sum() + uniform / len(weights)
 
 
+def _at(cumulative: np.ndarray, last: int, uniforms: np.ndarray) -> np.ndarray:
+    """Return the rows that numbers in [0, 1) fall on; `last` is the last of positive weight."""
+    index = np.searchsorted(cumulative, uniforms * cumulative[-1], side="right")
+    return np.minimum(index, last).astype(np.int64)
+
+
 def _draw_passes(weights: np.ndarray, size: int, seed: int, start: int) -> np.ndarray:
     """Return `size` draws from draw `start` on, of the sequence of passes without replacement."""
     rows = np.flatnonzero(weights)
-    first, last = start // len(rows), -(-(start + size) // len(rows))
-    passes = [rows[_order(weights, rows, seed, number)] for number in range(first, last)]
-    begin = start - first * len(rows)
-    return np.concatenate([rows[:0], *passes])[begin : begin + size].astype(np.int64)
+    pieces = [rows[:0]]
+    for number in range(start // len(rows), -(-(start + size) // len(rows))):
+        begin = max(start - number * len(rows), 0)
+        end = min(start + size - number * len(rows), len(rows))
+        pieces += _pass(weights, rows, seed, number, begin, end, end - begin)
+    return np.concatenate(pieces).astype(np.int64)
 
 
-def _order(weights: np.ndarray, rows: np.ndarray, seed: int, number: int) -> np.ndarray:
-    """Return the order in which pass `number` draws the `rows`, those of positive weight.
+def _pass(
+    weights: np.ndarray, rows: np.ndarray, seed: int, number: int, start: int, end: int, size: int
+) -> Iterator[np.ndarray]:
+    """Yield draws `start` … `end` of pass `number` over the `rows`, those of positive weight.
 
     Exponential variables divided by the weights, sorted, are in the order of successive weighted
-    draws without replacement (Efraimidis & Spirakis, Information Processing Letters 97, 2006).
+    draws without replacement (Efraimidis & Spirakis, Information Processing Letters 97, 2006); of
+    equal keys, the lower row comes first. A piece holds the keys between two quantiles, so the
+    first, of about `size` draws, sorts no others. Each next one is eight times as long: all of them
+    together take little more than sorting everything.
     """
     uniforms = _uniforms(len(weights), seed, number * len(weights))[rows]
     with np.errstate(over="ignore"):  # the key of a weight near 0 may be infinite: it sorts last
         keys = -np.log1p(-uniforms) / weights[rows]  # log(1 − u), as u may be 0 but never 1
-    return np.argsort(keys, kind="stable")
+    below, position = -1.0, 0
+    if 0 < start < end:
+        least = _ranked(keys, start)
+        below, position = np.nextafter(least, -1.0), int(np.count_nonzero(keys < least))
+    while position < end:
+        limit = _ranked(keys, min(max(position, start) + size, end) - 1)
+        piece = np.flatnonzero((keys > below) & (keys <= limit))
+        piece = rows[piece[np.argsort(keys[piece], kind="stable")]]
+        yield piece[max(start - position, 0) : end - position]
+        below, position, size = limit, position + len(piece), size * 8
+
+
+def _ranked(keys: np.ndarray, rank: int) -> float:
+    return float(np.partition(keys, rank)[rank])
 
 
 def _uniforms(size: int, seed: int, start: int) -> np.ndarray:

@@ -36,6 +36,18 @@ def test_the_difference_of_two_rules_is_over_the_same_pairs():
     assert one["low"] < 0 < one["high"] <= 1
 
 
+def test_the_interval_of_the_difference_is_that_of_agresti_and_min():
+    """Of 20 pairs, reward alone is right in 8 and length alone in 2; each cell gets one half.
+
+    By hand, with z = 1.96: (8 − 2) / 22 ± z √((8.5 + 2.5) − 6² / 22) / 22.
+    """
+    reward = np.array([1] * 8 + [-1] * 2 + [1] * 10)
+    length = np.array([-1] * 8 + [1] * 2 + [1] * 10)
+    found = over(reward, length)
+    assert found["difference"] == pytest.approx(0.3)
+    assert (found["low"], found["high"]) == pytest.approx((0.00011, 0.54534), abs=1e-5)
+
+
 @pytest.mark.parametrize("size", [20, 200])
 def test_the_interval_of_the_difference_covers_the_truth(size: int):
     """Reward and length are right together in 50%, one alone in 25% and 15%: truth 0.1."""

@@ -1,0 +1,50 @@
+"""The tree finds what cumulative sums find, whatever was changed before."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from isodense.sampling import sum_tree
+from isodense.sampling.sum_tree import SumTree
+
+
+@given(
+    st.lists(st.integers(0, 20), min_size=1, max_size=300).filter(any),
+    st.lists(st.lists(st.integers(0, 299), max_size=9, unique=True), max_size=5),
+    st.sampled_from([2, 3, 64]),
+)
+def test_every_number_falls_where_cumulative_sums_say(weights, changes, fan):
+    """Whole numbers, so that sums are exact in any order."""
+    weights = np.array(weights, dtype=np.float64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sum_tree, "FAN", fan)
+        tree = SumTree(weights.copy())
+        for rows in changes:
+            rows = np.array([row for row in rows if row < len(weights)], dtype=np.int64)
+            factors = rows % 3.0
+            weights[rows] *= factors
+            tree.multiply(rows, factors)
+        assert tree.total == weights.sum()
+        for place in range(int(tree.total)):
+            row = np.searchsorted(np.cumsum(weights), place + 0.5, side="right")
+            assert tree.find((place + 0.5) / tree.total) == row
+
+
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 4096, 4097])
+def test_the_last_number_below_one_falls_on_the_last_weight_above_zero(count):
+    weights = np.random.default_rng(count).random(count)
+    weights[count // 2 + 1 :] = 0
+    assert SumTree(weights).find(np.nextafter(1, 0)) <= count // 2
+    assert SumTree(weights).find(0.0) == 0
+    weights[0] = 0
+    if weights.any():
+        assert SumTree(weights).find(0.0) == 1
+
+
+def test_it_keeps_the_weights_that_it_was_given():
+    weights = np.ones(70)
+    SumTree(weights).multiply(np.arange(70), 0.0)
+    assert weights.sum() == 70
