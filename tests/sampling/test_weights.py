@@ -115,4 +115,4 @@ def test_an_artifact_of_the_older_format_says_what_to_run(tmp_path):
     (folder / "manifest.json").write_text(json.dumps(manifest | {"format_version": 1}))
     with pytest.raises(ArtifactError, match="format version 1; this code reads 2") as caught:
         isodense.load_weights(folder)
-    assert caught.value.hint == "dvc repro --force --single-item density"
+    assert caught.value.hint == "run `dvc repro --force --single-item density`"
