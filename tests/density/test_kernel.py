@@ -90,6 +90,16 @@ def test_a_group_counts_as_one_neighbour():
     np.testing.assert_allclose(np.exp(found.density), expected, rtol=1e-4)
 
 
+def test_a_group_counts_as_one_neighbour_beyond_k_too():
+    X, group = with_groups(5, 300, 10, 600, 0.0, dim=4)
+    found = estimate(knn_graph(X, 100), PARAMS.model_copy(update={"k": 100, "dup": 0.0}))
+    distinct = X[np.unique(group, return_index=True)[1]].astype(np.float64)
+    width = found.scales.width
+    expected = np.exp(-(cdist(X.astype(np.float64), distinct) ** 2) / (2 * width**2)).sum(axis=1)
+    ratio = np.exp(found.density) / expected
+    assert np.median(ratio) == pytest.approx(1, abs=0.04)
+
+
 @pytest.mark.parametrize("cores", [1, 2, 16])
 def test_blocks_and_threads_change_no_byte(cores, monkeypatch):
     graph = thousands()
