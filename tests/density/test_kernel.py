@@ -81,13 +81,24 @@ def test_crowds_larger_than_k_are_told_apart(k):
     assert (np.diff(mean) < 0).all()
 
 
-def test_a_group_counts_as_one_neighbour():
-    X, group = with_groups(5, 40, 15, 200, 0.0, dim=4)
+@pytest.mark.parametrize(("groups", "size"), [(40, 15), (300, 2)])
+def test_a_group_counts_as_one_neighbour(groups, size):
+    X, group = with_groups(5, groups, size, 200, 0.0, dim=4)
     found = estimate(knn_graph(X, 799), PARAMS.model_copy(update={"k": 799, "dup": 0.0}))
     distinct = X[np.unique(group, return_index=True)[1]].astype(np.float64)
     width = found.scales.width
     expected = np.exp(-(cdist(X.astype(np.float64), distinct) ** 2) / (2 * width**2)).sum(axis=1)
     np.testing.assert_allclose(np.exp(found.density), expected, rtol=1e-4)
+
+
+def test_a_group_counts_as_one_neighbour_beyond_k_too():
+    X, group = with_groups(5, 300, 10, 600, 0.0, dim=4)
+    found = estimate(knn_graph(X, 100), PARAMS.model_copy(update={"k": 100, "dup": 0.0}))
+    distinct = X[np.unique(group, return_index=True)[1]].astype(np.float64)
+    width = found.scales.width
+    expected = np.exp(-(cdist(X.astype(np.float64), distinct) ** 2) / (2 * width**2)).sum(axis=1)
+    ratio = np.exp(found.density) / expected
+    assert np.median(ratio) == pytest.approx(1, abs=0.04)
 
 
 @pytest.mark.parametrize("cores", [1, 2, 16])

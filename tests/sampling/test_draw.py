@@ -105,6 +105,16 @@ def test_equal_keys_are_drawn_by_row_and_extreme_weights_in_their_order(monkeypa
     assert draw(weights, 6, replacement=False).tolist() == [0, 1, 3, 0, 1, 3]
 
 
+def test_a_number_on_a_border_falls_on_the_next_row_that_can_be_drawn(monkeypatch):
+    assert set(draw(np.array([0.0, 5e-324, 0]), 50).tolist()) == {1}  # shares of it round up to it
+    monkeypatch.setattr(
+        sampling, "_uniforms", lambda size, seed, start: np.array([0, 0.25, 0.5, 0.75])
+    )
+    weights = np.array([0, 2.0, 0, 1, 1, 0])
+    assert draw(weights, 4).tolist() == [1, 1, 3, 4]
+    assert list(DistributedWeightedSampler(weights, 4)) == [1, 1, 3, 4]
+
+
 @given(st.integers(0, 50), st.integers(0, 50), st.integers(0, 2**31), st.sampled_from(MODES[1:]))
 def test_any_piece_of_any_stream_is_the_same(start, size, seed, mode):
     whole = draw(WEIGHTS, 100, seed, 0, *mode)

@@ -198,6 +198,47 @@ def test_an_unfinished_checkpoint_is_never_chosen(tmp_path: Path):
     assert newest(tmp_path) is None
 
 
+def checkpoint(folder: Path, step: int) -> Path:
+    made = folder / f"checkpoint-{step}"
+    (made / "deep").mkdir(parents=True)
+    (made / "deep/weights").write_bytes(b"1234")
+    return made
+
+
+def test_the_newest_checkpoint_is_that_of_the_highest_step(tmp_path: Path):
+    for step in (9, 10, 8):
+        finalize(checkpoint(tmp_path / "apart", step))
+        (tmp_path / f"apart/checkpoint-{step}").rename(tmp_path / f"checkpoint-{step}")
+    assert newest(tmp_path) == tmp_path / "checkpoint-10"
+    (tmp_path / "checkpoint-10/deep/weights").write_bytes(b"12")
+    assert newest(tmp_path) == tmp_path / "checkpoint-9"
+
+
+def test_a_kill_while_older_checkpoints_are_deleted_leaves_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    finalize(checkpoint(tmp_path, 1))
+    monkeypatch.setattr(
+        "shutil.rmtree", lambda path: (path / "deep/weights").unlink() or interrupt()
+    )
+    with pytest.raises(KeyboardInterrupt):
+        finalize(checkpoint(tmp_path, 2))
+    assert newest(tmp_path) == tmp_path / "checkpoint-2"
+
+
+def test_a_signal_passed_on_twice_asks_once(monkeypatch: pytest.MonkeyPatch):
+    with Stop() as stop:
+        press_ctrl_c()
+        press_ctrl_c()  # the same one, from the launcher
+        assert stop.asked
+    monkeypatch.setattr("isodense.train.checkpoints.SAME", 0.0)
+    with Stop() as stop:
+        assert not stop.asked
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.asked
+
+
 def test_ctrl_c_twice_interrupts_at_once(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("isodense.train.checkpoints.SAME", 0.0)
     before = signal.getsignal(signal.SIGINT)
