@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
@@ -30,6 +31,7 @@ UNREADABLE = (
     SafetensorError,
 )  # raised by a bad folder
 HINT = "choose a model whose model_type transformers knows"
+ONE_AT_A_TIME = Lock()  # transformers swaps torch's initialisers while it loads
 SHOWN = 4  # names of unknown weights in an error
 # Buffers that older versions of transformers saved and newer ones compute, and the pooler, which
 # no vector is made of.
@@ -99,7 +101,7 @@ def read_model(
         If the model needs code of its own, or has weights that `kind` does not know.
     """
     refuse_code(folder)
-    with quiet():
+    with ONE_AT_A_TIME, quiet():
         model, info = kind.from_pretrained(
             folder,
             trust_remote_code=False,
