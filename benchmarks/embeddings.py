@@ -224,6 +224,7 @@ def write(count: int) -> None:
             precision="float32",
             batch_tokens=None,
             rows_per_shard=4096,
+            prefix=None,
             dtype="float32",
             postprocess="none",
             components=0,

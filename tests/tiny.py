@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     BertConfig,
@@ -13,6 +14,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
 )
 
 from isodense.pipeline.artifact import write_manifest
@@ -129,3 +132,56 @@ def prompts(folder: Path, count: int, heldout: float = 0.2) -> Path:
     pairs = ({"prompt": user(text), **answers, "source": "test"} for text in texts(count))
     stage.publish(pairs, PromptsParams(heldout=heldout), "0" * 64, folder)
     return folder
+
+
+def vision_policy(folder: Path) -> Path:
+    """Save a tiny Qwen3.5 that also sees: text config nested, two kinds of attention, vision."""
+    made = tokenizer()
+    text = {
+        "vocab_size": len(made) + 8,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "layer_types": ["linear_attention"] * 3 + ["full_attention"],
+        "max_position_embeddings": 256,
+        "pad_token_id": made.pad_token_id,
+        "eos_token_id": made.eos_token_id,
+    }
+    vision = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_heads": 2,
+        "patch_size": 8,
+        "out_hidden_size": 32,
+        "num_position_embeddings": 16,
+    }
+    places = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    ids = {name: len(made) + number for number, name in enumerate(places)}
+    config = Qwen3_5Config(text_config=text, vision_config=vision, **ids)
+    folder.mkdir(parents=True)
+    made.save_pretrained(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        Qwen3_5ForConditionalGeneration(config).save_pretrained(folder)
+    write_manifest(folder, "models", role="policy")
+    return folder
+
+
+def add_weight(folder: Path, name: str) -> None:
+    """Add a tensor to the weights of a model folder."""
+    path = folder / "model.safetensors"
+    save_file(load_file(path) | {name: torch.ones(2)}, path, metadata={"format": "pt"})
+
+
+def edit(path: Path, **fields: object) -> None:
+    """Set fields of a JSON file, which need not exist."""
+    found = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(found | fields))

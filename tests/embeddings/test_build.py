@@ -38,6 +38,7 @@ PARAMS = EmbeddingsParams(
     precision="float32",
     batch_tokens=512,
     rows_per_shard=16,
+    prefix=None,
     dtype="float32",
     postprocess="auto",
     components=1,

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer
 
 from isodense.embeddings.encoder import Encoder, load_encoder
+from isodense.embeddings.texts import Reading, TextReader
 from isodense.pipeline.errors import IsodenseError, ModelError, TextError
 from tests import tiny
 
@@ -346,7 +347,8 @@ def test_the_default_budget_is_the_devices(built):
     assert max(tokens) == 17 * 60  # what goes into 1,024
     assert sum(tokens) == 6000
     on_gpu = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32)
-    made = Encoder(on_gpu, None, None, "mean", None, 64, None, packed=True)
+    reader = TextReader(None, Reading(), 64)
+    made = Encoder(on_gpu, None, reader, "mean", None, None, packed=True)
     assert made._fitting([64] * 1000) == 512
 
 

@@ -149,7 +149,7 @@ def test_weights_that_are_not_numbers_are_noticed(folders, kind):
 
 def test_a_tokenizer_that_cuts_the_end_off_is_noticed(folders):
     encoder = loaded(folders, "bert")
-    encoder._tokenizer.truncation_side = "right"
+    encoder._reader._tokenizer.truncation_side = "right"
     with pytest.raises(ModelError, match="does not cut long texts at their start"):
         preflight(encoder, TEXTS)
 
@@ -167,7 +167,7 @@ def test_a_tokenizer_that_cuts_otherwise_is_noticed(folders, monkeypatch, cut):
     encoder = loaded(folders, "bert")
 
     def tokenize(self, texts):
-        return [CUTS[cut](ids) for ids in self._tokenizer(texts)["input_ids"]], len(texts)
+        return [CUTS[cut](ids) for ids in self._reader._tokenizer(texts)["input_ids"]], len(texts)
 
     monkeypatch.setattr(Encoder, "tokenize", tokenize)
     with pytest.raises(ModelError, match="does not cut long texts at their start"):

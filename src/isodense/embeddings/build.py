@@ -144,7 +144,9 @@ def load_with(folder: Path, params: dict[str, Any], device: str) -> Encoder:
     from isodense.embeddings.encoder import load_encoder
 
     names = ("pooling", "layer", "max_tokens", "batch_tokens", "space", "projection", "precision")
-    return load_encoder(folder, device=device, **{n: params[n] for n in names if n in params})
+    known = {name: params[name] for name in names if name in params}
+    prefix = params.get("prefix", "")  # artifacts made before there was the param have none
+    return load_encoder(folder, device=device, prefix=prefix, **known)
 
 
 def _key(texts: list[str], encoder: dict[str, Any], params: EmbeddingsParams, device: str) -> str:

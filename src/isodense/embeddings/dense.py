@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from isodense.embeddings.packing import product
 from isodense.pipeline.errors import ModelError
 
+PACKAGE = "sentence_transformers"  # modules of other packages are code that comes with a model
 KINDS = ("Transformer", "Pooling", "Dense", "Normalize")
 POOLINGS = {"mean": "mean", "mean_tokens": "mean", "cls": "cls", "cls_token": "cls"}
 POOLINGS |= {"lasttoken": "last"}  # by the names of newer and older sentence-transformers
@@ -66,11 +68,22 @@ def modules(folder: Path) -> list[tuple[str, Path]]:
     """
     found = []
     for module in json.loads((folder / "modules.json").read_text(encoding="utf-8")):
-        kind = module["type"].rpartition(".")[2]
-        if kind not in KINDS:
-            hint = f"isodense knows {', '.join(KINDS)}; choose another encoder"
-            raise ModelError(f"{folder} has a module of type {kind}", hint)
+        package, _, kind = module["type"].rpartition(".")
+        if kind not in KINDS or package.partition(".")[0] != PACKAGE:
+            hint = f"isodense knows {', '.join(KINDS)} of {PACKAGE}; choose another encoder"
+            raise ModelError(f"{folder} has a module of type {kind} ({package})", hint)
         found.append((kind, folder / module["path"]))
+    return found
+
+
+def settings_in(path: Path) -> dict[str, Any]:
+    """Return a JSON object, empty if there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path} is not JSON: {error}", "fetch the model again") from None
     return found
 
 

@@ -1,9 +1,9 @@
 """Text encoders: unit vectors whose bytes depend on nothing but the text and the model.
 
 Two kinds of model folder are supported. For a sentence-transformers folder (``modules.json``), the
-pooling is that of the folder. Any other folder is taken for a decoder language model, and the
-hidden states are averaged over all tokens of the prompt but the first, which is an attention sink
-with a huge norm.
+prefix (:mod:`isodense.embeddings.texts`), the pooling and the dense layers are those of the folder.
+Any other folder is taken for a decoder language model, and the hidden states are averaged over all
+tokens of the prompt but the first, which is an attention sink with a huge norm.
 
 Texts run in packs, end to end and without padding (:mod:`isodense.embeddings.packing`). Models
 whose attention cannot be packed (windows, learnt position biases) run in padded batches; a short
@@ -23,11 +23,16 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer
 
 from isodense.embeddings import packing
-from isodense.embeddings.dense import Dense, folder_pooling, is_sentence_encoder, load_dense
+from isodense.embeddings.dense import (
+    Dense,
+    folder_pooling,
+    is_sentence_encoder,
+    load_dense,
+)
 from isodense.embeddings.logits import LogitSpace
+from isodense.embeddings.texts import LENGTH_MULTIPLE, TextReader, load_reader
 from isodense.models.inference.backbone import load_backbone
 from isodense.pipeline.errors import ModelError, TextError
 from isodense.pipeline.runtime import resolve_device
@@ -38,7 +43,6 @@ Precision = Literal["float32", "bfloat16"]
 
 Head = LogitSpace | Dense
 
-LENGTH_MULTIPLE = 16
 ROWS_MULTIPLE = 4
 BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}  # on a CPU, as many as stay in the caches
 SAME = {"float32": 0.9999, "bfloat16": 0.99}  # least cosine of a text's vectors, batched and alone
@@ -52,7 +56,8 @@ class Encoder:
     Attributes
     ----------
     max_tokens : int
-        Longer texts are truncated on the left: the question is usually at the end.
+        Longer texts are truncated on the left, after any prefix: the question is usually at the
+        end.
     device : {"cpu", "cuda"}
         Device of the model.
     precision : {"float32", "bfloat16"}
@@ -65,18 +70,20 @@ class Encoder:
         self,
         model: Any,
         block: torch.nn.Module | None,
-        tokenizer: Any,
+        reader: TextReader,
         pooling: str,
         head: Head | None,
-        max_tokens: int,
         batch_tokens: int | None,
         packed: bool,
     ) -> None:
-        self._model, self._tokenizer, self._pooling, self._head = model, tokenizer, pooling, head
+        self._model, self._reader, self._pooling, self._head = model, reader, pooling, head
+        self._left_out = int(pooling == "mean_without_first")  # first positions that no mean has
+        if pooling.startswith("mean"):
+            self._left_out = max(self._left_out, reader.unpooled)
         self.device = model.device.type
         self.precision = str(model.dtype).removeprefix("torch.")
         self._batch_tokens = batch_tokens or BATCH_TOKENS[self.device]
-        self.max_tokens, self.packed = max_tokens, packed
+        self.max_tokens, self.packed = reader.max_tokens, packed
         self._states: torch.Tensor | None = None
         if block is not None:
             block.register_forward_hook(self._keep)
@@ -84,19 +91,13 @@ class Encoder:
     @property
     def dim(self) -> int:
         """Columns of a vector."""
-        return int(self._model.config.hidden_size) if self._head is None else self._head.dim
+        if self._head is not None:
+            return self._head.dim
+        return int(self._model.config.get_text_config().hidden_size)
 
     def tokenize(self, texts: list[str]) -> tuple[list[list[int]], int]:
         """Return the token ids of each text, and the number of texts that were truncated."""
-        ids: list[list[int]] = self._tokenizer(texts, verbose=False)["input_ids"] if texts else []
-        long = [row for row in range(len(ids)) if len(ids[row]) > self.max_tokens]
-        if long:
-            truncated = self._tokenizer(
-                [texts[row] for row in long], truncation=True, max_length=self.max_tokens
-            )["input_ids"]
-            for row, kept in zip(long, truncated, strict=True):
-                ids[row] = kept
-        return ids, len(long)
+        return self._reader.tokenize(texts)
 
     def encode(self, texts: list[str]) -> np.ndarray:
         """Return one unit vector per text.
@@ -238,7 +239,7 @@ class Encoder:
     def _padded_batch(self, ids: list[list[int]]) -> dict[str, torch.Tensor]:
         length = _padded(len(ids[0]), LENGTH_MULTIPLE)
         count = _padded(len(ids), ROWS_MULTIPLE)
-        tokens = torch.full((count, length), int(self._tokenizer.pad_token_id or 0))
+        tokens = torch.full((count, length), self._reader.pad)
         mask = torch.zeros((count, length), dtype=torch.long)
         for row, values in enumerate(ids):
             tokens[row, : len(values)] = torch.tensor(values)
@@ -264,8 +265,8 @@ class Encoder:
             states = states[:, :1]
         elif self._pooling == "last":
             states = states[:, -1:]
-        elif self._pooling == "mean_without_first" and states.shape[1] > 1:
-            states = states[:, 1:]
+        elif states.shape[1] > self._left_out:
+            states = states[:, self._left_out :]
         return states.mean(dim=1) if self._head is None else self._head(states)
 
 
@@ -280,6 +281,7 @@ def load_encoder(
     space: Space = "hidden",
     projection: int = 1024,
     precision: Precision = "float32",
+    prefix: str | None = None,
 ) -> Encoder:
     """Load an encoder from a folder of safetensors.
 
@@ -306,6 +308,9 @@ def load_encoder(
         Columns of ``logits_projected``.
     precision : {"float32", "bfloat16"}
         Type of the weights and computations.
+    prefix : str, optional
+        Put before every text; by default the default prompt of a sentence-transformers folder, and
+        nothing otherwise.
 
     Returns
     -------
@@ -315,7 +320,7 @@ def load_encoder(
     ------
     ModelError
         If the folder is not a whole model, has fewer layers or a shorter context, or asks for an
-        unknown pooling.
+        unknown pooling, or if the prefix leaves no room for a text.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
@@ -326,9 +331,10 @@ def load_encoder(
     chosen = _auto_pooling(folder, space) if pooling == "auto" else pooling
     where = _device(device)
     model, block, packed = _load_model(folder, layer, max_tokens, where, precision)
-    tokenizer = _load_tokenizer(folder, model, max_tokens)
+    limit = model.config.get_text_config().max_position_embeddings - packing.first_position(model)
+    reader = load_reader(folder, limit, max_tokens, prefix)
     head = _load_head(folder, space, layer, projection, where)
-    return Encoder(model, block, tokenizer, chosen, head, max_tokens, batch_tokens, packed)
+    return Encoder(model, block, reader, chosen, head, batch_tokens, packed)
 
 
 def _load_head(
@@ -362,21 +368,6 @@ def _device(device: str) -> str:
     if where == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     return where
-
-
-def _load_tokenizer(folder: Path, model: Any, max_tokens: int) -> Any:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{folder} cannot be loaded: {error}") from None
-    tokenizer.truncation_side = "left"
-    limit = model.config.max_position_embeddings - packing.first_position(model)
-    limit = min(limit, tokenizer.model_max_length)
-    limit -= limit % LENGTH_MULTIPLE
-    if max_tokens > limit:
-        message = f"embeddings.max_tokens = {max_tokens} exceeds what {folder} reads, {limit}"
-        raise ModelError(message, f"set it to at most {limit}")
-    return tokenizer
 
 
 def _auto_pooling(folder: Path, space: str) -> str:

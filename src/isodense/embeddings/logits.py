@@ -20,16 +20,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM
 
 from isodense.embeddings.packing import product
-from isodense.models.inference.backbone import quiet
+from isodense.models.inference.load import UNREADABLE, read_model
 from isodense.pipeline.errors import ModelError
 from isodense.pipeline.runtime import one_thread
 
@@ -54,17 +52,15 @@ def load_head(folder: str | Path) -> tuple[torch.Tensor, float | None]:
         If the model has no language head, or one with a bias.
     """
     try:
-        with quiet():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, output_loading_info=True
-            )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        model, missing = read_model(AutoModelForCausalLM, folder, dtype=torch.float32)
+    except UNREADABLE as error:
         raise ModelError(f"{folder} has no language head: {error}", HINT) from None
-    model, info = loaded
     head = model.get_output_embeddings()
-    if head is None or info["missing_keys"] or getattr(head, "bias", None) is not None:
+    if head is None or missing or getattr(head, "bias", None) is not None:
         raise ModelError(f"the language head of {folder} is missing or has a bias", HINT)
-    return head.weight.detach(), getattr(model.config, "final_logit_softcapping", None)
+    return head.weight.detach(), getattr(
+        model.config.get_text_config(), "final_logit_softcapping", None
+    )
 
 
 class LogitSpace:

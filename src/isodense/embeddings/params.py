@@ -16,6 +16,9 @@ class EmbeddingsParams(Params):
 
     Attributes
     ----------
+    prefix : str or None
+        Put before every prompt; null for the default prompt that a sentence-transformers folder
+        names.
     rows_per_shard : int
         Prompts per shard file.
     dtype : {"float32", "float16"}
@@ -33,6 +36,7 @@ class EmbeddingsParams(Params):
     space: Literal["hidden", "logits", "logits_projected", "logits_full"]
     pooling: Literal["auto", "mean", "mean_without_first", "cls", "last"]
     layer: int | None = Field(ge=1)
+    prefix: str | None
     projection: int = Field(ge=1)
     max_tokens: int = Field(ge=8)
     precision: Literal["float32", "bfloat16"]

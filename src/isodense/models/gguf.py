@@ -6,8 +6,9 @@ import struct
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
+from isodense.models.inference.load import read_model, read_tokenizer
 from isodense.pipeline.errors import ModelError
 
 
@@ -28,12 +29,12 @@ def dequantise(source: Path, out: Path) -> None:
     """
     folder, name = str(source.parent), source.name
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
-        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+        tokenizer = read_tokenizer(folder, gguf_file=name)
+        model, _ = read_model(AutoModelForCausalLM, folder, gguf_file=name, dtype=torch.float32)
     except (ValueError, OSError, KeyError, struct.error, NotImplementedError) as error:
         raise ModelError(f"{source.name} cannot be dequantised: {error}") from error
     del model.config.quantization_config  # otherwise transformers saves and loads it as quantised
-    model.hf_quantizer = None  # type: ignore[assignment]
+    model.hf_quantizer = None
     model.config.name_or_path = model.config._name_or_path = ""
     tokenizer.name_or_path = ""
     tokenizer.init_kwargs.pop("name_or_path", None)

@@ -40,7 +40,8 @@ def publish(role: str, model: ModelParams, out: str | Path, cache: str | Path) -
     Raises
     ------
     ModelError
-        If the model cannot be fetched or verified, or is not one that ``transformers`` loads.
+        If the model cannot be fetched or verified, or is not one that ``transformers`` loads
+        without running code that comes with it.
     """
     with _fetched(model, Path(cache)) as source, publishing(out) as staging:
         if model.source == "nanochat":
@@ -78,6 +79,9 @@ def _fetched(model: ModelParams, cache: Path) -> Any:
 def _copy(source: Path, staging: Path) -> None:
     if not source.is_dir():
         raise ModelError(f"{source} is not a folder or .gguf file", "correct models.*.path")
+    from isodense.models.inference.load import refuse_code
+
+    refuse_code(source)
     for file in sorted(source.rglob("*")):
         hidden = any(part.startswith(".") for part in file.relative_to(source).parts)
         if file.is_file() and file.suffix in SUFFIXES and not hidden:

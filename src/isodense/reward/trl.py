@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import (
     AutoModelForSequenceClassification,
@@ -28,7 +27,7 @@ from transformers import (
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
-from isodense.models.inference.backbone import quiet
+from isodense.models.inference.load import UNREADABLE, other_head, read_model, require_whole
 from isodense.models.inference.policy import load_tokenizer
 from isodense.pipeline.artifact import read_manifest
 from isodense.pipeline.cache import Store, cache_key, sequences_sha256
@@ -187,17 +186,17 @@ def start(policy: Path, seed: int) -> Any:
     """
     set_seed(seed)
     try:
-        with quiet():
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                policy, num_labels=1, dtype=torch.float32, output_loading_info=True
-            )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        model, missing = read_model(
+            AutoModelForSequenceClassification,
+            policy,
+            other_head(policy),
+            num_labels=1,
+            dtype=torch.float32,
+        )
+    except UNREADABLE as error:
         message = f"{policy} cannot be loaded as a sequence classifier: {error}"
         raise ModelError(message, "use another reward.kind for this policy") from None
-    lacking = sorted(set(info["missing_keys"]) - {NEW})
-    if lacking:
-        message = f"{policy} lacks {len(lacking)} weights, first {lacking[0]}"
-        raise ModelError(message, "fetch the model again: they would be made up at random")
+    require_whole(policy, [name for name in missing if name != NEW])
     return model
 
 

@@ -6,6 +6,7 @@ Only TRL's public interface is used. What dvclive records repeats with the run: 
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,24 +14,34 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from accelerate.utils import is_peft_model
 from datasets import Dataset
 from dvclive.live import Live
+from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback
 from transformers.utils import logging as transformers_logging
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from isodense.models.inference.policy import load_policy, load_tokenizer
+from isodense.models.inference.load import (
+    UNREADABLE,
+    read_config,
+    read_model,
+    require_whole,
+    weights_of,
+)
+from isodense.models.inference.policy import load_tokenizer
 from isodense.pipeline.artifact import write_json
-from isodense.pipeline.errors import TrainingError
+from isodense.pipeline.errors import ModelError, TrainingError
 from isodense.pipeline.stage import progress
 from isodense.prompts.conversations import Message
 from isodense.train.checkpoints import Stop, finalize
 
 Score = Callable[[Sequence[list[Message]], Sequence[str]], np.ndarray]
 
+PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 SERIES = {
     "reward": "reward",
     "reward_std": "reward_std",
@@ -70,7 +81,10 @@ def make_trainer(
     ------
     TrainingError
         If TRL or peft refuses the settings for this policy, or a package that they need is missing.
+    ModelError
+        If the policy is not whole, or not one that transformers knows.
     """
+    check_policy(policy)
     transformers_logging.disable_progress_bar()
     # TRL's own use of a name that transformers is about to drop.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
@@ -103,7 +117,8 @@ def _adapter(lora: Mapping[str, Any] | None) -> Any:
 def save_policy(trainer: GRPOTrainer, policy: str | Path, folder: Path) -> None:
     """Save the trained policy into `folder`; an adapter also merged into the policy.
 
-    Every process must call it, since the weights may be spread over them.
+    The model is saved whole, in the class that was trained and in the policy's dtype. Every process
+    must call it, since the weights may be spread over them.
 
     Parameters
     ----------
@@ -112,18 +127,141 @@ def save_policy(trainer: GRPOTrainer, policy: str | Path, folder: Path) -> None:
         The untrained policy's folder.
     folder : Path
         A new folder; gets ``adapter/`` where there is one.
+
+    Raises
+    ------
+    TrainingError
+        If the adapter does not fit the policy, or no weight changed.
     """
     adapter = folder / "adapter"
     whole = not is_peft_model(trainer.model)
     trainer.save_model(str(folder if whole else adapter))
-    if whole or not trainer.is_world_process_zero():
+    if not trainer.is_world_process_zero():
         return
-    from peft import PeftModel
+    if not whole:
+        _portable_config(adapter / "adapter_config.json", Path(policy).name)
+        model = trainer.accelerator.unwrap_model(trainer.model).get_base_model()
+        merge_adapter(_class(model), policy, adapter).save_pretrained(folder)
+        load_tokenizer(policy).save_pretrained(folder)
+    for name in PROCESSORS:
+        if Path(policy, name).is_file():
+            shutil.copyfile(Path(policy, name), folder / name)
+    keep_dtypes(policy, folder)
+    if trainer.args.learning_rate > 0:
+        require_change(policy, folder)
 
-    _portable_config(adapter / "adapter_config.json", Path(policy).name)
-    merged = PeftModel.from_pretrained(load_policy(policy), str(adapter)).merge_and_unload()
-    merged.save_pretrained(folder)
-    load_tokenizer(policy).save_pretrained(folder)
+
+def check_policy(policy: str | Path) -> None:
+    """Check the policy as TRL is about to load it, without reading the weights' values.
+
+    Raises
+    ------
+    ModelError
+        If it is not whole, or has weights that transformers does not know.
+    """
+    names = read_config(policy).architectures or [""]
+    kind = getattr(transformers, names[0], transformers.AutoModelForCausalLM)
+    try:
+        require_whole(policy, read_model(kind, policy, device_map="meta")[1])
+    except UNREADABLE as error:
+        raise ModelError(f"{policy} cannot be loaded: {error}") from None
+
+
+def merge_adapter(kind: Any, policy: str | Path, adapter: Path) -> Any:
+    """Return the policy with an adapter merged into it, in float32.
+
+    Parameters
+    ----------
+    kind : type
+        The class that was trained: names of modules differ between classes of one architecture.
+    policy : str or Path
+        The untrained policy's folder.
+    adapter : Path
+        The adapter's folder.
+
+    Raises
+    ------
+    TrainingError
+        If the adapter has other weights than the policy takes.
+    """
+    from peft import PeftConfig, get_peft_model
+
+    base, _ = read_model(kind, policy, dtype=torch.float32)
+    config = PeftConfig.from_pretrained(str(adapter))
+    config.base_model_name_or_path = base.name_or_path
+    adapted = get_peft_model(base, config)
+    result = adapted.load_adapter(str(adapter), "default")
+    faults = {"missing": result.missing_keys, "unexpected": result.unexpected_keys}
+    if any(faults.values()):
+        said = ", ".join(f"{len(x)} {fault}, first {x[0]}" for fault, x in faults.items() if x)
+        message = f"the adapter does not fit {type(base).__name__} of {policy}: {said}"
+        raise TrainingError(message, "set train.lora.target_modules to modules of the policy")
+    return adapted.merge_and_unload()
+
+
+def keep_dtypes(policy: str | Path, trained: Path) -> None:
+    """Store each weight of the trained policy in the dtype that it has in the untrained one.
+
+    TRL trains in float32, whatever the policy is stored in.
+    """
+    stored = weights_of(policy)
+    sizes = 0
+    for path in sorted(trained.glob("*.safetensors")):
+        tensors = load_file(path)
+        cast = {
+            name: weight.to(stored[name]().dtype) if name in stored else weight
+            for name, weight in tensors.items()
+        }
+        sizes += sum(weight.nbytes for weight in cast.values())
+        if any(weight.dtype != tensors[name].dtype for name, weight in cast.items()):
+            save_file(cast, path, metadata={"format": "pt"})
+    _declare_dtype(Path(policy, "config.json"), trained / "config.json")
+    index = trained / "model.safetensors.index.json"
+    if index.is_file():
+        content = json.loads(index.read_text(encoding="utf-8"))
+        content["metadata"]["total_size"] = sizes
+        write_json(index, content)
+
+
+def _declare_dtype(policy: Path, trained: Path) -> None:
+    """Let the config of the trained policy, and each one in it, name the policy's dtype."""
+    before, after = (json.loads(path.read_text(encoding="utf-8")) for path in (policy, trained))
+    dtype = before.get("dtype") or before.get("torch_dtype")
+    parts = [after, *(part for part in after.values() if isinstance(part, dict))]
+    wrong = [part for part in parts if dtype and part.get("dtype", dtype) != dtype]
+    for part in wrong:
+        part["dtype"] = dtype
+    if wrong:
+        write_json(trained, after)
+
+
+def require_change(policy: str | Path, trained: str | Path) -> None:
+    """Raise if every weight of the trained policy is that of the untrained one.
+
+    Raises
+    ------
+    TrainingError
+        Saying why that can be.
+    """
+    before = weights_of(policy)
+    for name, weight in weights_of(trained).items():
+        if name not in before:
+            return
+        old, new = before[name](), weight()
+        if old.shape != new.shape or not torch.equal(old.to(new.dtype), new):
+            return
+    message = "training changed no weight of the policy: the result would be the policy itself"
+    hint = (
+        "see whether the rewards of a group differ (frac_reward_zero_std), whether "
+        "train.learning_rate is too small for the policy's dtype, and what train.lora adapts"
+    )
+    raise TrainingError(message, hint)
+
+
+def _class(model: Any) -> Any:
+    """Return the class of transformers that a model is of, below those that wrappers derive."""
+    kinds = [kind for kind in type(model).__mro__ if kind.__module__.startswith("transformers.")]
+    return kinds[0] if kinds else type(model)
 
 
 def reward_function(score: Score, group: int) -> Callable[..., list[float | None]]:

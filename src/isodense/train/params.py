@@ -38,6 +38,7 @@ OWN_FIELDS = {
     "save_only_model": "the stage",
     "resume_from_checkpoint": "the stage (a run that was cut off goes on by itself)",
     "ignore_data_skip": "the stage",
+    "trust_remote_code": "the stage (code that comes with a model is never run)",
     "sync_ref_model": "the stage (a reference that moves is in no checkpoint)",
     "eval_strategy": "the stage",
     "do_eval": "the stage",
@@ -117,6 +118,9 @@ class TrainParams(Params):
             from trl.trainer.grpo_config import GRPOConfig
 
             faults += wrong_names("grpo", self.grpo, GRPOConfig, OWN_FIELDS)
+            if "trust_remote_code" in (self.grpo.get("model_init_kwargs") or {}):
+                name = "grpo.model_init_kwargs.trust_remote_code"
+                faults.append(f"{name} is set by {OWN_FIELDS['trust_remote_code']}")
         if self.lora is not None:
             from peft import LoraConfig
 

@@ -123,6 +123,7 @@ def training_bytes(project: Project, half: bool) -> int:
     if train is None or not config or not weights:
         return 0
     tokens = train.completions_per_pass * (train.max_prompt_tokens + train.max_completion_tokens)
+    config = config.get("text_config", config)  # of a model that also sees
     blocks = config.get("num_hidden_layers", 0) * config.get("hidden_size", 0)
     if train.grpo.get("gradient_checkpointing"):
         blocks //= max(1, config.get("num_hidden_layers", 1))

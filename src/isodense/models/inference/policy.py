@@ -13,9 +13,15 @@ from typing import Any
 
 import torch
 from jinja2 import TemplateError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
-from isodense.models.inference.backbone import quiet
+from isodense.models.inference.load import (
+    UNREADABLE,
+    read_config,
+    read_model,
+    read_tokenizer,
+    require_whole,
+)
 from isodense.pipeline.errors import ModelError
 from isodense.prompts.conversations import Message
 
@@ -29,8 +35,8 @@ def load_tokenizer(folder: str | Path) -> Any:
         If the folder holds no tokenizer, chat template or end-of-turn token.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+        tokenizer = read_tokenizer(folder)
+    except UNREADABLE as error:
         raise ModelError(f"{folder} has no tokenizer: {error}", "run `dvc repro models`") from None
     if tokenizer.chat_template is None:
         message = f"the tokenizer in {folder} has no chat template"
@@ -44,7 +50,7 @@ def load_tokenizer(folder: str | Path) -> Any:
 
 def context_length(folder: str | Path) -> int | None:
     """Return the context length of the policy in tokens, or None if the config has none."""
-    config = AutoConfig.from_pretrained(folder)
+    config = read_config(folder).get_text_config()
     return getattr(config, "max_position_embeddings", None)
 
 
@@ -62,9 +68,17 @@ def load_policy(folder: str | Path, device: str = "cpu") -> Any:
     -------
     transformers.PreTrainedModel
         In evaluation mode, on `device`.
+
+    Raises
+    ------
+    ModelError
+        If the folder is not a whole causal language model that transformers knows.
     """
-    with quiet():
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    try:
+        model, missing = read_model(AutoModelForCausalLM, folder, dtype=torch.float32)
+    except UNREADABLE as error:
+        raise ModelError(f"{folder} cannot be loaded: {error}") from None
+    require_whole(folder, missing)
     return model.eval().to(device)
 
 

@@ -15,10 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 from jinja2 import TemplateError
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
-from isodense.models.inference.backbone import quiet
+from isodense.models.inference.load import (
+    UNREADABLE,
+    other_head,
+    read_config,
+    read_model,
+    read_tokenizer,
+)
 from isodense.models.inference.policy import token_batches
 from isodense.pipeline.errors import ModelError
 from isodense.prompts.conversations import Message
@@ -93,8 +98,8 @@ def load_chat_tokenizer(folder: Path) -> Any:
         If there is none, or none with a chat template.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+        tokenizer = read_tokenizer(folder)
+    except UNREADABLE as error:
         raise ModelError(f"the reward model has no tokenizer: {error}") from None
     if tokenizer.chat_template is None:
         message = "the reward model's tokenizer has no chat template to render conversations with"
@@ -112,23 +117,21 @@ def load_model(folder: Path, device: str) -> Any:
         If it is another model, or has other outputs.
     """
     try:
-        outputs = AutoConfig.from_pretrained(folder, trust_remote_code=False).num_labels
+        outputs = read_config(folder).num_labels
         if outputs != 1:
             message = f"the reward model has {outputs} outputs, not one"
             raise ModelError(message, "choose a sequence classifier with num_labels 1")
-        with quiet():
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                folder,
-                dtype=torch.float32 if device == "cpu" else "auto",
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        model, missing = read_model(
+            AutoModelForSequenceClassification,
+            folder,
+            other_head(folder),
+            dtype=torch.float32 if device == "cpu" else "auto",
+        )
+    except UNREADABLE as error:
         raise ModelError(f"the reward model cannot be loaded: {error}") from None
-    if info["missing_keys"]:
-        message = f"the reward model lacks {len(info['missing_keys'])} weights"
-        first = f"first {sorted(info['missing_keys'])[0]}"
+    if missing:
+        message = f"the reward model lacks {len(missing)} weights"
+        first = f"first {missing[0]}"
         hint = "choose a sequence classifier: they would be made up at random"
         raise ModelError(f"{message}, {first}", hint)
     return model.eval().to(device)

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-from isodense.models.inference.backbone import load_backbone
+from isodense.models.inference.backbone import is_recurrent, load_backbone
 from isodense.models.inference.policy import (
     answer_tokens,
     context_length,
@@ -82,7 +82,9 @@ class Features:
             message = f"reward.max_tokens = {max_tokens} exceeds the policy's context, {context}"
             raise ModelError(message, f"set it to at most {context}")
         self.max_tokens = max_tokens
-        self.dim = int(self._model.config.hidden_size) * (2 if pooling == "both" else 1)
+        self.dim = int(self._model.config.get_text_config().hidden_size) * (
+            2 if pooling == "both" else 1
+        )
         self._states: torch.Tensor
         block.register_forward_hook(self._keep)
 
@@ -152,6 +154,9 @@ class Features:
         self, units: list[_Unit], answered: list[list[int]]
     ) -> Iterator[tuple[list[int], np.ndarray]]:
         """Yield rows and their features: the prompts run once, then answers of each length."""
+        if is_recurrent(self._model.config):
+            yield from self._alone(units, answered)
+            return
         past, seen = self._extend(None, None, [unit.prompt for unit in units])
         lengths: dict[int, list[tuple[int, int]]] = {}
         for number, unit in enumerate(units):
@@ -166,6 +171,18 @@ class Features:
             _, mask = self._extend(branch, seen[owner], [answered[row] for row in rows])
             pooled = self._pool(self._states.float(), mask[:, seen.shape[1] :])
             yield rows, pooled[: len(rows)].cpu().numpy()
+
+    def _alone(
+        self, units: list[_Unit], answered: list[list[int]]
+    ) -> Iterator[tuple[list[int], np.ndarray]]:
+        """Yield each row and its feature, one by one, of a model that padding would change."""
+        for unit in units:
+            for row in unit.rows:
+                ids = torch.tensor([[*unit.prompt, *answered[row]]], device=self._device)
+                self._model(input_ids=ids, use_cache=False)
+                states = self._states[:, len(unit.prompt) :].float()
+                mask = torch.ones(states.shape[:2], dtype=torch.long, device=self._device)
+                yield [row], self._pool(states, mask).cpu().numpy()
 
     def _extend(
         self, past: Any, seen: torch.Tensor | None, ids: Sequence[Sequence[int]]

@@ -1,0 +1,141 @@
+"""What is published is what was trained: all of it, in the policy's dtype, and changed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlamaForCausalLM
+
+from isodense.pipeline.artifact import write_manifest
+from isodense.pipeline.errors import TrainingError
+from isodense.sampling.weights import load_weights
+from isodense.train.grpo import merge_adapter, require_change
+from isodense.train.params import TrainParams
+from isodense.train.train import train
+from tests import tiny
+from tests.rl import SECTIONS, write_inputs
+
+WEIGHTS = "model.safetensors"
+LORA = {"r": 4, "target_modules": "all-linear"}
+VISION = {"r": 4, "target_modules": ["q_proj", "v_proj", "in_proj_qkv", "up_proj"]}
+
+
+def length(prompts, completions) -> np.ndarray:
+    return np.array([len(text) for text in completions], dtype=np.float32)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("grpo")
+    prompts = write_inputs(folder).split("train")
+    tiny.vision_policy(folder / "models/vision")
+    half = shutil.copytree(folder / "models/policy", folder / "models/half")
+    LlamaForCausalLM.from_pretrained(half).to(torch.bfloat16).save_pretrained(half)
+    write_manifest(half, "models", role="policy")
+    return folder, prompts
+
+
+def run(world, policy: str, reward=length, **changes: object) -> tuple[Path, dict, dict]:
+    """Train a policy; return the result's folder, and both policies' tensors."""
+    folder, prompts = world
+    out = folder / f"{policy}-{len(list(folder.iterdir()))}"
+    train(
+        prompts,
+        load_weights(folder / "data/density").weights,
+        lambda device: reward,
+        folder / "models" / policy,
+        TrainParams(**(SECTIONS["train"] | changes)),  # type: ignore[arg-type]
+        seed=1,
+        device="cpu",
+        cache=folder / "cache",
+        inputs={
+            "policy": {"kind": "models", "files": {"name": policy}},
+            "reward": {"kind": "reward", "name": reward.__name__},
+        },
+        out=out / "models/grpo",
+        live=out / "reports/train",
+    )
+    made = out / "models/grpo"
+    return made, load_file(folder / "models" / policy / WEIGHTS), load_file(made / WEIGHTS)
+
+
+def changed(before: dict, after: dict) -> list[str]:
+    return [name for name in before if not torch.equal(before[name], after[name])]
+
+
+def test_lora_of_a_policy_that_also_sees_is_in_what_is_published(world):
+    (world[0] / "models/vision/preprocessor_config.json").write_text("{}")
+    made, before, after = run(world, "vision", lora=VISION)
+    assert before.keys() == after.keys()
+    moved = changed(before, after)
+    assert moved
+    assert all("language_model" in name for name in moved)
+    assert any(".visual." in name for name in after)
+    config = json.loads((made / "config.json").read_text())
+    assert config["architectures"] == ["Qwen3_5ForConditionalGeneration"]
+    assert (made / "preprocessor_config.json").is_file()
+
+
+def test_the_merge_is_the_policy_and_the_adapters_product(world):
+    made, before, after = run(world, "vision", lora=VISION)
+    adapter = load_file(made / "adapter/adapter_model.safetensors")
+    for name in changed(before, after):
+        key = f"base_model.model.{name.removesuffix('.weight')}.lora_"
+        product = adapter[f"{key}B.weight"] @ adapter[f"{key}A.weight"]
+        scale = json.loads((made / "adapter/adapter_config.json").read_text())["lora_alpha"] / 4
+        torch.testing.assert_close(after[name], before[name] + scale * product)
+
+
+@pytest.mark.parametrize("lora", [LORA, None])
+def test_a_bfloat16_policy_comes_out_bfloat16(world, lora):
+    made, before, after = run(world, "half", lora=lora)
+    assert {tensor.dtype for tensor in after.values()} == {torch.bfloat16}
+    assert json.loads((made / "config.json").read_text())["dtype"] == "bfloat16"
+    assert before.keys() == after.keys()
+    assert changed(before, after)
+
+
+@pytest.mark.parametrize("lora", [LORA, None])
+def test_a_policy_in_which_nothing_changed_is_not_published(world, lora):
+    def same(prompts, completions) -> np.ndarray:
+        return np.zeros(len(completions), dtype=np.float32)
+
+    with pytest.raises(TrainingError, match=r"changed no weight(?s:.)*frac_reward_zero_std"):
+        run(world, "policy", same, lora=lora)
+
+
+def test_a_learning_rate_of_zero_asks_for_no_change(world):
+    _, before, after = run(world, "policy", learning_rate=0.0)
+    assert not changed(before, after)
+
+
+def test_one_changed_weight_is_a_change(tmp_path):
+    before, after = tiny.policy(tmp_path / "before"), tiny.policy(tmp_path / "after")
+    with pytest.raises(TrainingError, match="changed no weight"):
+        require_change(before, after)
+    tensors = load_file(after / WEIGHTS)
+    tensors["model.norm.weight"][3] += 1
+    save_file(tensors, after / WEIGHTS, metadata={"format": "pt"})
+    require_change(before, after)
+
+
+@pytest.mark.parametrize("fault", ["missing", "unexpected"])
+def test_an_adapter_of_another_model_is_not_merged(world, tmp_path, fault):
+    made, *_ = run(world, "policy", lora=LORA)
+    adapter = shutil.copytree(made / "adapter", tmp_path / "adapter")
+    path = adapter / "adapter_model.safetensors"
+    tensors = load_file(path)
+    first = sorted(tensors)[0]
+    if fault == "missing":
+        del tensors[first]
+    else:
+        tensors[first.replace("layers.0", "layers.7")] = tensors[first].clone()
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(TrainingError, match=f"does not fit LlamaForCausalLM(?s:.)*1 {fault}"):
+        merge_adapter(LlamaForCausalLM, world[0] / "models/policy", adapter)
