@@ -25,8 +25,8 @@ from isodense.models.inference.policy import context_length, load_policy, load_t
 from isodense.models.params import ModelParams
 from isodense.models.publish import publish
 from isodense.pipeline.errors import ModelError
-from isodense.reward.classifier import load_model
-from isodense.reward.load import Features
+from isodense.reward.scoring.classifier import load_model
+from isodense.reward.scoring.load import Features
 from isodense.reward.trl import start
 from isodense.train.grpo import check_policy
 from tests import tiny
