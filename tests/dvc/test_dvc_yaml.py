@@ -33,6 +33,7 @@ READERS = {  # of other stages' artifacts: what they read is pinned by hashes an
     "isodense.sampling.weights",
 }
 INNER = ("isodense.models.inference", "isodense.reward.scoring")  # apart from what makes
+APPLIED = "isodense.embeddings.postprocess"  # to the vectors that its reader reads
 GRAPH = grimp.build_graph("isodense", cache_dir=None)
 
 
@@ -52,6 +53,7 @@ def rooms(stage):
     while waiting:
         module = waiting.pop()
         if module in READERS or module in seen or module.split(".")[1:2] == ["pipeline"]:
+            seen |= {APPLIED} & GRAPH.find_modules_directly_imported_by(module)
             continue
         seen.add(module)
         waiting |= GRAPH.find_modules_directly_imported_by(module)
@@ -61,6 +63,8 @@ def rooms(stage):
 
 def _folder(module):
     """Return the folder of a module that deps name: its package's, or one of `INNER`."""
+    if module == APPLIED:
+        return f"src/{module.replace('.', '/')}.py"
     package = next((name for name in INNER if module.startswith(name)), None)
     return f"src/{(package or '.'.join(module.split('.')[:2])).replace('.', '/')}"
 

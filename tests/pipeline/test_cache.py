@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -184,11 +185,11 @@ def test_entries_are_cleaned_a_week_after_their_last_use(tmp_path: Path, monkeyp
     store.clean()
     assert {path.name for path in store.folder.iterdir()} == {"1", "6", "20"}
     monkeypatch.setenv("ISODENSE_CACHE_DAYS", "2")
-    store.clean()
+    Store(tmp_path, "kind").clean()
     assert {path.name for path in store.folder.iterdir()} == {"1", "20"}
     monkeypatch.setenv("ISODENSE_CACHE_DAYS", "two")
     with pytest.raises(IsodenseError, match="'two', not a number of days"):
-        store.clean()
+        Store(tmp_path, "kind")
 
 
 HOLDER = """
@@ -213,4 +214,79 @@ def test_a_claim_ends_with_its_process(tmp_path: Path):
     holder.kill()
     holder.wait()
     with entry.claimed("training"):
+        pass
+
+
+def test_what_a_run_has_claimed_is_not_cleaned(tmp_path: Path):
+    store = Store(tmp_path, "kind")
+    for name in ("claimed", "left"):
+        with store.entry(name).claimed("training"):
+            pass
+    with store.entry("claimed").claimed("training"):
+        for name in ("claimed", "left"):
+            os.utime(store.folder / name, (0, 0))
+        store.clean()
+        assert [path.name for path in store.folder.iterdir()] == ["claimed"]
+
+
+def test_cleaning_meets_links_and_what_killed_runs_left(tmp_path: Path):
+    store = Store(tmp_path, "kind")
+    entry = store.entry("used")
+    with entry.writing("piece") as path:
+        path.write_bytes(b"1")
+    (tmp_path / "elsewhere").mkdir()
+    (store.folder / "link").symlink_to(tmp_path / "elsewhere")
+    (entry.folder / "piece.0.tmp").mkdir()
+    for path in (store.folder / "link", entry.folder / "piece.0.tmp"):
+        os.utime(path, (0, 0), follow_symlinks=False)
+    store.clean()
+    assert (tmp_path / "elsewhere").is_dir()
+    assert [path.name for path in store.folder.iterdir()] == ["used"]
+    assert sorted(path.name for path in entry.folder.iterdir()) == ["piece", "piece.sha256"]
+
+
+def test_looking_for_entries_does_not_keep_them(tmp_path: Path):
+    store = Store(tmp_path, "kind")
+    with store.entry("old").writing("piece") as path:
+        path.write_bytes(b"1")
+    os.utime(store.folder / "old", (0, 0))
+    assert [entry.folder.name for entry in store.entries("piece")] == ["old"]
+    store.clean()
+    assert list(store.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("where", ["piece", "piece.sha256"])
+def test_a_folder_or_file_in_the_wrong_place_is_replaced(tmp_path: Path, where: str):
+    entry = Entry(tmp_path)
+    (tmp_path / where).mkdir()
+    (tmp_path / where / "junk").touch()
+    assert not entry.holds("piece")
+    with entry.writing("piece") as path:
+        path.write_bytes(b"1")
+    assert entry.holds("piece")
+    with entry.writing("piece") as path:
+        path.mkdir()
+        (path / "weights").touch()
+    assert entry.holds("piece")
+
+
+def test_two_writers_of_the_same_folder_both_end_well(tmp_path: Path):
+    entry = Entry(tmp_path)
+
+    def write(_):
+        with entry.writing("model") as path:
+            path.mkdir()
+            (path / "weights").write_text("same")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(40)))
+    assert entry.holds("model")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "model.sha256", "swap"]
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path):
+    (tmp_path / "file").touch()
+    entry = Store(tmp_path / "file", "kind").entry("key")
+    assert not entry.holds("piece")
+    with pytest.raises(IsodenseError, match="set ISODENSE_CACHE"), entry.writing("piece"):
         pass

@@ -203,8 +203,8 @@ def respond_once(
         made = respond(policy, asked, params, seed, device)
         with entry.writing(COMPLETIONS) as path:
             write_json(path, [[asdict(completion) for completion in group] for group in made])
-    store.clean()
     groups = json.loads(entry.path(COMPLETIONS).read_text(encoding="utf-8"))
+    store.clean()
     return [
         [Completion(**fields | {"ids": tuple(fields["ids"])}) for fields in group]
         for group in groups

@@ -14,8 +14,9 @@ Two rules hold for every cache:
   costly (shards, blocks): a test ties that number to the values of a small fixed input, so a
   comment costs nobody a night of embedding.
 * **One store.** A :class:`Store` holds a folder per key. A piece is written beside, renamed, and
-  compared with its SHA-256 before it is used; folders that no run has used for a week (or
-  ``ISODENSE_CACHE_DAYS``) are deleted.
+  compared with its SHA-256 before it is used (checkpoints, which may be tens of gigabytes, are
+  checked by :mod:`isodense.train.checkpoints`); folders that no run has used for a week (or
+  ``ISODENSE_CACHE_DAYS``) are deleted, unless a run has claimed them.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from isodense.pipeline.errors import IsodenseError
 
 FORMAT_VERSION = 2
 DAY = 86_400  # seconds
+LOCK, SWAP = "lock", "swap"  # in an entry: held by the run that claims it, by a writer
 PACKAGE = Path(__file__).parents[1]
 
 
@@ -122,23 +124,30 @@ class Store:
 
     def __init__(self, cache: Path, kind: str) -> None:
         self.folder = cache / kind
+        self._seconds_kept = days_kept() * DAY
 
     def entry(self, key: str) -> Entry:
         """Return the entry of a key, marked as used."""
-        return Entry(self.folder / key)
+        found = Entry(self.folder / key)
+        found.touch()
+        return found
 
     def entries(self, having: str) -> Iterator[Entry]:
-        """Yield the entries that hold a piece of the name `having`."""
+        """Yield the entries that have a piece of the name `having`; none is marked as used."""
         for path in sorted(self.folder.glob(f"*/{having}")):
             yield Entry(path.parent)
 
     def clean(self) -> None:
         """Delete entries that no run has used for :func:`days_kept`."""
-        limit = time.time() - days_kept() * DAY
+        limit = time.time() - self._seconds_kept
         for path in self.folder.iterdir() if self.folder.is_dir() else ():
-            with suppress(FileNotFoundError):  # another run has deleted it
-                if path.stat().st_mtime < limit:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            with suppress(OSError):  # another run has deleted it, or is using it
+                if path.lstat().st_mtime < limit and not _is_claimed(path):
+                    _delete(path)
+        for path in self.folder.glob("*/*.tmp"):  # left by a run that was killed
+            with suppress(OSError):
+                if path.lstat().st_mtime < limit:
+                    _delete(path)
 
 
 class Entry:
@@ -156,8 +165,11 @@ class Entry:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        if folder.exists():
-            os.utime(folder)  # used now
+
+    def touch(self) -> None:
+        """Mark the entry as used now."""
+        with suppress(OSError):  # not there, or a cache that can only be read
+            os.utime(self.folder)
 
     def path(self, name: str) -> Path:
         """Return where the piece `name` is kept."""
@@ -165,9 +177,10 @@ class Entry:
 
     def holds(self, name: str) -> bool:
         """Return whether the piece `name` is there, with the bytes that were written."""
+        self.touch()
         try:
             return _digest_file(self.path(name)).read_text("ascii") == _sha256(self.path(name))
-        except (FileNotFoundError, UnicodeDecodeError):
+        except (OSError, UnicodeDecodeError):
             return False
 
     @contextmanager
@@ -177,16 +190,16 @@ class Entry:
         Nothing is kept if the block raises. Runs side by side may write the same piece.
         """
         target = self.path(name)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(target.parent)
         path = target.with_name(f"{target.name}.{uuid4().hex}.tmp")
         digest = _digest_file(path)
         try:
             yield path
             digest.write_text(_sha256(path, sync=True), encoding="ascii")
-            digest.replace(_digest_file(target))
-            if target.is_dir():  # a folder does not replace another
-                shutil.rmtree(target)
-            path.replace(target)
+            # A folder cannot be replaced in one step, so writers of the same one take turns.
+            with FileLock(self.folder / SWAP) if path.is_dir() else nullcontext():
+                _move(digest, _digest_file(target))
+                _move(path, target)
         finally:
             digest.unlink(missing_ok=True)
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -200,8 +213,9 @@ class Entry:
         IsodenseError
             If one does already; `what` says what it does.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / "lock")
+        _make_folder(self.folder)
+        self.touch()
+        lock = FileLock(self.folder / LOCK)
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -221,6 +235,42 @@ def days_kept() -> float:
     except ValueError:
         message = f"ISODENSE_CACHE_DAYS is {text!r}, not a number of days"
         raise IsodenseError(message, "correct it, or unset it") from None
+
+
+def _is_claimed(entry: Path) -> bool:
+    """Return whether a process holds the claim on an entry."""
+    if not (entry / LOCK).is_file():
+        return False
+    try:
+        with FileLock(entry / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        message = f"the cache folder {folder} cannot be made: {error.strerror}"
+        raise IsodenseError(message, "set ISODENSE_CACHE to a folder that can be written") from None
+
+
+def _move(path: Path, target: Path) -> None:
+    """Rename a file or folder to `target`, in place of whatever is there."""
+    if target.is_dir() or (path.is_dir() and target.exists()):
+        _delete(target)  # a folder replaces nothing, and nothing replaces a folder
+    path.replace(target)
+
+
+def _delete(path: Path) -> None:
+    """Delete a file, link or folder; at once under its name, so that nobody sees it in part."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink()
+        return
+    waste = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
+    path.replace(waste)
+    shutil.rmtree(waste, ignore_errors=True)
 
 
 def _digest_file(path: Path) -> Path:

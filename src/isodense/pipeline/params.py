@@ -62,14 +62,33 @@ class CrossFieldError(ValueError):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 floats (``1e-5``), as DVC writes them; PyYAML alone reads those as strings."""
+    """YAML 1.2's core schema, as DVC reads it: 010 is ten, yes is a string, 1e-5 is a number."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [one for one in found if not one[0].endswith((":bool", ":int", ":float"))]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
+def _integer(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    text = loader.construct_scalar(node)
+    base = {"0o": 8, "0x": 16}.get(text[:2], 10)
+    return int(text[2:] if base != 10 else text, base)
+
+
+for _kind, _form, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]{1,300}|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+0123456789.",
+    ),
+):
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_kind}", re.compile(f"({_form})$"), [*_first]
+    )
+_Loader.add_constructor("tag:yaml.org,2002:int", _integer)
 
 
 def load(path: str | Path, section: str, cls: type[T]) -> T:
@@ -152,15 +171,26 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
         raise ParamsError(path, ["no such file; run the stage from the project's root"]) from None
     except UnicodeDecodeError as error:
         raise ParamsError(path, [f"not UTF-8: {error}"]) from None
+    except OSError as error:
+        raise ParamsError(path, [f"cannot be read: {error.strerror}"]) from None
     try:
         node = yaml.compose(text, Loader=_Loader)
         data = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError as error:
+    except (
+        yaml.YAMLError,
+        ValueError,
+        AttributeError,
+    ) as error:  # a tag that its value does not fit
         raise ParamsError(path, [f"not YAML: {error}"]) from None
+    except RecursionError:
+        raise ParamsError(path, ["nested too deeply, or a mapping that holds itself"]) from None
     if not isinstance(data, dict):
         raise ParamsError(path, ["the top level is not a mapping of sections"])
     lines: dict[Key, int] = {}
-    twice = _collect_lines(node, (), lines)
+    try:
+        twice = _collect_lines(node, (), lines)
+    except RecursionError:
+        raise ParamsError(path, ["nested too deeply, or a mapping that holds itself"]) from None
     if twice:
         raise ParamsError(path, twice)
     return data, lines

@@ -2,7 +2,8 @@
 
 ``params.yaml`` names files anywhere, but the deps of a stage in ``dvc.yaml`` are fixed paths: DVC
 interpolates no list into them. So each stage that reads the user's files depends on one folder,
-which may be empty; files elsewhere are copied there, or linked (DVC hashes what a link leads to).
+which may be empty; files from other places are copied there, or linked. DVC hashes what a link to a
+file leads to; a link to a folder it does not follow.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ log = logging.getLogger("isodense")
 
 
 def warn_unwatched(paths: Iterable[str | Path], folder: Path, param: str) -> None:
-    """Warn of each path outside the folder that DVC watches.
+    """Warn of each path that DVC does not watch.
 
     Parameters
     ----------
@@ -26,10 +27,22 @@ def warn_unwatched(paths: Iterable[str | Path], folder: Path, param: str) -> Non
     param : str
         The param that names the paths.
     """
-    inside = folder.absolute()
     for path in map(Path, paths):
         absolute = path.expanduser().absolute()
-        if not absolute.is_relative_to(inside):
-            message = "%s names %s, outside %s: DVC will not see it change. Link it there: "
-            message += "ln -s %s %s/, and name the link"
-            log.warning(message, param, path, folder, absolute, folder)
+        command = "cp -rs" if absolute.is_dir() else "ln -s"
+        hint = f"{command} {absolute.resolve()} {folder}/"
+        if not absolute.is_relative_to(folder.absolute()):
+            message = (
+                "%s names %s, outside %s: DVC will not see it change. Link it there, and name "
+            )
+            log.warning(message + "the link: %s", param, path, folder, hint)
+        elif _in_linked_folder(absolute, folder.absolute()):
+            message = (
+                "%s names %s, in a link to a folder: DVC will not see it change. Link the files "
+            )
+            log.warning(message + "instead: remove the link, then %s", param, path, hint)
+
+
+def _in_linked_folder(path: Path, folder: Path) -> bool:
+    inside = [part for part in (path, *path.parents) if part.is_relative_to(folder)]
+    return any(part.is_symlink() and part.is_dir() for part in inside if part != folder)

@@ -16,9 +16,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from isodense.pipeline.artifact import write_json
+from isodense.pipeline.artifact import sha256_file, write_json
 
 MARK = "complete"
+HASHED = 2**28  # bytes of the largest file that is hashed
 SAME = 2.0  # seconds within which a second signal is the same Ctrl-C, passed on by a launcher
 
 
@@ -31,10 +32,10 @@ def newest(folder: Path) -> Path | None:
 def finalize(checkpoint: Path) -> None:
     """Mark a checkpoint as complete and delete all others beside it.
 
-    The mark lists the size of every file: hashing tens of gigabytes would cost minutes a
-    checkpoint, and what a crash leaves behind is short.
+    The mark lists the files with their sizes and, of those up to 256 MiB, their SHA-256: hashing
+    tens of gigabytes would cost minutes a checkpoint, and what a crash leaves behind is short.
     """
-    write_json(checkpoint / MARK, _sizes(checkpoint))
+    write_json(checkpoint / MARK, _listed(checkpoint))
     for other in checkpoint.parent.glob("checkpoint-*"):
         if other != checkpoint:
             shutil.rmtree(other)
@@ -42,16 +43,20 @@ def finalize(checkpoint: Path) -> None:
 
 def _is_whole(checkpoint: Path) -> bool:
     try:
-        sizes: dict[str, int] = json.loads((checkpoint / MARK).read_text(encoding="utf-8"))
-    except ValueError:
+        marked = json.loads((checkpoint / MARK).read_text(encoding="utf-8"))
+        return _step(checkpoint) >= 0 and bool(marked.items() <= _listed(checkpoint).items())
+    except (OSError, ValueError, AttributeError, TypeError):  # no mark of ours
         return False
-    return sizes.items() <= _sizes(checkpoint).items()
 
 
-def _sizes(checkpoint: Path) -> dict[str, int]:
-    """Return the bytes of each file, by its path inside the folder."""
-    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
-    return {file.relative_to(checkpoint).as_posix(): file.stat().st_size for file in files}
+def _listed(checkpoint: Path) -> dict[str, str]:
+    """Return size and hash of each file, by path inside the folder."""
+    found = {}
+    for file in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
+        size = file.stat().st_size
+        digest = sha256_file(file) if size <= HASHED and file.name != MARK else "-"
+        found[file.relative_to(checkpoint).as_posix()] = f"{size} {digest}"
+    return found
 
 
 def _step(checkpoint: Path) -> int:

@@ -74,7 +74,7 @@ class FunctionReward:
                 prompt_id=ids,
                 label=[self._labels.get(identifier) for identifier in ids],
             )
-        except Exception as error:  # the user's own code may raise anything
+        except (Exception, SystemExit) as error:  # the user's code may raise anything
             raise TrainingError(f"reward.function {self.name} raised {_last(error)}") from error
         return self._checked(found, len(completions))
 
@@ -110,7 +110,7 @@ def find(name: str) -> tuple[Callable[..., Any], str]:
         sys.path.insert(0, root)
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # the user's own code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         message = f"reward.function {name}: importing {module_name} raised {_last(error)}"
         raise TrainingError(message, "modules are looked up from the project's root") from error
     function = getattr(module, attribute, None)
@@ -126,7 +126,10 @@ def find(name: str) -> tuple[Callable[..., Any], str]:
 
 
 def source_sha256(module: str, root: Path) -> str:
-    """Return the hash of a module's source and of all that it imports inside the project.
+    """Return the hash of all that a reward function can be made of, as hex digits.
+
+    These are the files of the module's folder in the project (``rewards/``), data files included,
+    and the modules that it imports elsewhere in the project. Of an installed module it is the file.
 
     Parameters
     ----------
@@ -135,49 +138,73 @@ def source_sha256(module: str, root: Path) -> str:
     root : Path
         The project's root. Installed packages and isodense itself do not count.
     """
-    files = source_files(module, root)
-    lines = [f"{path.name}:{sha256_file(path)}\n" for path in files]
+    folder = root / module.partition(".")[0]
+    files = set(source_files(module, root))
+    if folder.is_dir():
+        files |= {path for path in folder.rglob("*") if path.is_file() and _counts(path)}
+    inside = {path: _label(path, root) for path in files}
+    lines = sorted(f"{name}:{sha256_file(path)}\n" for path, name in inside.items())
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
+def _label(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+
+
+def _counts(path: Path) -> bool:
+    """Return whether a file can shape a reward: no leftovers of editors and of Python."""
+    return "__pycache__" not in path.parts and not path.name.startswith(".")
+
+
 def source_files(module: str, root: Path) -> list[Path]:
-    """Return the source file of a module, and those of what it imports inside the project."""
-    importlib.invalidate_caches()
+    """Return the source file of a module, and those of what it imports inside the project.
+
+    Nothing is imported or run; an installed module is its file alone.
+    """
     found: dict[Path, None] = {}
     waiting = [module]
     while waiting:
         name = waiting.pop(0)
-        path = _origin(name)
-        if path is None or path in found:
-            continue
-        inside = path.is_relative_to(root.resolve()) and "site-packages" not in path.parts
-        if name == module or (inside and name.partition(".")[0] != "isodense"):
-            found[path] = None
-            waiting += _imports(path, name) if inside else []
-    return list(found)
+        for path in _project_files(name, root):
+            if path not in found:
+                found[path] = None
+                waiting += _imports(path, name)
+    return list(found) or _installed(module)
 
 
-def _origin(name: str) -> Path | None:
-    """Return the Python file of a module, None where there is none."""
+def _project_files(name: str, root: Path) -> list[Path]:
+    """Return the file of a module inside the project, and those of the packages that it is in."""
+    parts = name.split(".")
+    if parts[0] == "isodense" or not all(part.isidentifier() for part in parts):
+        return []
+    folders = [root.joinpath(*parts[:end]) for end in range(1, len(parts) + 1)]
+    files = [*(folder / "__init__.py" for folder in folders), folders[-1].with_suffix(".py")]
+    return [path for path in files if path.is_file()]
+
+
+def _installed(name: str) -> list[Path]:
     try:
         spec = importlib.util.find_spec(name)
     except (ImportError, AttributeError, ValueError):
-        return None
-    origin = None if spec is None else spec.origin
-    return Path(origin).resolve() if origin and origin.endswith(".py") else None
+        return []
+    return [Path(spec.origin)] if spec and spec.origin and spec.origin.endswith(".py") else []
 
 
 def _imports(path: Path, name: str) -> list[str]:
     """Return the names of the modules, or of things in them, that a module imports."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    try:
+        nodes = list(ast.walk(ast.parse(path.read_bytes())))
+    except SyntaxError:  # said when it is imported, if it ever is
+        return []
     names = []
-    for node in ast.walk(ast.parse(path.read_bytes())):
+    for node in nodes:
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                base = importlib.util.resolve_name("." * node.level + base, package)
+            parents = package.split(".")
+            above = parents[: max(0, len(parents) + 1 - node.level)] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
             names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
     return names
 
@@ -202,5 +229,7 @@ def load_function(found: dict[str, str], prompts: PromptSet | None) -> FunctionR
 def _last(error: BaseException) -> str:
     """Return the last line of the traceback, and where it happened."""
     text = traceback.format_exception_only(error)[-1].strip()
-    where = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{text} ({Path(where.filename).name}, line {where.lineno})"
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{text} ({Path(error.filename).name}, line {error.lineno})"
+    frames = [one for one in traceback.extract_tb(error.__traceback__) if "<" not in one.filename]
+    return f"{text} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
