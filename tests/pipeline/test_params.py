@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from pydantic import Field, model_validator
 from isodense.doctor.checks.project import section_class
 from isodense.pipeline.errors import IsodenseError, ParamsError
 from isodense.pipeline.params import SECTIONS, CrossFieldError, Params, as_dict, build, load
+from isodense.prompts.params import PromptsParams
 
 ROOT = Path(__file__).parents[2]
 
@@ -206,3 +208,27 @@ def test_a_stage_stops_at_once_without_a_traceback(tmp_path, stage):
     assert done.returncode == 1
     assert f"{stage}.colour: unknown key" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("heldout: 010", "10 is above the maximum"),  # ten, as for DVC, and not eight
+        ("heldout: yes", "'yes' is not a number"),
+        ("heldout: 190:20:30", "'190:20:30' is not a number"),
+        ('heldout: !!int "x"', "not YAML"),
+        ("heldout: 2020-13-45", "not YAML"),
+        ("heldout: &x [*x]", "holds itself"),
+        ("heldout: " + "[" * 3000, "nested too deeply"),
+    ],
+)
+def test_values_are_those_that_dvc_reads_and_no_traceback(tmp_path, text, said):
+    path = tmp_path / "params.yaml"
+    path.write_text(f"prompts:\n  {text}\n")
+    with pytest.raises(ParamsError, match=re.escape(said)):
+        load(path, "prompts", PromptsParams)
+
+
+def test_a_folder_is_no_params_file(tmp_path):
+    with pytest.raises(ParamsError, match="cannot be read"):
+        load(tmp_path, "prompts", PromptsParams)

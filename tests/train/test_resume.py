@@ -194,7 +194,14 @@ def test_an_unfinished_checkpoint_is_never_chosen(tmp_path: Path):
     finalize(tmp_path / "checkpoint-10")
     assert newest(tmp_path) == tmp_path / "checkpoint-10"
     assert len(list(tmp_path.iterdir())) == 1
-    (tmp_path / "checkpoint-10/weights").write_bytes(b"12")  # a crash before it was on disk
+    for damage in (b"12", b"1235"):  # a crash before it was on disk; a flipped bit
+        (tmp_path / "checkpoint-10/weights").write_bytes(damage)
+        assert newest(tmp_path) is None
+    for mark in ("[]", "{"):
+        (tmp_path / "checkpoint-10/complete").write_text(mark)
+        assert newest(tmp_path) is None
+    (tmp_path / "checkpoint-x").mkdir()
+    (tmp_path / "checkpoint-x/complete").write_text("{}")
     assert newest(tmp_path) is None
 
 

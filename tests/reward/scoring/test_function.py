@@ -11,7 +11,7 @@ from isodense.pipeline.artifact import read_manifest
 from isodense.pipeline.errors import TrainingError
 from isodense.prompts.conversations import prompt_id
 from isodense.prompts.reader import PromptSet
-from isodense.reward.scoring.function import FunctionReward
+from isodense.reward.scoring.function import FunctionReward, source_files, source_sha256
 from isodense.reward.scoring.load import load_reward
 from tests.rl import write_inputs, write_reward
 from tests.tiny import user
@@ -109,3 +109,46 @@ def test_the_artifact_names_the_function_and_notices_another_one(project: Path):
     write(project, ENDS.replace("'.'", "'!'"))
     with pytest.raises(TrainingError, match="dvc repro reward"):
         load_reward(project / "models/reward", project / "models/policy")
+
+
+@pytest.mark.parametrize("edited", ["helper.py", "__init__.py", "deep/__init__.py", "k.txt", "far"])
+def test_the_hash_covers_all_that_a_reward_is_made_of(project: Path, tmp_path_factory, edited: str):
+    folder, outside = project / "rewards", tmp_path_factory.mktemp("outside")
+    (folder / "deep").mkdir(parents=True)
+    (folder / "mine.py").write_text("def score(**_):\n    from .helper import K\n    return K\n")
+    for name in ("helper.py", "__init__.py", "deep/__init__.py", "k.txt"):
+        (folder / name).write_text("K = 1\n")
+    (outside / "linked.py").write_text("K = 1\n")
+    (folder / "linked.py").symlink_to(outside / "linked.py")
+    before = source_sha256("rewards.mine", project)
+    (folder / "__pycache__").mkdir()
+    (folder / "__pycache__/mine.pyc").touch()
+    assert source_sha256("rewards.mine", project) == before
+    path = outside / "linked.py" if edited == "far" else folder / edited
+    path.write_text("K = 2\n")
+    assert source_sha256("rewards.mine", project) != before
+
+
+def test_imports_elsewhere_in_the_project_count_and_are_not_run(project: Path):
+    (project / "mine.py").write_text("import shared.tools\nfrom json import dumps\n")
+    (project / "shared").mkdir()
+    (project / "shared/__init__.py").write_text("raise SystemExit('run')\n")
+    (project / "shared/tools.py").write_text("def (\n")
+    files = source_files("mine", project)
+    assert [path.name for path in files] == ["mine.py", "__init__.py", "tools.py"]
+    before = source_sha256("mine", project)
+    (project / "shared/tools.py").write_text("K = 1\n")
+    assert source_sha256("mine", project) != before
+
+
+@pytest.mark.parametrize(
+    ("start", "body", "told"),
+    [
+        ("import sys\nsys.exit(0)\n", ENDS, "importing rewards raised SystemExit: 0"),
+        ("", "raise SystemExit(0)", "rewards:right raised SystemExit: 0"),
+        ("x = = 1\n", ENDS, r"SyntaxError: .*\(rewards\.py, line 1\)"),
+    ],
+)
+def test_code_that_exits_or_cannot_be_read_is_named(project: Path, start, body, told):
+    with pytest.raises(TrainingError, match=told):
+        FunctionReward(write(project, body, start)).score([user("a")], ["b"])
