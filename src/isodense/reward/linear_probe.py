@@ -7,8 +7,7 @@ features. Each pair counts by its weight, as if it had been drawn so often. The 
 the fit ends at its minimum or with an error.
 
 Features stay float32 on disk. Every sum over pairs is one of float64 in blocks of pairs, in order,
-so memory holds a few blocks whatever the number of pairs. BLAS gets one thread: more would add in
-another order.
+so memory holds a few blocks whatever the number of pairs.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from pathlib import Path
 import numpy as np
 
 from isodense.pipeline.errors import TrainingError
-from isodense.pipeline.runtime import one_thread
 from isodense.reward.base import Outcome, Task
 from isodense.reward.pairs import cut_pairs, sides
 
@@ -161,9 +159,8 @@ def make(task: Task, out: Path) -> Outcome:
     rows, cut = load_features(prompts, answers, task.policy, task.params, task.device, task.cache)
     chosen, rejected = np.split(rows, 2)
     size = len(task.train)
-    with one_thread():
-        head = fit_head(chosen[:size], rejected[:size], task.params.l2, task.weights)
-        margin = margins_of(head, chosen, rejected)
+    head = fit_head(chosen[:size], rejected[:size], task.params.l2, task.weights)
+    margin = margins_of(head, chosen, rejected)
     _write(head, out)
     return Outcome(margin[size:], margin[:size], cut_pairs(cut))
 
