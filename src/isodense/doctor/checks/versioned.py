@@ -28,8 +28,9 @@ def check_code(project: Project) -> Iterator[Finding]:
         return
     others = ("ls-files", "--others", "--exclude-standard", "-z", "--")
     untracked = sorted(filter(None, (git(project.root, *others, *code) or "").split("\0")))
-    absent = [path for path in code if not (project.root / path).exists()]
     changed = git(project.root, "diff", "--name-only", "--relative", "-z", "HEAD", "--", *code)
+    known = {*code, *filter(None, (changed or "").split("\0"))}
+    absent = sorted(path for path in known if not (project.root / path).exists())
     dirty = [path for path in (changed or "").split("\0") if path and path not in absent]
     if absent:
         hint = "git checkout them, or correct deps in dvc.yaml"
