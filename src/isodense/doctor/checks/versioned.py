@@ -27,11 +27,10 @@ def check_code(project: Project) -> Iterator[Finding]:
     if not code:
         return
     others = ("ls-files", "--others", "--exclude-standard", "-z", "--")
-    untracked = sorted(filter(None, (git(project.root, *others, *code) or "").split("\0")))
-    changed = git(project.root, "diff", "--name-only", "--relative", "-z", "HEAD", "--", *code)
-    known = {*code, *filter(None, (changed or "").split("\0"))}
-    absent = sorted(path for path in known if not (project.root / path).exists())
-    dirty = [path for path in (changed or "").split("\0") if path and path not in absent]
+    untracked = sorted(_listed(project, *others, *code))
+    changed = _listed(project, "diff", "--name-only", "--relative", "-z", "HEAD", "--", *code)
+    absent = sorted(path for path in {*code, *changed} if not (project.root / path).exists())
+    dirty = [path for path in changed if path not in absent]
     if absent:
         hint = "git checkout them, or correct deps in dvc.yaml"
         yield Finding(name, "problem", f"stages depend on {_some(absent)}, not there", hint)
@@ -43,6 +42,11 @@ def check_code(project: Project) -> Iterator[Finding]:
         yield Finding(name, "warning", f"{_some(dirty)} changed since the last commit", hint)
     if not absent and not untracked and not dirty:
         yield Finding(name, "ok", f"all {len(code)} files that stages depend on are committed")
+
+
+def _listed(project: Project, *command: str) -> list[str]:
+    """Return the paths that a git command ends with NUL."""
+    return [path for path in (git(project.root, *command) or "").split("\0") if path]
 
 
 def check_lock(project: Project) -> Iterator[Finding]:
