@@ -2,7 +2,7 @@
 
 Example
 -------
-python stages/download.py --raw data/raw --out data/pairs --metrics reports/metrics/download.json
+python stages/download.py --raw data/raw --out data/examples --metrics reports/metrics/download.json
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@ r"""Collapse the pairs to unique prompts and split off a held-out set.
 
 Example
 -------
-python stages/prompts.py --pairs data/pairs --out data/prompts \
+python stages/prompts.py --examples data/examples --out data/prompts \
     --metrics reports/metrics/prompts.json
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from isodense.download.pairs import load_pairs
+from isodense.download.examples import load_pairs
 from isodense.pipeline import params, stage
 from isodense.pipeline.artifact import content_sha256, read_manifest, write_json
 from isodense.prompts.deduplicate import publish
@@ -21,13 +21,13 @@ from isodense.prompts.params import PromptsParams
 def main(argv: list[str]) -> str:
     """Run the stage and return its summary line."""
     parser = stage.parser("prompts", __doc__)
-    parser.add_argument("--pairs", type=Path, required=True, help="pairs artifact to read")
+    parser.add_argument("--examples", type=Path, required=True, help="pairs artifact to read")
     parser.add_argument("--out", type=Path, required=True, help="prompts artifact to write")
     parser.add_argument("--metrics", type=Path, required=True, help="metrics file to write")
     args = parser.parse_args(argv)
     section = params.load(args.params, "prompts", PromptsParams)
-    pairs_sha256 = content_sha256(read_manifest(args.pairs, "download"))
-    report = publish(load_pairs(args.pairs), section, pairs_sha256, args.out)
+    examples_sha256 = content_sha256(read_manifest(args.examples, "download"))
+    report = publish(load_pairs(args.examples), section, examples_sha256, args.out)
     write_json(args.metrics, {"prompts": report})
     unique, heldout = report["unique"], report["heldout"]
     return f"{unique} unique prompts of {report['pairs']} pairs, {heldout} held out"

@@ -2,7 +2,7 @@ r"""Make the reward and check it on the pairs of the held-out prompts.
 
 Example
 -------
-python stages/reward.py --pairs data/pairs --prompts data/prompts --density data/density \
+python stages/reward.py --examples data/examples --prompts data/prompts --density data/density \
     --policy models/policy --raw models/raw --rewards rewards --out models/reward \
     --metrics reports/metrics/reward.json
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from isodense.download.pairs import load_pairs
+from isodense.download.examples import load_pairs
 from isodense.pipeline import params, stage
 from isodense.pipeline.artifact import content_sha256, read_manifest, write_json
 from isodense.pipeline.runtime import BaseParams, resolve_device
@@ -27,7 +27,7 @@ from isodense.sampling.weights import load_weights
 def main(argv: list[str]) -> str:
     """Run the stage and return its summary line."""
     parser = stage.parser("reward", __doc__)
-    parser.add_argument("--pairs", type=Path, required=True, help="pairs artifact to read")
+    parser.add_argument("--examples", type=Path, required=True, help="pairs artifact to read")
     parser.add_argument("--prompts", type=Path, required=True, help="prompts artifact to read")
     parser.add_argument("--density", type=Path, required=True, help="density artifact to read")
     parser.add_argument("--policy", type=Path, required=True, help="policy folder to read")
@@ -43,9 +43,9 @@ def main(argv: list[str]) -> str:
         warn_unwatched(files, args.rewards, "reward.function")
     if section.kind == "model" and section.model.source == "folder":
         warn_unwatched([str(section.model.name)], args.raw, "reward.model.name")
-    pairs, prompts = load_pairs(args.pairs), load_prompts(args.prompts)
+    pairs, prompts = load_pairs(args.examples), load_prompts(args.prompts)
     inputs = {
-        "pairs": content_sha256(read_manifest(args.pairs, "download")),
+        "pairs": content_sha256(read_manifest(args.examples, "download")),
         "prompts": content_sha256(read_manifest(args.prompts, "prompts")),
     }
     weights = load_weights(args.density) if section.reads_weights else None

@@ -63,7 +63,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
     },
 }
 FLAGS = {
-    "reward": "--pairs data/pairs --prompts data/prompts --policy models/policy "
+    "reward": "--examples data/examples --prompts data/prompts --policy models/policy "
     "--density data/density --raw models/raw --rewards rewards --out models/reward "
     "--metrics reports/metrics/reward.json",
     "train": "--prompts data/prompts --density data/density --policy models/policy "
@@ -111,10 +111,10 @@ def make_pairs(count: int, seed: int = 0) -> list[dict[str, Any]]:
 
 
 def write_inputs(folder: Path, count: int = 60, heldout: float = 0.3) -> PromptSet:
-    """Write ``data/pairs``, ``data/prompts``, ``data/density`` and ``models/policy``."""
+    """Write ``data/examples``, ``data/prompts``, ``data/density`` and ``models/policy``."""
     pairs = make_pairs(count)
     prompts = unique_prompts(pairs, heldout)
-    with publishing(folder / "data/pairs") as made:
+    with publishing(folder / "data/examples") as made:
         write_jsonl(made / "pairs.jsonl", pairs)
         write_manifest(
             made, "download", rows=count, ids_sha256=ids_sha256(pair["id"] for pair in pairs)

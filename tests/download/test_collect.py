@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from isodense.download.collect import publish
-from isodense.download.pairs import fault, load_pairs, pair_id
+from isodense.download.examples import fault, load_pairs, pair_id
 from isodense.download.params import DownloadParams
 from isodense.pipeline import params as params_module
 from isodense.pipeline.artifact import ids_sha256, read_manifest, verify_files

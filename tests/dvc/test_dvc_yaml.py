@@ -24,7 +24,7 @@ NAMES = [*SECTIONS, "report"]  # which has no params
 
 
 READERS = {  # of other stages' artifacts: what they read is pinned by hashes and format_version
-    "isodense.download.pairs",
+    "isodense.download.examples",
     "isodense.prompts.reader",
     "isodense.prompts.conversations",
     "isodense.embeddings.reader",

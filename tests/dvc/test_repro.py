@@ -25,7 +25,7 @@ def test_every_stage_ran_and_is_pinned(project):
     assert sorted(yaml.safe_load(project.lock())["stages"]) == sorted(stages)
     kept = ["data/raw/.gitkeep", "models/raw/.gitkeep"]
     assert project.run("git", "ls-files", "data", "models", "logs").split() == kept
-    for out in ("data/pairs", "data/density", "models/reward", "models/grpo"):
+    for out in ("data/examples", "data/density", "models/reward", "models/grpo"):
         assert (project.root / out / "manifest.json").is_file()
 
 

@@ -47,7 +47,7 @@ def test_a_team_shares(serve, stage, sharer, tmp_path):
         needed = outputs(sharer, *paths)
         new = moved(mate, remote, had)
         assert new == needed if remote.counts else new.items() >= needed.items()
-        for folder in ("data/embeddings", "data/pairs", "models/encoder"):
+        for folder in ("data/embeddings", "data/examples", "models/encoder"):
             assert not (mate.root / folder).exists()
         mate.run("git", "checkout", "-q", ".")
 

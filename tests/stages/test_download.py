@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from isodense.download.pairs import load_pairs
+from isodense.download.examples import load_pairs
 from tests.download.sources import test_hh, test_stack_exchange, test_ultrafeedback
 from tests.download.test_collect import SECTION
 from tests.hub import Fault, Hub
@@ -17,7 +17,7 @@ from tests.hub import Fault, Hub
 STAGE = Path(__file__).parents[2] / "stages/download.py"
 
 
-FLAGS = ("--raw", "data/raw", "--out", "data/pairs", "--metrics", "reports/download.json")
+FLAGS = ("--raw", "data/raw", "--out", "data/examples", "--metrics", "reports/download.json")
 
 
 def run(folder: Path, environ: dict[str, str] | None = None, **changes: object):
@@ -39,10 +39,14 @@ def test_the_sample_runs_from_a_bare_folder_and_repeats_to_the_byte(tmp_path: Pa
         (tmp_path / name).mkdir()
         done = run(tmp_path / name)
         assert done.returncode == 0, done.stderr
-    for name in ("data/pairs/pairs.jsonl", "data/pairs/manifest.json", "reports/download.json"):
+    for name in (
+        "data/examples/pairs.jsonl",
+        "data/examples/manifest.json",
+        "reports/download.json",
+    ):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     metrics = json.loads((tmp_path / "one/reports/download.json").read_text())["download"]
-    assert metrics["pairs"] == len(load_pairs(tmp_path / "one/data/pairs"))
+    assert metrics["pairs"] == len(load_pairs(tmp_path / "one/data/examples"))
     assert f"{metrics['pairs']} pairs ({metrics['pairs']} from sample)" in done.stderr
 
 
@@ -51,7 +55,7 @@ def test_mistakes_are_one_message_without_a_traceback(tmp_path: Path):
     assert done.returncode == 1
     assert "list your files there" in done.stderr
     assert "Traceback" not in done.stderr
-    assert not (tmp_path / "data/pairs").exists()
+    assert not (tmp_path / "data/examples").exists()
 
 
 @pytest.fixture
@@ -76,7 +80,7 @@ def from_the_hub(folder: Path, served: Hub):
 def test_all_data_sets_of_the_hub_in_one_run(served: Hub, tmp_path: Path):
     done = from_the_hub(tmp_path, served)
     assert done.returncode == 0, done.stderr
-    pairs = load_pairs(tmp_path / "data/pairs")
+    pairs = load_pairs(tmp_path / "data/examples")
     assert [pair["source"] for pair in pairs] == ["hh", "ultrafeedback", "stack_exchange"]
 
 
@@ -86,5 +90,5 @@ def test_a_truncated_download_publishes_nothing(served: Hub, tmp_path: Path):
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "HF_ENDPOINT" in done.stderr
-    assert not (tmp_path / "data/pairs").exists()
+    assert not (tmp_path / "data/examples").exists()
     assert not (tmp_path / "reports/download.json").exists()

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from isodense.download.pairs import FILE, UnusableRow, pair_id
+from isodense.download.examples import FILE, UnusableRow, pair_id
 from isodense.download.params import DownloadParams
 from isodense.download.sources import hh, local, sample, stack_exchange, ultrafeedback
 from isodense.pipeline import stage
@@ -53,7 +53,7 @@ class Tally:
     bad_rows : int
         Malformed rows that were skipped.
     unusable_rows : int
-        Valid rows that hold no pair, see :class:`isodense.download.pairs.UnusableRow`.
+        Valid rows that hold no pair, see :class:`isodense.download.examples.UnusableRow`.
     repeated : int
         Duplicates of an earlier pair.
     """
@@ -121,7 +121,7 @@ def collect(
 def publish(
     params: DownloadParams, rng_for: Callable[[str], np.random.Generator], out: str | Path
 ) -> dict[str, Any]:
-    """Write the artifact ``data/pairs``.
+    """Write the artifact ``data/examples``.
 
     Parameters
     ----------

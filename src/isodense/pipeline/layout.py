@@ -26,7 +26,7 @@ class Artifact(NamedTuple):
 
 
 ARTIFACTS = {
-    "pairs": Artifact("download", Path("data/pairs")),
+    "examples": Artifact("download", Path("data/examples")),
     "encoder": Artifact("models", Path("models/encoder")),
     "policy": Artifact("models", Path("models/policy")),
     "prompts": Artifact("prompts", Path("data/prompts")),

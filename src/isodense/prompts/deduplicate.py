@@ -30,7 +30,7 @@ def unique_prompts(pairs: Iterable[dict[str, Any]], heldout: float) -> PromptSet
     Parameters
     ----------
     pairs : iterable of dict
-        Rows of ``data/pairs``.
+        Rows of ``data/examples``.
     heldout : float
         Share of prompts held out, in [0, 1).
 
@@ -87,17 +87,17 @@ def statistics(prompts: PromptSet) -> dict[str, Any]:
 
 
 def publish(
-    pairs: Iterable[dict[str, Any]], params: PromptsParams, pairs_sha256: str, out: Path
+    pairs: Iterable[dict[str, Any]], params: PromptsParams, examples_sha256: str, out: Path
 ) -> dict[str, Any]:
     """Write ``data/prompts`` and return its statistics.
 
     Parameters
     ----------
     pairs : iterable of dict
-        Rows of ``data/pairs``.
+        Rows of ``data/examples``.
     params : PromptsParams
         The stage's section.
-    pairs_sha256 : str
+    examples_sha256 : str
         SHA-256 of the pairs' manifest.
     out : Path
         The artifact's folder.
@@ -110,17 +110,17 @@ def publish(
     prompts = unique_prompts(pairs, params.heldout)
     hint = "check download.sources and run `dvc repro download`"
     if not prompts:
-        raise DataError("no valid prompts found", "data/pairs", hint=hint)
+        raise DataError("no valid prompts found", "data/examples", hint=hint)
     if not prompts.positions("train"):
         message = f"all {len(prompts)} prompts are held out"
         raise DataError(message, "data/prompts", hint="lower prompts.heldout, or add prompts")
     with publishing(out) as folder:
-        write(prompts, as_dict(params), pairs_sha256, folder)
+        write(prompts, as_dict(params), examples_sha256, folder)
     return statistics(prompts)
 
 
 def write(
-    prompts: PromptSet, params: dict[str, Any], pairs_sha256: str | None, folder: Path
+    prompts: PromptSet, params: dict[str, Any], examples_sha256: str | None, folder: Path
 ) -> dict[str, Any]:
     """Write the files of a prompts artifact into an empty folder and return the manifest."""
     write_jsonl(folder / FILE, prompts.rows)
@@ -131,5 +131,5 @@ def write(
         ids_sha256=prompts.ids_sha256,
         train_ids_sha256=prompts.split("train").ids_sha256,
         params=params,
-        inputs={"pairs": pairs_sha256},
+        inputs={"pairs": examples_sha256},
     )

@@ -46,7 +46,7 @@ def fit(
     Parameters
     ----------
     pairs : sequence of dict
-        Rows of ``data/pairs``.
+        Rows of ``data/examples``.
     prompts : PromptSet
         Says which prompts are held out.
     policy : Path

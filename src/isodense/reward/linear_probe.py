@@ -115,7 +115,7 @@ class _Pairs:
             low, high = np.minimum(low, both.min(axis=0)), np.maximum(high, both.max(axis=0))
         if not finite:
             message = f"{len(self)} pairs whose features are not all finite"
-            raise TrainingError(message, "look at data/pairs and at the policy's weights")
+            raise TrainingError(message, "look at data/examples and at the policy's weights")
         mean, squares = total / (2 * len(self)), np.zeros(dim)
         for both, shares in self.blocks():
             squares += (shares * (both - mean) ** 2).sum(axis=0)

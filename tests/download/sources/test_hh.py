@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from isodense.download.pairs import UnusableRow
+from isodense.download.examples import UnusableRow
 from isodense.download.sources import hh
 from isodense.pipeline.errors import DataError
 from isodense.pipeline.jsonl import raise_bad_row

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from isodense.download.pairs import UnusableRow
+from isodense.download.examples import UnusableRow
 from isodense.download.sources import ultrafeedback
 from isodense.pipeline.errors import DataError
 from isodense.pipeline.jsonl import raise_bad_row

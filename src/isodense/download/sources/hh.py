@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from isodense.download import pairs
+from isodense.download import examples
 from isodense.download.sources import hub
 from isodense.pipeline.errors import DataError
 from isodense.pipeline.jsonl import OnBadRow, read_jsonl
@@ -72,7 +72,7 @@ def _pairs(
     for line, row in rows:
         pair = pair_of(row.get("chosen"), row.get("rejected"))
         if isinstance(pair, str):
-            kind = pairs.UnusableRow if _is_valid(row) else DataError
+            kind = examples.UnusableRow if _is_valid(row) else DataError
             on_bad_row(kind(pair, name, line, hub.SKIP))
         else:
             yield pair
@@ -86,11 +86,11 @@ def pair_of(chosen: Any, rejected: Any) -> dict[str, Any] | str:
         if isinstance(dialogue, str):
             return f"{name}: {dialogue}"
         dialogues.append(dialogue)
-    pair = pairs.from_dialogues(*dialogues)
-    return pair if isinstance(pair, str) else pairs.fault(pair) or pair
+    pair = examples.from_dialogues(*dialogues)
+    return pair if isinstance(pair, str) else examples.fault(pair) or pair
 
 
-def parse(text: Any) -> list[pairs.Message] | str:
+def parse(text: Any) -> list[examples.Message] | str:
     r"""Return the messages of a dialogue, or the reason why it cannot be parsed.
 
     Examples
@@ -111,8 +111,8 @@ def parse(text: Any) -> list[pairs.Message] | str:
     return messages
 
 
-def _merged(turns: Iterator[tuple[str, str]]) -> list[pairs.Message]:
-    messages: list[pairs.Message] = []
+def _merged(turns: Iterator[tuple[str, str]]) -> list[examples.Message]:
+    messages: list[examples.Message] = []
     for side, text in turns:
         role, content = ROLE[side], text.strip()
         if messages and messages[-1]["role"] == role:

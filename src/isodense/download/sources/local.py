@@ -27,7 +27,7 @@ from typing import Any
 
 from pydantic import Field
 
-from isodense.download import pairs
+from isodense.download import examples
 from isodense.download.sources import hh
 from isodense.pipeline.errors import DataError
 from isodense.pipeline.jsonl import OnBadRow, read_jsonl
@@ -153,7 +153,7 @@ def _pair(row: dict[str, Any], form: str) -> dict[str, Any] | str:
         pair = {"strings": _strings, "conversational": _explicit, "implicit": _implicit}[form](row)
     if isinstance(pair, str):
         return pair
-    found = pairs.fault(pair)
+    found = examples.fault(pair)
     return found or _labelled(pair, row.get("label"))
 
 
@@ -184,11 +184,11 @@ def _implicit(row: dict[str, Any]) -> dict[str, Any] | str:
             found = f"ends with the {row[name][-1]['role']}, not with the assistant"
         if found:
             return f"{name}: {found}"
-    return pairs.from_dialogues(_plain(row["chosen"]), _plain(row["rejected"]))
+    return examples.from_dialogues(_plain(row["chosen"]), _plain(row["rejected"]))
 
 
 def _full_messages_fault(messages: Any) -> str | None:
-    found = pairs.messages_fault(messages)
+    found = examples.messages_fault(messages)
     if found:
         return found
     for number, message in enumerate(messages, start=1):
@@ -197,7 +197,7 @@ def _full_messages_fault(messages: Any) -> str | None:
     return None
 
 
-def _plain(messages: list[dict[str, Any]]) -> list[pairs.Message]:
+def _plain(messages: list[dict[str, Any]]) -> list[examples.Message]:
     return [{"role": message["role"], "content": message["content"]} for message in messages]
 
 

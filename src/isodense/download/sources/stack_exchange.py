@@ -22,7 +22,7 @@ from typing import Any
 
 from pydantic import Field
 
-from isodense.download import pairs
+from isodense.download import examples
 from isodense.download.sources import hub
 from isodense.download.sources.local import read_parquet
 from isodense.pipeline.errors import DataError
@@ -72,7 +72,7 @@ def _all(params: StackExchangeParams, on_bad_row: OnBadRow) -> Iterator[dict[str
                     on_bad_row(DataError(found, name, number, hub.SKIP))
                 elif not found:
                     message = "the question has no text, or no answers that differ in score"
-                    on_bad_row(pairs.UnusableRow(message, name, number, hub.SKIP))
+                    on_bad_row(examples.UnusableRow(message, name, number, hub.SKIP))
                 else:
                     yield from found[: params.pairs_per_question]
 
@@ -92,7 +92,7 @@ def pairs_of(row: dict[str, Any]) -> list[dict[str, Any]] | str:
         }
         for text in worse
     ]
-    return [pair for pair in candidates if not pairs.fault(pair)]
+    return [pair for pair in candidates if not examples.fault(pair)]
 
 
 def rank(answers: list[dict[str, Any]]) -> list[str]:

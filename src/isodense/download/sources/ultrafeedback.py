@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from isodense.download import pairs
+from isodense.download import examples
 from isodense.download.sources import hub
 from isodense.download.sources.local import read_parquet
 from isodense.pipeline.errors import DataError
@@ -54,7 +54,7 @@ def _all(params: UltrafeedbackParams, on_bad_row: OnBadRow) -> Iterator[dict[str
         for number, row in read_parquet(path):
             pair = _pair(row)
             if isinstance(pair, str):
-                kind = DataError if _fault(row) else pairs.UnusableRow
+                kind = DataError if _fault(row) else examples.UnusableRow
                 on_bad_row(kind(pair, name, number, hub.SKIP))
             else:
                 yield pair
@@ -68,13 +68,13 @@ def _pair(row: dict[str, Any]) -> dict[str, Any] | str:
         [{key: message[key] for key in ("role", "content")} for message in row[name]]
         for name in ("chosen", "rejected")
     )
-    pair = pairs.from_dialogues(chosen, rejected)
-    return pair if isinstance(pair, str) else pairs.fault(pair) or pair
+    pair = examples.from_dialogues(chosen, rejected)
+    return pair if isinstance(pair, str) else examples.fault(pair) or pair
 
 
 def _fault(row: dict[str, Any]) -> str | None:
     for name in ("chosen", "rejected"):
-        found = pairs.messages_fault(row.get(name))
+        found = examples.messages_fault(row.get(name))
         if found:
             return f"{name}: {found}"
     return None

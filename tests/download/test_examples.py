@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from isodense.download import pairs
+from isodense.download import examples
 from isodense.pipeline.artifact import ids_sha256, write_manifest
 from isodense.pipeline.errors import ArtifactError
 from isodense.pipeline.jsonl import write_jsonl
@@ -32,26 +32,26 @@ def test_the_id_is_a_hash_of_the_canonical_json():
         '"prompt":[{"content":"What is “π”?","role":"user"}],'
         '"rejected":[{"content":"4","role":"assistant"}]}'
     )
-    assert pairs.pair_id(PAIR) == hashlib.sha256(text.encode()).hexdigest()[:32]
+    assert examples.pair_id(PAIR) == hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def test_the_id_depends_on_the_text_and_nothing_else():
     swapped = {"rejected": PAIR["rejected"], "chosen": PAIR["chosen"], "prompt": PAIR["prompt"]}
     other_source = changed(source="hh", label="maths", id="0")
-    assert pairs.pair_id(swapped) == pairs.pair_id(other_source) == pairs.pair_id(PAIR)
+    assert examples.pair_id(swapped) == examples.pair_id(other_source) == examples.pair_id(PAIR)
     variants = [
         changed(chosen=PAIR["rejected"], rejected=PAIR["chosen"]),
         changed(chosen=says("assistant", "3.14 ")),
         changed(prompt=says("system", "What is “π”?")),
     ]
-    assert len({pairs.pair_id(pair) for pair in [PAIR, *variants]}) == 4
+    assert len({examples.pair_id(pair) for pair in [PAIR, *variants]}) == 4
 
 
 def test_a_sound_pair_has_no_fault():
-    assert pairs.fault(PAIR) is None
-    assert pairs.fault(changed(rejected=says("assistant", ""))) is None
+    assert examples.fault(PAIR) is None
+    assert examples.fault(changed(rejected=says("assistant", ""))) is None
     assert (
-        pairs.fault(
+        examples.fault(
             changed(prompt=[*says("system"), *says("user"), *says("assistant"), *says("user")])
         )
         is None
@@ -74,13 +74,13 @@ def test_a_sound_pair_has_no_fault():
     ],
 )
 def test_faults_are_named(pair: dict, words: str):
-    assert words in pairs.fault(pair)
+    assert words in examples.fault(pair)
 
 
 def test_dialogues_are_split_at_the_first_answer_that_differs():
     start = [*says("user", "1"), *says("assistant", "2"), *says("user", "3")]
     long = [*start, *says("assistant", "a"), *says("user", "more"), *says("assistant", "b")]
-    pair = pairs.from_dialogues(long, [*start, *says("assistant", "c")])
+    pair = examples.from_dialogues(long, [*start, *says("assistant", "c")])
     assert pair["prompt"] == start
     assert (pair["chosen"], pair["rejected"]) == (says("assistant", "a"), says("assistant", "c"))
 
@@ -98,12 +98,12 @@ def test_dialogues_are_split_at_the_first_answer_that_differs():
     ],
 )
 def test_dialogues_that_hold_no_preference_say_why(chosen: list, rejected: list):
-    assert isinstance(pairs.from_dialogues(chosen, rejected), str)
+    assert isinstance(examples.from_dialogues(chosen, rejected), str)
 
 
 def publish(folder: Path, rows: list[dict]) -> Path:
     folder.mkdir()
-    write_jsonl(folder / pairs.FILE, rows)
+    write_jsonl(folder / examples.FILE, rows)
     ids = ids_sha256(row["id"] for row in rows)
     write_manifest(folder, "download", rows=len(rows), ids_sha256=ids, params={})
     return folder
@@ -112,17 +112,17 @@ def publish(folder: Path, rows: list[dict]) -> Path:
 def test_loads_what_was_published_and_drops_empty_labels(tmp_path: Path):
     rows = [changed(id="a" * 32, source="s", label=""), changed(id="b" * 32, source="s", label="l")]
     first = {key: value for key, value in rows[0].items() if key != "label"}
-    assert pairs.load_pairs(publish(tmp_path / "pairs", rows)) == [first, rows[1]]
+    assert examples.load_pairs(publish(tmp_path / "pairs", rows)) == [first, rows[1]]
 
 
 def test_refuses_a_folder_that_is_missing_changed_or_unsound(tmp_path: Path):
     with pytest.raises(ArtifactError, match="dvc repro download"):
-        pairs.load_pairs(tmp_path / "nothing")
+        examples.load_pairs(tmp_path / "nothing")
     rows = [changed(id="a" * 32, source="s"), changed(id="b" * 32, source="s")]
     swapped = publish(tmp_path / "swapped", rows)
-    write_jsonl(swapped / pairs.FILE, rows[::-1])
+    write_jsonl(swapped / examples.FILE, rows[::-1])
     with pytest.raises(ArtifactError, match="does not hold its manifest's pairs"):
-        pairs.load_pairs(swapped)
+        examples.load_pairs(swapped)
     unsound = publish(tmp_path / "unsound", [changed(id="a" * 32, prompt=says("assistant"))])
     with pytest.raises(ArtifactError, match=r"pairs\.jsonl:1: prompt: ends with the assistant"):
-        pairs.load_pairs(unsound)
+        examples.load_pairs(unsound)

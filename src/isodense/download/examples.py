@@ -1,4 +1,4 @@
-"""Preference pairs: validation, ids, and reading the artifact ``data/pairs``.
+"""Preference pairs: validation, ids, and reading the artifact ``data/examples``.
 
 A pair is a prompt (a conversation that ends with a user message) and two answers, one assistant
 message each, of which the first was preferred: TRL's conversational preference format. The id of a
@@ -130,7 +130,7 @@ def load_pairs(folder: str | Path) -> list[dict[str, Any]]:
     Parameters
     ----------
     folder : str or Path
-        ``data/pairs``.
+        ``data/examples``.
 
     Returns
     -------
