@@ -37,7 +37,7 @@ from isodense.neighbors.graph import (
     Graph,
 )
 from isodense.pipeline.artifact import ids_sha256, write_manifest
-from isodense.pipeline.jsonl import write_jsonl
+from isodense.prompts.deduplicate import write as write_prompts
 
 DIM, K, SAMPLE = 6, 15, 2000
 STAGE = Path(__file__).resolve().parents[1] / "stages" / "map.py"
@@ -99,14 +99,13 @@ def write(folder: Path, graph: Graph) -> None:
     for part in ("prompts", "neighbors"):
         (folder / part).mkdir()
     ids = [f"{number:032x}" for number in range(len(graph))]
-    write_jsonl(folder / "prompts/prompts.jsonl", map(row, ids))
+    write_prompts(map(row, ids), {}, None, folder / "prompts")
     np.save(folder / "neighbors" / INDICES, graph.indices)
     np.save(folder / "neighbors" / DISTANCES, graph.distances)
     none = Graph.empty(0, graph.k)
     np.save(folder / "neighbors" / HELDOUT_INDICES, none.indices)
     np.save(folder / "neighbors" / HELDOUT_DISTANCES, none.distances)
     known = {"rows": len(ids), "ids_sha256": ids_sha256(ids)}
-    write_manifest(folder / "prompts", "prompts", **known)
     write_manifest(folder / "neighbors", "neighbors", **known, heldout_ids_sha256=ids_sha256([]))
 
 

@@ -34,9 +34,8 @@ from isodense.neighbors.graph import (  # noqa: E402
     Graph,
 )
 from isodense.pipeline.artifact import content_sha256, ids_sha256, publishing, write_manifest  # noqa: E402
-from isodense.pipeline.jsonl import write_jsonl  # noqa: E402
 from isodense.pipeline.stage import peak_rss  # noqa: E402
-from isodense.prompts.reader import FILE  # noqa: E402
+from isodense.prompts.deduplicate import write  # noqa: E402
 from isodense.report.page import Sources, write_report  # noqa: E402
 
 WORDS = (
@@ -84,8 +83,7 @@ def write_prompts(
         for name, length, held, number in zip(ids, lengths, heldout, cluster, strict=True)
     )
     with publishing(folder) as made:
-        write_jsonl(made / FILE, rows)
-        write_manifest(made, "prompts", rows=len(ids), ids_sha256=ids_sha256(ids))
+        write(rows, {}, None, made)
 
 
 def write_graph(folder: Path, train: list[str], heldout: int, rng: np.random.Generator) -> None:

@@ -1,4 +1,4 @@
-"""Collect preference pairs from the sources in use into one file.
+"""Collect prompts, and what belongs to them, from the sources in use into one table.
 
 Example
 -------
@@ -24,7 +24,7 @@ def main(argv: list[str]) -> str:
     """Run the stage and return its summary line."""
     parser = stage.parser("download", __doc__)
     parser.add_argument("--raw", type=Path, required=True, help="folder of the user's files")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the pairs")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the examples")
     parser.add_argument("--metrics", type=Path, required=True, help="metrics file")
     args = parser.parse_args(argv)
     base = params.load(args.params, "base", BaseParams)
@@ -35,7 +35,10 @@ def main(argv: list[str]) -> str:
     write_json(args.metrics, metrics)
     counts = metrics["download"]
     parts = ", ".join(f"{count:,} from {name}" for name, count in counts["sources"].items())
-    return f"{counts['pairs']:,} pairs ({parts}), {counts['repeated']:,} repeats left out"
+    line = f"{counts['examples']:,} examples ({parts}), {counts['pairs']:,} with two answers"
+    line += f", {counts['repeated']:,} identical to earlier ones" if counts["repeated"] else ""
+    skipped = counts["bad_rows"], counts["unusable_rows"]
+    return line + (f"; left out {skipped[0]:,} bad and {skipped[1]:,} unusable rows" * any(skipped))
 
 
 if __name__ == "__main__":

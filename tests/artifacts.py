@@ -12,10 +12,9 @@ from isodense.neighbors.build import publish as publish_neighbors
 from isodense.neighbors.graph import load_graph, load_heldout_graph
 from isodense.neighbors.params import NeighborsParams
 from isodense.pipeline.artifact import content_sha256, read_manifest
-from isodense.prompts.deduplicate import publish as publish_prompts
-from isodense.prompts.params import PromptsParams
 from isodense.prompts.reader import load_columns
 from tests.embeddings.test_build import PARAMS as EMBEDDINGS
+from tests.tables import publish_prompts
 
 DENSITY = DensityParams(
     k=12, method="soft_count", ess=0.8, bandwidth=1.0, dup=0.15, alpha_max=1.25, count_power=0.0
@@ -28,8 +27,8 @@ def make(data: Path, conversations: list, encoder: Path, **density: object) -> P
     Each conversation is one pair, so one that comes twice was asked twice. Labels are left out.
     """
     answers = {side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
-    pairs = ({"prompt": one, **answers, "source": "test"} for one in conversations)
-    publish_prompts(pairs, PromptsParams(heldout=0.2), "0" * 64, data / "prompts")
+    pairs = [{"prompt": one, **answers, "source": "test"} for one in conversations]
+    publish_prompts(pairs, data / "prompts", 0.2)
     settings = EMBEDDINGS.model_copy(update={"max_tokens": 24})
     cache = data.parent / "cache"
     embed(data / "prompts", encoder, settings, "cpu", cache, data / "embeddings")

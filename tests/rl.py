@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import yaml
 
-from isodense.pipeline.artifact import ids_sha256, publishing, write_manifest
-from isodense.pipeline.jsonl import write_jsonl
 from isodense.prompts.deduplicate import unique_prompts
-from isodense.prompts.reader import FILE, PromptSet
+from isodense.prompts.reader import PromptSet
 from isodense.reward.fit import fit
 from isodense.reward.params import RewardParams
+from tests.tables import write_examples, write_prompts
 from tests.tiny import WORDS, policy, user
 from tests.weights import write_weights
 
@@ -114,14 +113,8 @@ def write_inputs(folder: Path, count: int = 60, heldout: float = 0.3) -> PromptS
     """Write ``data/examples``, ``data/prompts``, ``data/density`` and ``models/policy``."""
     pairs = make_pairs(count)
     prompts = unique_prompts(pairs, heldout)
-    with publishing(folder / "data/examples") as made:
-        write_jsonl(made / "pairs.jsonl", pairs)
-        write_manifest(
-            made, "download", rows=count, ids_sha256=ids_sha256(pair["id"] for pair in pairs)
-        )
-    with publishing(folder / "data/prompts") as made:
-        write_jsonl(made / FILE, prompts.rows)
-        write_manifest(made, "prompts", rows=len(prompts), ids_sha256=prompts.ids_sha256)
+    write_examples(folder / "data/examples", pairs)
+    write_prompts(folder / "data/prompts", prompts.rows)
     write_density(folder / "data/density", prompts)
     policy(folder / "models/policy")
     return prompts

@@ -125,12 +125,11 @@ def texts(count: int) -> list[str]:
 
 def prompts(folder: Path, count: int, heldout: float = 0.2) -> Path:
     """Publish that many prompts of mixed lengths as the prompts stage does."""
-    from isodense.prompts import deduplicate as stage
-    from isodense.prompts.params import PromptsParams
+    from tests.tables import publish_prompts
 
     answers = {side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
-    pairs = ({"prompt": user(text), **answers, "source": "test"} for text in texts(count))
-    stage.publish(pairs, PromptsParams(heldout=heldout), "0" * 64, folder)
+    pairs = [{"prompt": user(text), **answers, "source": "test"} for text in texts(count)]
+    publish_prompts(pairs, folder, heldout)
     return folder
 
 

@@ -21,11 +21,10 @@ from isodense.cli.main import main
 from isodense.embeddings.postprocess import Transform
 from isodense.pipeline.artifact import publishing, write_manifest
 from isodense.pipeline.errors import ArtifactError, IsodenseError
-from isodense.prompts.deduplicate import publish
-from isodense.prompts.params import PromptsParams
 from isodense.prompts.reader import load_prompts
 from tests import tiny
 from tests.prompts.test_deduplicate import pair
+from tests.tables import publish_prompts, stored_rows
 from tests.tiny import user
 from tests.weights import write_weights
 
@@ -59,7 +58,7 @@ def data(tmp_path, monkeypatch):
 
 
 def write(data, pairs, heldout=0.2):
-    publish(pairs, PromptsParams(heldout=heldout), "0", data / "prompts")
+    publish_prompts(pairs, data / "prompts", heldout)
     prompts = load_prompts(data / "prompts")
     train = prompts.split("train")
     assert (0 < len(train) < len(prompts)) == bool(heldout)
@@ -79,8 +78,7 @@ def write_embeddings(data, rows, ids_sha256, transform=None):
 
 
 def training_texts(data):
-    lines = (data / "prompts/prompts.jsonl").read_text().splitlines()
-    return [row["text"] for row in map(json.loads, lines) if row["split"] == "train"]
+    return [row["text"] for row in stored_rows(data / "prompts") if row["split"] == "train"]
 
 
 def test_the_prototypes_training_snippet_runs_on_the_folder(data, tmp_path):

@@ -13,13 +13,12 @@ from isodense.cli.main import main
 from isodense.embeddings.build import embed
 from isodense.embeddings.reader import load_vectors, read_shard_ids
 from isodense.pipeline.artifact import read_manifest, write_manifest
-from isodense.prompts.deduplicate import publish
-from isodense.prompts.params import PromptsParams
 from isodense.prompts.reader import load_prompts
 from isodense.sampling.draw import draw
 from tests import tiny
 from tests.embeddings.test_build import PARAMS
 from tests.prompts.test_deduplicate import pair
+from tests.tables import publish_prompts
 from tests.tiny import user
 from tests.weights import write_weights
 
@@ -31,12 +30,7 @@ def rising_weights(train, folder):
 
 @pytest.fixture
 def flags(tmp_path):
-    publish(
-        [pair(user(f"prompt {i}")) for i in range(30)],
-        PromptsParams(heldout=0.1),
-        "0",
-        tmp_path / "p",
-    )
+    publish_prompts([pair(user(f"prompt {i}")) for i in range(30)], tmp_path / "p", 0.1)
     train = load_prompts(tmp_path / "p").split("train")
     rising_weights(train, tmp_path / "d")
     return ["--density", str(tmp_path / "d"), "--prompts", str(tmp_path / "p")], train

@@ -23,10 +23,9 @@ from isodense.pipeline.artifact import (
     write_manifest,
 )
 from isodense.pipeline.errors import ArtifactError
-from isodense.prompts.deduplicate import publish
-from isodense.prompts.params import PromptsParams
 from isodense.prompts.reader import load_prompts
 from tests.prompts.test_deduplicate import pair
+from tests.tables import publish_prompts
 from tests.tiny import user
 
 DIM = 6
@@ -69,7 +68,7 @@ def by_id(folder):
 def data_folder(folder, texts, seed=0, heldout=0.2, **changes):
     """Write prompts asked as in `texts`, with embeddings of them; a text's end is its source."""
     pairs = [pair(user(text[:-1]), source=text[-1], label=text[:3]) for text in texts]
-    publish(pairs, PromptsParams(heldout=heldout), "0", folder / "prompts")
+    publish_prompts(pairs, folder / "prompts", heldout)
     embeddings(folder / "embeddings", load_prompts(folder / "prompts").ids, seed, **changes)
     return folder
 
@@ -231,7 +230,7 @@ def test_merged_data_folders_are_as_if_made_at_once(tmp_path):
     report = merge([a, b], tmp_path / "c")
     assert report == {"rows": 51, "shards": report["shards"], "collapsed": 11}
     prompts, expected = (read_manifest(f / "prompts", "prompts") for f in (tmp_path / "c", at_once))
-    assert prompts == expected | {"inputs": {"pairs": None}}
+    assert prompts == expected | {"inputs": {"examples": None}}
     found = read_manifest(tmp_path / "c/embeddings", "embeddings")
     assert found["ids_sha256"] == prompts["ids_sha256"]
     assert found["inputs"]["prompts"] == content_sha256(prompts)

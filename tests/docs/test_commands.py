@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.project import ROOT
+from tests.tables import stored_rows
 
 BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOT_RUN = {"text", "yaml", "json"}  # output and data
@@ -152,4 +153,4 @@ def test_the_commands_of_the_tutorial_run(ran):
     assert sorted(path.name for path in (teammate / "data").iterdir()) == ["density", "raw"]
     number, rows, identifier = re.findall(r"^(\d+) \[([ \d]+)\]\n([0-9a-f]{32})$", output, re.M)[-1]
     assert max(map(int, rows.split())) < int(number)
-    assert identifier in (project.root / "data" / "prompts" / "prompts.jsonl").read_text()
+    assert identifier in {row["id"] for row in stored_rows(project.root / "data" / "prompts")}

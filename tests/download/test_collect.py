@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from isodense.download.collect import publish
-from isodense.download.examples import fault, load_pairs, pair_id
+from isodense.download.examples import example_id, fault, iter_examples, load_pairs
 from isodense.download.params import DownloadParams
 from isodense.pipeline import params as params_module
 from isodense.pipeline.artifact import ids_sha256, read_manifest, verify_files
@@ -23,6 +23,7 @@ SRC = Path(__file__).parents[2] / "src"
 SECTION = {
     "sources": ["sample"],
     "on_bad_row": "error",
+    "max_skipped": 0.1,
     "sample": {
         "pairs": 80,
         "exponent": 1.0,
@@ -65,24 +66,23 @@ def test_publishes_all_sources_in_order_with_ids_and_counts(tmp_path: Path):
     files = strings(tmp_path, [row("a"), row("b", label="letters")])
     params = section(tmp_path, sources=["local", "sample"], local=files)
     metrics = publish(params, rng_for, tmp_path / "out")["download"]
-    rows = [json.loads(line) for line in (tmp_path / "out/pairs.jsonl").open(encoding="utf-8")]
+    rows = list(iter_examples(tmp_path / "out"))
     assert [entry["source"] for entry in rows[:3]] == ["local", "local", "sample"]
     assert list(rows[1]) == ["id", "prompt", "chosen", "rejected", "source", "label"]
-    assert all(fault(entry) is None and entry["id"] == pair_id(entry) for entry in rows)
+    assert all(fault(entry) is None and entry["id"] == example_id(entry) for entry in rows)
     assert metrics["sources"] == {"local": 2, "sample": len(rows) - 2}
-    assert metrics["pairs"] == len(rows)
-    assert len(rows) + metrics["repeated"] == 82
+    assert metrics["pairs"] == metrics["examples"] == len(rows) == 82
 
 
-def test_the_manifest_describes_the_pairs_and_only_the_sources_in_use(tmp_path: Path):
+def test_the_manifest_describes_the_examples_and_only_the_sources_in_use(tmp_path: Path):
     publish(section(tmp_path, on_bad_row="skip"), rng_for, tmp_path / "out")
     manifest = read_manifest(tmp_path / "out", "download")
     verify_files(tmp_path / "out", manifest)
-    pairs = load_pairs(tmp_path / "out")
-    assert manifest["rows"] == len(pairs)
-    assert manifest["ids_sha256"] == ids_sha256(pair["id"] for pair in pairs)
-    used = {"sources": ["sample"], "on_bad_row": "skip", "sample": SECTION["sample"]}
-    assert manifest["params"] == used
+    rows = list(iter_examples(tmp_path / "out"))
+    assert manifest["rows"] == len(rows)
+    assert manifest["ids_sha256"] == ids_sha256(row["id"] for row in rows)
+    used = {name: SECTION[name] for name in ("sources", "max_skipped", "sample")}
+    assert manifest["params"] == used | {"on_bad_row": "skip"}
 
 
 def test_no_path_of_the_machine_gets_into_the_artifact(tmp_path: Path):
@@ -98,7 +98,7 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path):
     params = section(tmp_path, sources=["sample", "local"], local=strings(tmp_path, [row("a")]))
     metrics = [publish(params, rng_for, tmp_path / name) for name in ("one", "two")]
     assert metrics[0] == metrics[1]
-    for name in ("pairs.jsonl", "manifest.json"):
+    for name in ("shard-00000.parquet", "manifest.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
@@ -113,11 +113,11 @@ def test_a_source_does_not_change_when_another_comes_first(tmp_path: Path):
     assert drawn == load_pairs(tmp_path / "alone")
 
 
-def test_exact_repeats_of_a_pair_are_left_out_and_counted(tmp_path: Path):
+def test_identical_rows_stay_and_are_counted_and_pairs_come_once(tmp_path: Path):
     rows = [row("a"), row("b"), row("a", label="again"), row("a", rejected="never")]
     params = section(tmp_path, sources=["local"], local=strings(tmp_path, rows))
     metrics = publish(params, rng_for, tmp_path / "out")["download"]
-    assert (metrics["pairs"], metrics["repeated"]) == (3, 1)
+    assert (metrics["examples"], metrics["pairs"], metrics["repeated"]) == (4, 4, 1)
     prompts = [pair["prompt"][0]["content"] for pair in load_pairs(tmp_path / "out")]
     assert prompts == ["a", "b", "a"]
 
@@ -129,10 +129,15 @@ def test_bad_rows_stop_the_stage_or_are_counted(tmp_path: Path, caplog):
         publish(section(tmp_path, sources=["local"], local=files), rng_for, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with caplog.at_level(logging.WARNING):
-        skip = section(tmp_path, sources=["local"], local=files, on_bad_row="skip")
-        metrics = publish(skip, rng_for, tmp_path / "out")["download"]
-    assert (metrics["pairs"], metrics["bad_rows"]) == (2, 8)
+        changes = {"sources": ["local"], "local": files, "on_bad_row": "skip"}
+        many = section(tmp_path, **changes, max_skipped=0.8)
+        metrics = publish(many, rng_for, tmp_path / "out")["download"]
+    assert (metrics["examples"], metrics["bad_rows"]) == (2, 8)
     assert 1 <= sum("skipped" in message for message in caplog.messages) < 8
+    few = section(tmp_path, **changes, max_skipped=0.79)
+    with pytest.raises(DataError, match=r"8 bad rows of 10 were skipped \(80\.0%\)"):
+        publish(few, rng_for, tmp_path / "few")
+    assert not (tmp_path / "few").exists()
 
 
 def test_unusable_rows_are_counted_and_never_stop_the_stage(tmp_path: Path, hub: Hub):
@@ -140,25 +145,25 @@ def test_unusable_rows_are_counted_and_never_stop_the_stage(tmp_path: Path, hub:
     folder = test_hh.repository(tmp_path / "repo", {test_hh.TRAIN: rows})
     hub.add(test_hh.hh.REPO, folder, revision=test_hh.REVISION)
     metrics = publish(section(tmp_path, sources=["hh"]), rng_for, tmp_path / "out")["download"]
-    assert (metrics["pairs"], metrics["unusable_rows"], metrics["bad_rows"]) == (2, 1, 0)
+    assert (metrics["examples"], metrics["unusable_rows"], metrics["bad_rows"]) == (2, 1, 0)
 
 
 def test_a_failure_keeps_the_artifact_that_was_there(tmp_path: Path):
     publish(section(tmp_path), rng_for, tmp_path / "out")
-    before = (tmp_path / "out/pairs.jsonl").read_bytes()
+    before = (tmp_path / "out/shard-00000.parquet").read_bytes()
     files = {"files": [str(tmp_path / "absent.jsonl")], "limit": None}
     with pytest.raises(DataError, match="no such file"):
         publish(
             section(tmp_path, sources=["sample", "local"], local=files), rng_for, tmp_path / "out"
         )
-    assert (tmp_path / "out/pairs.jsonl").read_bytes() == before
+    assert (tmp_path / "out/shard-00000.parquet").read_bytes() == before
     read_manifest(tmp_path / "out", "download")
 
 
-def test_no_valid_pairs_is_an_error_that_says_what_to_do(tmp_path: Path):
+def test_no_valid_examples_is_an_error_that_says_what_to_do(tmp_path: Path):
     files = strings(tmp_path, [row(""), row(" ")])
     params = section(tmp_path, sources=["local"], local=files, on_bad_row="skip")
-    with pytest.raises(DataError, match=r"no valid pairs \(2 bad rows[\s\S]*on_bad_row: error"):
+    with pytest.raises(DataError, match=r"no valid examples \(2 bad rows[\s\S]*on_bad_row: error"):
         publish(params, rng_for, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -191,23 +196,20 @@ def test_importing_the_stage_imports_none_of_the_heavy_libraries():
     assert done.stdout.strip() == "set()", done.stderr
 
 
-def test_datasets_and_trl_load_the_file_as_it_is(tmp_path: Path, monkeypatch):
-    """Labels start after the first block that ``datasets`` infers the columns from."""
+def test_datasets_and_trl_load_the_table_as_it_is(tmp_path: Path):
     import datasets
     from trl import is_conversational
 
-    rows = [row(f"prompt {number} " + "x" * 100) for number in range(40)]
+    rows = [row(f"prompt {number}", level=number) for number in range(40)]
     rows += [row("labelled", label="late"), row("labelled again", label="late")]
     params = section(tmp_path, sources=["local"], local=strings(tmp_path, rows))
     publish(params, rng_for, tmp_path / "out")
     loaded = datasets.load_dataset(
-        "json",
-        data_files=str(tmp_path / "out/pairs.jsonl"),
+        "parquet",
+        data_files=str(tmp_path / "out/*.parquet"),
         split="train",
         cache_dir=str(tmp_path / "cache"),
-        chunksize=1000,
     )
-    assert loaded.column_names == ["id", "prompt", "chosen", "rejected", "source", "label"]
     assert len(loaded) == 42
     assert loaded[0]["prompt"] == [{"role": "user", "content": rows[0]["prompt"]}]
     assert [label for label in loaded["label"] if label] == ["late", "late"]

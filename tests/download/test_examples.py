@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from isodense.download import examples
-from isodense.pipeline.artifact import ids_sha256, write_manifest
 from isodense.pipeline.errors import ArtifactError
-from isodense.pipeline.jsonl import write_jsonl
+from tests.tables import tamper, write_examples
 
 PAIR = {
     "prompt": [{"role": "user", "content": "What is “π”?"}],
@@ -32,19 +31,23 @@ def test_the_id_is_a_hash_of_the_canonical_json():
         '"prompt":[{"content":"What is “π”?","role":"user"}],'
         '"rejected":[{"content":"4","role":"assistant"}]}'
     )
-    assert examples.pair_id(PAIR) == hashlib.sha256(text.encode()).hexdigest()[:32]
+    assert examples.example_id(PAIR) == hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def test_the_id_depends_on_the_text_and_nothing_else():
     swapped = {"rejected": PAIR["rejected"], "chosen": PAIR["chosen"], "prompt": PAIR["prompt"]}
     other_source = changed(source="hh", label="maths", id="0")
-    assert examples.pair_id(swapped) == examples.pair_id(other_source) == examples.pair_id(PAIR)
+    assert (
+        examples.example_id(swapped)
+        == examples.example_id(other_source)
+        == examples.example_id(PAIR)
+    )
     variants = [
         changed(chosen=PAIR["rejected"], rejected=PAIR["chosen"]),
         changed(chosen=says("assistant", "3.14 ")),
         changed(prompt=says("system", "What is “π”?")),
     ]
-    assert len({examples.pair_id(pair) for pair in [PAIR, *variants]}) == 4
+    assert len({examples.example_id(pair) for pair in [PAIR, *variants]}) == 4
 
 
 def test_a_sound_pair_has_no_fault():
@@ -101,28 +104,24 @@ def test_dialogues_that_hold_no_preference_say_why(chosen: list, rejected: list)
     assert isinstance(examples.from_dialogues(chosen, rejected), str)
 
 
-def publish(folder: Path, rows: list[dict]) -> Path:
-    folder.mkdir()
-    write_jsonl(folder / examples.FILE, rows)
-    ids = ids_sha256(row["id"] for row in rows)
-    write_manifest(folder, "download", rows=len(rows), ids_sha256=ids, params={})
-    return folder
+def test_pairs_are_the_rows_with_both_answers_each_once(tmp_path: Path):
+    pair = changed(id="a" * 32, source="s", label="l", score=3)
+    prompt = {"id": "b" * 32, "prompt": pair["prompt"], "source": "s", "answer": "4"}
+    write_examples(tmp_path / "both", [prompt, pair, pair])
+    assert examples.load_pairs(tmp_path / "both") == [pair]
+    assert examples.kept_columns(tmp_path / "both") == ["answer", "score"]
+    assert list(examples.iter_examples(tmp_path / "both")) == [prompt, pair, pair]
+    write_examples(tmp_path / "prompts", [prompt])
+    assert examples.has_pairs(tmp_path / "both")
+    assert not examples.has_pairs(tmp_path / "prompts")
+    assert examples.load_pairs(tmp_path / "prompts") == []
 
 
-def test_loads_what_was_published_and_drops_empty_labels(tmp_path: Path):
-    rows = [changed(id="a" * 32, source="s", label=""), changed(id="b" * 32, source="s", label="l")]
-    first = {key: value for key, value in rows[0].items() if key != "label"}
-    assert examples.load_pairs(publish(tmp_path / "pairs", rows)) == [first, rows[1]]
-
-
-def test_refuses_a_folder_that_is_missing_changed_or_unsound(tmp_path: Path):
+def test_refuses_a_folder_that_is_missing_or_changed(tmp_path: Path):
     with pytest.raises(ArtifactError, match="dvc repro download"):
         examples.load_pairs(tmp_path / "nothing")
     rows = [changed(id="a" * 32, source="s"), changed(id="b" * 32, source="s")]
-    swapped = publish(tmp_path / "swapped", rows)
-    write_jsonl(swapped / examples.FILE, rows[::-1])
-    with pytest.raises(ArtifactError, match="does not hold its manifest's pairs"):
-        examples.load_pairs(swapped)
-    unsound = publish(tmp_path / "unsound", [changed(id="a" * 32, prompt=says("assistant"))])
-    with pytest.raises(ArtifactError, match=r"pairs\.jsonl:1: prompt: ends with the assistant"):
-        examples.load_pairs(unsound)
+    write_examples(tmp_path / "swapped", rows)
+    tamper(tmp_path / "swapped", lambda rows: rows[::-1])
+    with pytest.raises(ArtifactError, match="does not hold the examples of its manifest"):
+        examples.load_pairs(tmp_path / "swapped")

@@ -28,6 +28,7 @@ from isodense.pipeline.executor import Rank
 from isodense.prompts.reader import load_prompts
 from tests import tiny
 from tests.cached import CHANGES, change
+from tests.tables import tamper
 
 PARAMS = EmbeddingsParams(
     space="hidden",
@@ -214,14 +215,13 @@ def test_float16_halves_the_file_and_stays_close(tmp_path, folder):
 
 def test_prompts_that_are_not_their_manifests_are_refused_before_any_work(tmp_path, folder):
     prompts = tiny.prompts(tmp_path / "prompts20", 20)
-    lines = (prompts / "prompts.jsonl").read_text().splitlines(keepends=True)
-    (prompts / "prompts.jsonl").write_text("".join([lines[1], lines[0], *lines[2:]]))
+    tamper(prompts, lambda rows: [rows[1], rows[0], *rows[2:]])
     with pytest.raises(ArtifactError, match="does not hold the prompts of its manifest"):
         run(tmp_path, folder, 20)
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_prompt_without_a_vector_is_named_by_its_line(tmp_path, folder, monkeypatch):
+def test_a_prompt_without_a_vector_is_named_by_its_row(tmp_path, folder, monkeypatch):
     original = Counting.encode_tokens
     broken = load_encoder(folder, max_tokens=64).tokenize([tiny.texts(40)[21]])[0][0]
 
@@ -229,7 +229,7 @@ def test_a_prompt_without_a_vector_is_named_by_its_line(tmp_path, folder, monkey
         return original(self, [[] if row == broken else row for row in ids], on_batch)
 
     monkeypatch.setattr(Counting, "encode_tokens", forgetting)
-    with pytest.raises(ModelError, match=r"prompts\.jsonl, line 22: 1 of 16 texts have no tokens"):
+    with pytest.raises(ModelError, match=r"prompts40, row 21 \(id [0-9a-f]{32}\): 1 of 16 texts"):
         run(tmp_path, folder, 40)
     monkeypatch.setattr(Counting, "encode_tokens", original)
     assert run(tmp_path, folder, 40) == 24  # the first shard was kept

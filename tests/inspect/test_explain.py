@@ -24,6 +24,7 @@ from isodense.prompts.reader import load_prompts
 from isodense.sampling.weights import load_weights
 from tests import tiny
 from tests.artifacts import DENSITY, make, write_density
+from tests.tables import tamper
 from tests.tiny import WORDS, user
 
 TAIL = " ".join(WORDS * 3)  # longer than the encoder reads: texts that end in it have one vector
@@ -304,8 +305,7 @@ def test_weights_of_another_graph_or_other_prompts_are_refused(data, without, tm
     with pytest.raises(IsodenseError, match="were not made from the graph"):
         explain(prompts.ids[0], folders(copy))
     other = shutil.copytree(data, tmp_path / "other")
-    path = other / "prompts" / "prompts.jsonl"
-    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[::-1]))
+    tamper(other / "prompts", lambda rows: rows[::-1])
     train = prompts.split("train")
     with pytest.raises(IsodenseError, match="is not where the weights have it"):
         explain(train.ids[-1], folders(other))

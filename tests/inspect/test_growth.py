@@ -21,10 +21,9 @@ from isodense.neighbors.build import knn_graph
 from isodense.neighbors.graph import Graph
 from isodense.pipeline.artifact import content_sha256, publishing, write_manifest
 from isodense.pipeline.errors import IsodenseError
-from isodense.prompts import deduplicate as stage
 from isodense.prompts.conversations import is_heldout, prompt_id
-from isodense.prompts.params import PromptsParams
 from isodense.prompts.reader import load_columns
+from tests.tables import publish_prompts
 from tests.tiny import user
 
 ROOT = Path(__file__).parents[2]
@@ -63,7 +62,7 @@ def write(data, rows, asked=()):
     """Write the artifacts of `rows`, pairs of a text and a vector; `asked` are asked once more."""
     answers = {side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
     pairs = [{"prompt": user(t), **answers, "source": "test"} for t in [*dict(rows), *asked]]
-    stage.publish(pairs, PromptsParams(heldout=HELDOUT), "0" * 64, data / "prompts")
+    publish_prompts(pairs, data / "prompts", HELDOUT)
     columns = load_columns(data / "prompts")
     vectors = cluster(np.stack(list(dict(rows).values())))
     train, heldout = columns.positions("train"), columns.positions("heldout")

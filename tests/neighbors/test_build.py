@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -26,6 +25,7 @@ from isodense.pipeline.errors import ArtifactError, IsodenseError
 from isodense.prompts.reader import load_columns
 from tests.cached import CHANGES, change
 from tests.neighbors.test_exact import unit
+from tests.tables import write_prompts
 
 STAGE = Path(__file__).resolve().parents[2] / "stages" / "neighbors.py"
 HELDOUT = 10  # one prompt of so many
@@ -34,15 +34,12 @@ HELDOUT = 10  # one prompt of so many
 def artifacts(folder, X):
     """Write artifacts of prompts and embeddings with the rows of `X`."""
     ids = [f"{row:032x}" for row in range(len(X))]
-    with publishing(folder / "prompts") as out:
-        rows = (
-            {"id": name, "count": 1, "split": "train" if row % HELDOUT else "heldout"}
-            for row, name in enumerate(ids, 1)
-        )
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        (out / "prompts.jsonl").write_text(text, encoding="utf-8")
-        known = {"rows": len(X), "ids_sha256": ids_sha256(ids)}
-        write_manifest(out, "prompts", **known)
+    rows = (
+        {"id": name, "count": 1, "sources": {}, "split": "train" if row % HELDOUT else "heldout"}
+        for row, name in enumerate(ids, 1)
+    )
+    write_prompts(folder / "prompts", rows)
+    known = {"rows": len(X), "ids_sha256": ids_sha256(ids)}
     with publishing(folder / "embeddings") as out:
         for number, start in enumerate(range(0, max(len(X), 1), 64)):
             np.save(out / f"shard-{number:05d}.npy", X[start : start + 64])

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from isodense.pipeline.artifact import write_manifest
 from isodense.pipeline.errors import ArtifactError, DataError
 from isodense.prompts.conversations import canonical, encoder_text, is_heldout, prompt_id
-from isodense.prompts.deduplicate import publish, statistics, unique_prompts
-from isodense.prompts.params import PromptsParams
+from isodense.prompts.deduplicate import unique_prompts
 from isodense.prompts.reader import load_columns, load_prompts
+from tests.tables import publish_prompts, tamper
 from tests.tiny import user
 
 
@@ -98,35 +98,93 @@ def test_the_held_out_split_stays_put_when_data_is_appended():
     assert not is_heldout("0" * 32, 0.0)
 
 
-def test_statistics_count_what_is_there():
-    found = unique_prompts([pair(user("one")), pair(user("one")), pair(user("three"))], 0.0)
-    report = statistics(found)
-    assert (report["unique"], report["pairs"], report["largest_count"]) == (2, 3, 2)
+def test_statistics_count_what_is_there(tmp_path):
+    pairs = [pair(user("one")), pair(user("one")), pair(user(" ")), pair(user("three"))]
+    report = publish_prompts(pairs, tmp_path / "p", 0.0)
+    assert (report["unique"], report["examples"], report["largest_count"]) == (2, 3, 2)
     assert report["repeated_share"] == pytest.approx(1 / 3, abs=1e-6)
     assert report["chars_max"] == 5
+    assert report["no_text"] == 1
+
+
+# --- columns --------------------------------------------------------------------------------------
+
+
+def asked(text, source="s", **columns):
+    return {"id": "0" * 32, "prompt": user(text), "source": source, **columns}
+
+
+def test_columns_of_the_first_example_are_kept_and_answers_are_not(tmp_path):
+    rows = [
+        asked("2+2?", answer="4", level=1, extra={"index": 7, "tags": ["a", "b"]}),
+        {**pair(user("hello")), "score": 0.5},
+        asked("2+2? ", answer="4", level=2),
+    ]
+    publish_prompts(rows, tmp_path / "p", 0.0)
+    prompts = load_prompts(tmp_path / "p")
+    first = {"answer": "4", "level": 1, "extra": {"index": 7, "tags": ["a", "b"]}}
+    assert prompts.columns == ["answer", "extra", "level", "score"]
+    assert {name: prompts.rows[0][name] for name in first} == first
+    assert prompts.rows[1]["score"] == 0.5
+    assert not {"chosen", "rejected", "source", "answer"} & prompts.rows[1].keys()
+    assert prompts.rows[0]["count"] == 2
+
+
+def test_prompts_whose_answers_conflict_are_counted_shown_and_left_out_on_request(tmp_path, caplog):
+    rows = [
+        asked("2+2?", answer="4", level=1),
+        asked("3+3?", answer="6"),
+        asked("2+2?", answer="5", level=1),
+        asked("3+3?", answer="6", level=3),
+        asked("2+2?", answer="7"),
+    ]
+    report = publish_prompts(rows, tmp_path / "p", 0.0)
+    assert report["conflicting"] == {"answer": 1, "level": 2}
+    assert report["dropped_conflicting"] == 0
+    assert "1 prompts have examples that disagree in answer, first '2+2?': '4' and '5'" in (
+        caplog.text
+    )
+    assert load_prompts(tmp_path / "p").rows[0]["answer"] == "4"
+    report = publish_prompts(rows, tmp_path / "q", 0.0, drop_conflicting=["answer"])
+    assert (report["unique"], report["dropped_conflicting"]) == (1, 1)
+    assert load_prompts(tmp_path / "q").texts == ["3+3?"]
+    with pytest.raises(DataError, match=r"names 'answers', and the data has answer, level"):
+        publish_prompts(rows, tmp_path / "r", 0.0, drop_conflicting=["answers"])
+
+
+def test_identical_rows_are_occurrences(tmp_path):
+    rows = [asked("2+2?", answer="4")] * 3 + [asked("3+3?", answer="6")]
+    assert publish_prompts(rows, tmp_path / "p", 0.0)["conflicting"] == {}
+    assert load_columns(tmp_path / "p").counts.tolist() == [3, 1]
+
+
+def test_a_label_for_each_prompt_is_no_kind_and_is_said(tmp_path, caplog):
+    rows = [asked(f"{number}+{number}?", label=str(2 * number)) for number in range(30)]
+    publish_prompts(rows, tmp_path / "p", 0.0)
+    assert "label has 30 values for 30 prompts" in caplog.text
+    caplog.clear()
+    publish_prompts([{**row, "label": "sums"} for row in rows], tmp_path / "q", 0.0)
+    assert "label" not in caplog.text
 
 
 def test_a_published_set_reads_back_and_is_checked(tmp_path):
-    publish(
-        [pair(user(f"p{i}")) for i in range(50)], PromptsParams(heldout=0.2), "0", tmp_path / "p"
-    )
+    publish_prompts([pair(user(f"p{i}")) for i in range(50)], tmp_path / "p", 0.2)
     prompts = load_prompts(tmp_path / "p")
     assert prompts.texts[:2] == ["p0", "p1"]
     assert len(prompts.split("train")) + len(prompts.split("heldout")) == 50
     assert [prompts.ids[i] for i in prompts.positions("heldout")] == prompts.split("heldout").ids
-    lines = (tmp_path / "p" / "prompts.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "p" / "prompts.jsonl").write_text("".join(lines[::-1]))
+    tamper(tmp_path / "p", lambda rows: rows[::-1])
     with pytest.raises(ArtifactError, match="does not hold the prompts of its manifest"):
         load_prompts(tmp_path / "p")
 
 
 def test_no_prompts_and_nothing_to_train_on_say_what_to_run(tmp_path):
     with pytest.raises(DataError, match="no valid prompts found") as caught:
-        publish([pair(user(" "))], PromptsParams(heldout=0.1), "0", tmp_path / "p")
+        publish_prompts([pair(user(" "))], tmp_path / "p", 0.1)
     assert "dvc repro download" in str(caught.value)
     held = next(pair(user(f"p{i}")) for i in range(99) if is_heldout(prompt_id(user(f"p{i}")), 0.5))
     with pytest.raises(DataError, match="all 1 prompts are held out"):
-        publish([held], PromptsParams(heldout=0.5), "0", tmp_path / "p")
+        publish_prompts([held], tmp_path / "p", 0.5)
     assert not (tmp_path / "p").exists()
 
 
@@ -152,7 +210,7 @@ def test_columns_are_those_of_the_rows(tmp_path, unlabelled):
     pairs = [pair(user(f"p{i % 50}"), label=f"label {i % 3}") for i in range(70)]
     for one in pairs[:unlabelled] + pairs[50 : 50 + unlabelled]:
         del one["label"]
-    publish(pairs, PromptsParams(heldout=0.3), "0", tmp_path / "p")
+    publish_prompts(pairs, tmp_path / "p", 0.3)
     prompts, columns = load_prompts(tmp_path / "p"), load_columns(tmp_path / "p")
     columns_agree(columns, prompts)
     assert columns.counts.dtype == np.int64
@@ -167,18 +225,15 @@ def test_columns_are_those_of_the_rows(tmp_path, unlabelled):
 def test_a_split_may_have_labels_that_the_whole_has_not(tmp_path):
     held = [is_heldout(prompt_id(user(f"p{i}")), 0.5) for i in range(40)]
     pairs = [pair(user(f"p{i}"), **({} if held[i] else {"label": "x"})) for i in range(40)]
-    publish(pairs, PromptsParams(heldout=0.5), "0", tmp_path / "p")
+    publish_prompts(pairs, tmp_path / "p", 0.5)
     columns = load_columns(tmp_path / "p")
     assert columns.labels is None
     assert set(columns.split("train").labels) == {"x"}
 
 
 def test_columns_of_damaged_or_other_prompts_are_refused_alike(tmp_path):
-    publish(
-        [pair(user(f"p{i}")) for i in range(9)], PromptsParams(heldout=0.2), "0", tmp_path / "p"
-    )
-    path = tmp_path / "p" / "prompts.jsonl"
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[::-1]))
+    publish_prompts([pair(user(f"p{i}")) for i in range(9)], tmp_path / "p", 0.2)
+    tamper(tmp_path / "p", lambda rows: rows[::-1])
     (tmp_path / "other").mkdir()
     write_manifest(tmp_path / "other", "download")
     for folder in ("p", "other", "missing"):

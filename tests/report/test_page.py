@@ -29,10 +29,10 @@ from isodense.pipeline.artifact import (
 )
 from isodense.pipeline.errors import ArtifactError
 from isodense.pipeline.jsonl import write_jsonl
-from isodense.prompts.reader import FILE
 from isodense.report.charts import decile_charts, training_charts, weight_charts
 from isodense.report.page import Sources, read_metrics, write_report
 from isodense.report.prompts import one_line, shown
+from tests.tables import write_prompts
 
 EVIL = "<script>window.hit=1</script> & <img src=x onerror=window.hit=2> {{ 7*7 }} </script><!-- "
 HOSTILE = [
@@ -89,9 +89,7 @@ def write_artifacts(data: Path, labels: bool = True, aside: tuple[int, ...] = AS
     """Write prompts, neighbours, density and a map whose coordinates are known."""
     prompts = rows(labels, aside)
     ids = [row["id"] for row in prompts]
-    with publishing(data / "prompts") as made:
-        write_jsonl(made / FILE, prompts)
-        write_manifest(made, "prompts", rows=len(ids), ids_sha256=ids_sha256(ids))
+    write_prompts(data / "prompts", prompts)
     train, held = vectors()
     held = held[: len(aside)]
     graph = knn_graph(train, k=20)

@@ -11,11 +11,10 @@ import pytest
 
 from isodense.map.reader import COORDINATES
 from isodense.pipeline.artifact import ids_sha256, publishing, write_manifest
-from isodense.pipeline.jsonl import write_jsonl
-from isodense.prompts.reader import FILE
 from isodense.report.page import Sources, write_report
 from tests.browser import PHONE, Page, browser
 from tests.report.test_page import ASIDE, everything, write_artifacts
+from tests.tables import write_prompts
 from tests.weights import write_weights
 
 DESK = {"viewport": {"width": 1100, "height": 900}}
@@ -237,9 +236,7 @@ def test_many_prompts_are_drawn_as_pixels_and_found_by_pointing(chromium, tmp_pa
         {"id": name, "text": f"place {index % 36}", "count": 1, "sources": {}, "split": "train"}
         for index, name in enumerate(ids)
     )
-    with publishing(tmp_path / "prompts") as made:
-        write_jsonl(made / FILE, rows)
-        write_manifest(made, "prompts", rows=count, ids_sha256=ids_sha256(ids))
+    write_prompts(tmp_path / "prompts", rows)
     write_weights(tmp_path / "density", ids, np.ones(count))
     with publishing(tmp_path / "map") as made:
         coordinates = np.stack([number % 6, number // 6 % 6], axis=1).astype(np.float32)

@@ -15,13 +15,12 @@ from isodense.neighbors.build import knn_graph, nearest
 from isodense.neighbors.graph import DISTANCES, HELDOUT_DISTANCES, HELDOUT_INDICES, INDICES
 from isodense.pipeline.artifact import publishing, write_manifest
 from isodense.pipeline.params import as_dict
-from isodense.prompts.deduplicate import publish as publish_prompts
-from isodense.prompts.params import PromptsParams
 from isodense.prompts.reader import load_prompts
 from tests.density.vectors import (
     PARAMS,
     unit,
 )
+from tests.tables import publish_prompts
 from tests.tiny import user
 
 
@@ -33,7 +32,7 @@ def test_the_stage_reads_counts_labels_and_recall(tmp_path):
         {"prompt": user(t), "chosen": answer, "rejected": answer, "source": "s", "label": t[-1]}
         for t in texts
     ]
-    publish_prompts(pairs, PromptsParams(heldout=0.2), "0", tmp_path / "prompts")
+    publish_prompts(pairs, tmp_path / "prompts", 0.2)
     prompts = load_prompts(tmp_path / "prompts")
     train, heldout = prompts.split("train"), prompts.split("heldout")
     X = unit(np.random.default_rng(0).normal(size=(len(prompts), 4)))

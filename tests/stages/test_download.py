@@ -40,14 +40,14 @@ def test_the_sample_runs_from_a_bare_folder_and_repeats_to_the_byte(tmp_path: Pa
         done = run(tmp_path / name)
         assert done.returncode == 0, done.stderr
     for name in (
-        "data/examples/pairs.jsonl",
+        "data/examples/shard-00000.parquet",
         "data/examples/manifest.json",
         "reports/download.json",
     ):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     metrics = json.loads((tmp_path / "one/reports/download.json").read_text())["download"]
     assert metrics["pairs"] == len(load_pairs(tmp_path / "one/data/examples"))
-    assert f"{metrics['pairs']} pairs ({metrics['pairs']} from sample)" in done.stderr
+    assert f"{metrics['pairs']} examples ({metrics['pairs']} from sample)" in done.stderr
 
 
 def test_mistakes_are_one_message_without_a_traceback(tmp_path: Path):

@@ -14,10 +14,9 @@ from isodense.map.reader import load_coordinates
 from isodense.neighbors.build import knn_graph, nearest
 from isodense.neighbors.graph import DISTANCES, HELDOUT_DISTANCES, HELDOUT_INDICES, INDICES
 from isodense.pipeline.artifact import publishing, require_same_ids, write_manifest
-from isodense.prompts.deduplicate import publish as publish_prompts
-from isodense.prompts.params import PromptsParams
 from isodense.prompts.reader import PromptSet, load_prompts
 from tests.rl import ROOT, snapshot
+from tests.tables import publish_prompts
 from tests.tiny import user
 
 PARAMS = {"neighbors": 10, "min_dist": 0.1, "epochs": 50}
@@ -30,7 +29,7 @@ def write_prompts(folder: Path, count: int) -> PromptSet:
         {"prompt": user(f"p{number}"), "chosen": answer, "rejected": answer, "source": "s"}
         for number in range(count)
     ]
-    publish_prompts(pairs, PromptsParams(heldout=0.2), "0", folder)
+    publish_prompts(pairs, folder, 0.2)
     return load_prompts(folder)
 
 

@@ -27,7 +27,7 @@ from tests.rl import FLAGS, ROOT, SECTIONS, run_stage, snapshot, write_inputs, w
 
 SECTION = SECTIONS["train"] | {"max_steps": 6, "save_steps": 2}
 INPUTS = {
-    "prompts": {"kind": "prompts", "files": {"prompts.jsonl": {"sha256": "1"}}},
+    "prompts": {"kind": "prompts", "files": {"shard-00000.parquet": {"sha256": "1"}}},
     "density": {"kind": "density", "files": {"density_weights.npy": {"sha256": "2"}}},
     "policy": {"kind": "models", "files": {"model.safetensors": {"sha256": "3"}}},
     "reward": {"kind": "reward", "files": {}, "function": {"name": "r:f", "sha256": "4"}},

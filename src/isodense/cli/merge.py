@@ -30,7 +30,7 @@ from isodense.pipeline.artifact import (
 )
 from isodense.pipeline.errors import ArtifactError
 from isodense.prompts.deduplicate import write
-from isodense.prompts.reader import PromptSet, load_prompts
+from isodense.prompts.reader import load_prompts
 
 ABSENT = "(absent)"
 
@@ -206,9 +206,8 @@ def _write_prompts(folders: list[Path], params: dict[str, Any], out: Path) -> di
                 first["sources"][source] = first["sources"].get(source, 0) + count
             if row.get("label"):
                 first.setdefault("label", row["label"])
-    prompts = PromptSet(list(rows.values()))
     out.mkdir()
-    return write(prompts, params, None, out)
+    return write(rows.values(), params, None, out)
 
 
 def _link(source: Path, target: Path) -> None:

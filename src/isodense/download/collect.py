@@ -1,17 +1,15 @@
-"""The download stage: pairs from every source in use, as one file in TRL's preference format.
+"""The download stage: examples from every source in use, as one table that TRL reads as it is.
 
 Rows are written as they are read, so a source may be larger than memory; only the 16-byte ids of
-pairs are kept, to leave out duplicates of a whole pair (prompts may repeat: their occurrences
-matter later). Sources come in the order of ``download.sources``, so adding one at the end appends.
+examples are kept, to count identical ones, which stay: how often a prompt was asked matters later.
+Sources come in the order of ``download.sources``, so adding one at the end appends.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,13 +17,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from isodense.download.examples import FILE, UnusableRow, pair_id
+from isodense.download.examples import UnusableRow, example_id
 from isodense.download.params import DownloadParams
 from isodense.download.sources import hh, local, sample, stack_exchange, ultrafeedback
 from isodense.pipeline import stage
-from isodense.pipeline.artifact import publishing, write_manifest
+from isodense.pipeline.artifact import ids_sha256, publishing, write_manifest
 from isodense.pipeline.errors import DataError
-from isodense.pipeline.jsonl import dumps
+from isodense.pipeline.tables import ORIGIN, MixedTypes, read_batches, write_rows
 
 log = logging.getLogger("isodense")
 
@@ -49,23 +47,26 @@ class Tally:
     on_bad_row : {"error", "skip"}
         Whether a malformed row raises an error or is counted.
     sources : Counter
-        Pairs of each source.
+        Examples of each source.
+    pairs : int
+        Examples with two answers.
     bad_rows : int
         Malformed rows that were skipped.
     unusable_rows : int
-        Valid rows that hold no pair, see :class:`isodense.download.examples.UnusableRow`.
+        Valid rows that hold no example, see :class:`isodense.download.examples.UnusableRow`.
     repeated : int
-        Duplicates of an earlier pair.
+        Examples that are identical to an earlier one; they are kept, as occurrences.
     """
 
     on_bad_row: str
     sources: Counter[str] = field(default_factory=Counter)
+    pairs: int = 0
     bad_rows: int = 0
     unusable_rows: int = 0
     repeated: int = 0
 
     def bad_row(self, error: DataError) -> None:
-        """Count a row without a pair; in mode ``error``, raise `error` if the row is malformed."""
+        """Count a row without an example; in mode ``error``, raise `error` if it is malformed."""
         if isinstance(error, UnusableRow):
             self.unusable_rows += 1
             return
@@ -75,17 +76,26 @@ class Tally:
         if self.bad_rows <= SHOWN:
             log.warning("skipped %s", str(error).splitlines()[0])
 
+    def mixed(self, row: dict[str, Any], error: MixedTypes) -> None:
+        """Take back a row whose types do not go with those of earlier rows."""
+        hint = "give the column one type, or leave it out: columns: {its name: null}"
+        where, line = row.get(ORIGIN, (f"source {row['source']}", None))
+        self.bad_row(DataError(str(error), where, line, hint))
+        self.sources[row["source"]] -= 1
+        self.pairs -= _is_pair(row)
+
     def metrics(self) -> dict[str, Any]:
         """Return the metrics of the stage, nested under ``download``."""
-        counts = {name: getattr(self, name) for name in ("bad_rows", "unusable_rows", "repeated")}
-        pairs = {"pairs": self.sources.total(), "sources": dict(self.sources)}
-        return {"download": pairs | counts}
+        names = ("pairs", "bad_rows", "unusable_rows", "repeated")
+        counts = {name: getattr(self, name) for name in names}
+        examples = {"examples": self.sources.total(), "sources": dict(self.sources)}
+        return {"download": examples | counts}
 
 
 def collect(
     params: DownloadParams, rng_for: Callable[[str], np.random.Generator], tally: Tally
 ) -> Iterator[dict[str, Any]]:
-    """Yield the distinct pairs of all sources in use, in the form in which they are written.
+    """Yield the examples of all sources in use, in the form in which they are written.
 
     Parameters
     ----------
@@ -99,23 +109,20 @@ def collect(
     Yields
     ------
     dict
-        ``id, prompt, chosen, rejected, source`` and, if the source has one, ``label``.
+        ``id, prompt, source`` and, if the source has them, ``chosen``, ``rejected``, ``label`` and
+        other columns.
     """
     seen: set[bytes] = set()
     for source in params.sources:
         tally.sources[source] = 0
         needs = rng_for(source) if source in DRAWN else tally.bad_row
-        for pair in LOADERS[source](getattr(params, source), needs):
-            identifier = pair_id(pair)
-            if bytes.fromhex(identifier) in seen:
-                tally.repeated += 1
-                continue
+        for example in LOADERS[source](getattr(params, source), needs):
+            identifier = example_id(example)
+            tally.repeated += bytes.fromhex(identifier) in seen
             seen.add(bytes.fromhex(identifier))
             tally.sources[source] += 1
-            row = {"id": identifier}
-            row |= {name: pair[name] for name in ("prompt", "chosen", "rejected")}
-            row["source"] = source
-            yield row | {"label": pair["label"]} if pair.get("label") else row
+            tally.pairs += _is_pair(example)
+            yield {"id": identifier, **example, "source": source}
 
 
 def publish(
@@ -140,52 +147,44 @@ def publish(
     Raises
     ------
     DataError
-        If a source fails, a row is malformed in mode ``error``, or there are no pairs.
+        If a source fails, a row is malformed in mode ``error``, too many were skipped, or there
+        are no examples.
     """
     tally = Tally(params.on_bad_row)
     with publishing(out) as folder:
         rows = collect(params, rng_for, tally)
-        bar = tqdm(rows, desc="pairs", unit=" pairs", **stage.progress())
-        digest = _write(folder / FILE, bar)
-        if not tally.sources.total():
-            raise _no_pairs(params, tally)
-        facts = {"rows": tally.sources.total(), "ids_sha256": digest, "params": params.in_use()}
+        bar = tqdm(rows, desc="examples", unit=" examples", **stage.progress())
+        write_rows(folder, bar, tally.mixed)
+        _check(params, tally)
+        facts = {
+            "rows": tally.sources.total(),
+            "pairs": tally.pairs,
+            "ids_sha256": ids_sha256(_ids(folder)),
+            "params": params.in_use(),
+        }
         write_manifest(folder, "download", **facts)
     return tally.metrics()
 
 
-def _write(path: Path, rows: Iterable[dict[str, Any]]) -> str:
-    """Write `rows` and return the SHA-256 of their newline-joined ids."""
-    digest = hashlib.sha256()
-    labelled = 0
-    first: dict[str, Any] = {}
-    with path.open("w", encoding="utf-8", newline="\n") as stream:
-        for number, row in enumerate(rows):
-            first = first or row
-            digest.update((b"\n" if number else b"") + row["id"].encode())
-            labelled += "label" in row
-            stream.write(dumps(row) + "\n")
-    if labelled and "label" not in first:
-        _label_first(path, first)
-    return digest.hexdigest()
+def _is_pair(example: dict[str, Any]) -> bool:
+    return example.get("chosen") is not None and example.get("rejected") is not None
 
 
-def _label_first(path: Path, first: dict[str, Any]) -> None:
-    """Give the first row an empty label.
-
-    ``datasets`` takes the columns of a JSON file from its first 10 MB and refuses a column that
-    turns up later, so a file whose labels start late would not load.
-    """
-    whole = path.with_name(path.name + ".part")
-    with path.open("rb") as source, whole.open("wb") as target:
-        source.readline()
-        target.write((dumps({**first, "label": ""}) + "\n").encode())
-        shutil.copyfileobj(source, target)
-    whole.replace(path)
+def _ids(folder: Path) -> Iterator[str]:
+    for batch in read_batches(folder, ["id"]):
+        yield from batch.column("id").to_pylist()
 
 
-def _no_pairs(params: DownloadParams, tally: Tally) -> DataError:
-    counts = f"{tally.bad_rows} bad rows, {tally.unusable_rows} unusable rows"
-    message = f"no valid pairs ({counts} in {', '.join(params.sources)})"
-    hint = "look at the files, or set download.on_bad_row: error to see the first bad row"
-    return DataError(message, "download.sources", hint=hint)
+def _check(params: DownloadParams, tally: Tally) -> None:
+    """Raise if there are no examples, or more skipped rows than allowed."""
+    examples, counts = tally.sources.total(), f"{tally.bad_rows} bad rows"
+    if not examples:
+        counts += f", {tally.unusable_rows} unusable rows"
+        message = f"no valid examples ({counts} in {', '.join(params.sources)})"
+        hint = "look at the files, or set download.on_bad_row: error to see the first bad row"
+        raise DataError(message, "download.sources", hint=hint)
+    share = tally.bad_rows / (tally.bad_rows + examples)
+    if share > params.max_skipped:
+        message = f"{counts} of {tally.bad_rows + examples:,} were skipped ({share:.1%})"
+        hint = f"mend them, or raise download.max_skipped, which is {params.max_skipped}"
+        raise DataError(message, "download.sources", hint=hint)

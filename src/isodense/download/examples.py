@@ -1,9 +1,10 @@
-"""Preference pairs: validation, ids, and reading the artifact ``data/examples``.
+"""Examples: validation, ids, and reading the artifact ``data/examples``.
 
-A pair is a prompt (a conversation that ends with a user message) and two answers, one assistant
-message each, of which the first was preferred: TRL's conversational preference format. The id of a
-pair is a hash of the exact text: unlike the id of a prompt it does not fold white space, so only
-pairs that are equal to the last character are duplicates.
+An example is a prompt (a conversation that ends with a user message or a tool's result), in any
+number of them with two answers, one assistant message each, of which the first was preferred, and
+whatever else the source has: a ground truth, a difficulty, tools. That is what TRL's trainers take,
+with pairs or without. The id of an example is a hash of its exact content: unlike the id of a
+prompt it does not fold white space.
 """
 
 from __future__ import annotations
@@ -11,17 +12,18 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from isodense.pipeline.artifact import ids_sha256, read_manifest
+from isodense.pipeline.artifact import read_manifest
 from isodense.pipeline.errors import ArtifactError, DataError
-from isodense.pipeline.jsonl import read_jsonl
+from isodense.pipeline.tables import ORIGIN, read_rows, schema_of
 
-FILE = "pairs.jsonl"
 ROLES = ("system", "user", "assistant")
+OWN = ("id", "prompt", "chosen", "rejected", "source", "label")  # columns with a meaning here
 
-Message = dict[str, str]
+Message = dict[str, Any]
 
 
 class UnusableRow(DataError):
@@ -32,18 +34,24 @@ class UnusableRow(DataError):
     """
 
 
-def pair_id(pair: dict[str, Any]) -> str:
-    """Return the id of a pair: 32 hex digits of the SHA-256 of prompt and answers as JSON.
+def example_id(example: dict[str, Any]) -> str:
+    """Return the id of an example: 32 hex digits of the SHA-256 of its content as JSON.
+
+    Source and label do not count: they say where an example is from and of what kind it is.
 
     Examples
     --------
     >>> answer = [{"role": "assistant", "content": "4"}]
-    >>> pair_id({"prompt": [{"role": "user", "content": "2+2?"}], "chosen": answer,
-    ...          "rejected": [{"content": "5", "role": "assistant"}], "source": "any"})
+    >>> example_id({"prompt": [{"role": "user", "content": "2+2?"}], "chosen": answer,
+    ...             "rejected": [{"content": "5", "role": "assistant"}], "source": "any"})
     'aacafefc011724ab2e69c28cbd381dea'
     """
-    parts = {name: pair[name] for name in ("prompt", "chosen", "rejected")}
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    parts = {
+        name: value
+        for name, value in example.items()
+        if value is not None and name not in ("id", "source", "label", ORIGIN)
+    }
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -124,37 +132,63 @@ def from_dialogues(chosen: list[Message], rejected: list[Message]) -> dict[str, 
     return {"prompt": chosen[:shared], "chosen": answers[0], "rejected": answers[1]}
 
 
-def load_pairs(folder: str | Path) -> list[dict[str, Any]]:
-    """Read the artifact of the download stage.
+def iter_examples(folder: str | Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of ``data/examples`` in order.
 
     Parameters
     ----------
     folder : str or Path
-        ``data/examples``.
+        The artifact of the download stage.
 
-    Returns
-    -------
-    list of dict
-        The pairs in order, with ``id``, ``prompt``, ``chosen``, ``rejected``, ``source`` and, if
-        the source has one, ``label``.
+    Yields
+    ------
+    dict
+        ``id``, ``prompt``, ``source`` and, where there are any, ``chosen``, ``rejected``, ``label``
+        and the source's other columns.
 
     Raises
     ------
     ArtifactError
-        If the artifact is missing, incomplete, or does not match the manifest.
+        If the artifact is missing, incomplete, damaged, or holds other rows than its manifest says.
     """
-    manifest = read_manifest(folder, "download")
-    path = Path(folder) / FILE
-    pairs = []
-    for line, row in read_jsonl(path):
-        found = fault(row)
-        if found:
-            raise ArtifactError(f"{path}:{line}: {found}", "run `dvc repro download`")
-        if not row.get("label"):
-            row.pop("label", None)
-        pairs.append(row)
-    if ids_sha256(pair.get("id", "") for pair in pairs) != manifest["ids_sha256"]:
-        raise ArtifactError(
-            f"{path} does not hold its manifest's pairs", "run `dvc repro download`"
-        )
-    return pairs
+    manifest, digest = read_manifest(folder, "download"), hashlib.sha256()
+    for number, row in enumerate(read_rows(folder)):
+        digest.update((b"\n" if number else b"") + row["id"].encode())
+        yield row
+    if digest.hexdigest() != manifest["ids_sha256"]:
+        message = f"{folder} does not hold the examples of its manifest"
+        raise ArtifactError(message, "run `dvc repro download`")
+
+
+def kept_columns(folder: str | Path) -> list[str]:
+    """Return the names of the columns that the sources brought beside prompt, answers and label."""
+    return [name for name in schema_of(folder).names if name not in OWN]
+
+
+def load_pairs(folder: str | Path) -> list[dict[str, Any]]:
+    """Return the examples with both answers, in order, of identical ones the first.
+
+    Parameters
+    ----------
+    folder : str or Path
+        The artifact of the download stage.
+
+    Returns
+    -------
+    list of dict
+        See :func:`iter_examples`; empty if the data has prompts only.
+
+    Raises
+    ------
+    ArtifactError
+        If the artifact is missing, incomplete or damaged.
+    """
+    if not has_pairs(folder):
+        return []
+    rows = (row for row in iter_examples(folder) if {"chosen", "rejected"} <= row.keys())
+    return list({row["id"]: row for row in rows}.values())
+
+
+def has_pairs(folder: str | Path) -> bool:
+    """Return whether any example of ``data/examples`` has two answers, by its manifest."""
+    return bool(read_manifest(folder, "download").get("pairs"))

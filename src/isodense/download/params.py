@@ -23,6 +23,7 @@ class DownloadParams(Params):
         min_length=1
     )
     on_bad_row: Literal["error", "skip"]
+    max_skipped: float = Field(ge=0.0, le=1.0)  # share of the rows
     sample: SampleParams
     hh: HhParams
     ultrafeedback: UltrafeedbackParams
@@ -56,7 +57,9 @@ class DownloadParams(Params):
         Absolute paths of local files, which differ between machines, are cut to their names.
         """
         section = as_dict(self)
-        used = {name: section[name] for name in ("sources", "on_bad_row", *self.sources)}
+        used = {
+            name: section[name] for name in ("sources", "on_bad_row", "max_skipped", *self.sources)
+        }
         if "local" in used:
             files = [Path(file) for file in self.local.files]
             used["local"]["files"] = [f.name if f.is_absolute() else f.as_posix() for f in files]

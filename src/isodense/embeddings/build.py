@@ -35,10 +35,9 @@ from isodense.pipeline.artifact import (
 from isodense.pipeline.cache import Entry, Store, cache_key
 from isodense.pipeline.errors import ArtifactError, ModelError, TextError
 from isodense.pipeline.executor import Progress, Rank
-from isodense.pipeline.jsonl import read_jsonl
 from isodense.pipeline.params import as_dict
 from isodense.pipeline.runtime import one_thread, resolve_device
-from isodense.prompts.reader import FILE as PROMPTS
+from isodense.pipeline.tables import read_rows
 
 if TYPE_CHECKING:
     from isodense.embeddings.encoder import Encoder
@@ -168,7 +167,7 @@ def _shaping(params: EmbeddingsParams) -> dict[str, Any]:
 
 def _chunks(prompts: Path, size: int) -> Iterator[list[dict[str, Any]]]:
     """Yield the rows of the prompts artifact, a shard's worth at a time."""
-    rows = (row for _, row in read_jsonl(prompts / PROMPTS))
+    rows = read_rows(prompts, ("id", "text", "split"))
     while chunk := list(islice(rows, size)):
         yield chunk
 
@@ -188,7 +187,7 @@ def _plan(
         entry = store.entry(key([row["text"] for row in chunk]))
         shards.append(Shard(number, len(chunk), entry))
     if not shards or ids.hexdigest() != manifest["ids_sha256"]:
-        message = f"{prompts / PROMPTS} does not hold the prompts of its manifest"
+        message = f"{prompts} does not hold the prompts of its manifest"
         raise ArtifactError(message, "run `dvc repro prompts`")
     return shards
 
@@ -207,8 +206,8 @@ def _compute(
             ids, cut = encoder.tokenize(texts)
             rows = encoder.encode_tokens(ids, bar.add).astype(params.dtype)
         except TextError as error:
-            line = number * params.rows_per_shard + error.row + 1
-            message = f"{prompts / PROMPTS}, line {line}: {error.message}"
+            row = number * params.rows_per_shard + error.row
+            message = f"{prompts}, row {row} (id {chunk[error.row]['id']}): {error.message}"
             raise ModelError(message, error.hint) from None
         counts: dict[str, Any] = {"cut": cut, "tokens": sum(map(len, ids))}
         if number == 0 and params.space == "logits_projected":

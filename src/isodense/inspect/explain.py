@@ -18,7 +18,14 @@ import numpy as np
 from isodense.density.artifact import stored
 from isodense.density.estimate import Estimate, heldout_density, inverse_weights
 from isodense.density.params import DensityParams
-from isodense.inspect.lookup import Line, graph_of, lines, require_same_prompts, rows_of
+from isodense.inspect.lookup import (
+    Place,
+    graph_of,
+    places,
+    require_same_prompts,
+    row_at,
+    rows_of,
+)
 from isodense.neighbors.graph import Graph, load_heldout_graph
 from isodense.pipeline.artifact import load_array
 from isodense.pipeline.errors import ArtifactError, IsodenseError
@@ -116,14 +123,14 @@ def explain(
     messages, name = _understood(query, text)
     weights = load_weights(folders.density)
     require_same_prompts(folders.prompts, weights)
-    line = _line(folders.prompts, query.strip(), messages, name)
+    place = _place(folders.prompts, query.strip(), messages, name)
     graph = graph_of(weights, folders.neighbors)
     params = DensityParams(**weights.metadata["params"])
     trained = Trained(weights, graph, stored(weights), params)
-    if line is None:
+    if place is None:
         subject = _new(messages, folders, trained)
     else:
-        subject = (_heldout if line.heldout else _training)(line, folders, trained)
+        subject = (_heldout if place.heldout else _training)(place, folders, trained)
     return _report(subject, trained, folders.prompts, neighbors)
 
 
@@ -158,17 +165,16 @@ def _conversation(query: str) -> list[Message] | None:
     return found
 
 
-def _line(prompts: Path, query: str, messages: list[Message], name: str | None) -> Line | None:
-    """Return the line of the prompt that the query means, or None where it is a new prompt."""
+def _place(prompts: Path, query: str, messages: list[Message], name: str | None) -> Place | None:
+    """Return where the prompt is that the query means, or None where it is a new prompt."""
     own, start = prompt_id(messages).encode(), (name or "none").encode()
-    text = json.dumps(query, ensure_ascii=False)
-    needle = f'"text": {text}, "count"'.encode()  # a dialogue as it is stored, with its line breaks
 
-    def wanted(identifier: bytes, raw: bytes) -> bool:
-        return identifier == own or identifier.startswith(start) or needle in raw
+    def wanted(identifier: bytes, text: str) -> bool:
+        # a dialogue may be given as its text is stored, with its line breaks
+        return identifier == own or identifier.startswith(start) or text == query
 
-    found = list(lines(prompts, wanted))
-    for same in ([x for x in found if x.id == own], [x for x in found if needle in x.raw]):
+    found = list(places(prompts, wanted))
+    for same in ([x for x in found if x.id == own], [x for x in found if x.text == query]):
         if same:
             return same[0]
     if len(found) == 1:
@@ -178,20 +184,20 @@ def _line(prompts: Path, query: str, messages: list[Message], name: str | None) 
     if not found:
         message = f"no prompt's id starts with {name}"
         raise IsodenseError(message, "correct it, or add --text if this is a text")
-    some = ", ".join(line.id.decode() for line in found[:SHOWN])
+    some = ", ".join(place.id.decode() for place in found[:SHOWN])
     message = f"{name} is the start of {len(found)} ids: {some}{', …' * (len(found) > SHOWN)}"
     raise IsodenseError(message, "give more digits")
 
 
-def _training(line: Line, _: Folders, trained: Trained) -> Subject:
-    row, weights = line.number, trained.weights
-    if row >= len(trained.graph) or weights.prompt_ids[row] != line.id:
-        message = f"prompt {line.id.decode()} is not where the weights have it"
+def _training(place: Place, folders: Folders, trained: Trained) -> Subject:
+    row, weights = place.number, trained.weights
+    if row >= len(trained.graph) or weights.prompt_ids[row] != place.id:
+        message = f"prompt {place.id.decode()} is not where the weights have it"
         raise ArtifactError(message, "run `dvc repro density`, or `dvc checkout`")
     rank = 1 + int((weights.weights > weights.weights[row]).sum())
     return Subject(
         "training",
-        line.row,
+        row_at(folders.prompts, place.row),
         trained.graph.indices[row],
         trained.graph.distances[row],
         float(weights.density[row]),
@@ -201,16 +207,18 @@ def _training(line: Line, _: Folders, trained: Trained) -> Subject:
     )
 
 
-def _heldout(line: Line, folders: Folders, trained: Trained) -> Subject:
+def _heldout(place: Place, folders: Folders, trained: Trained) -> Subject:
     near, k = load_heldout_graph(folders.neighbors), trained.params.k
     density = load_array(folders.density / HELDOUT_DENSITY, mmap=True)
-    if not line.number < len(near) == len(density):
+    if not place.number < len(near) == len(density):
         message = f"{folders.neighbors} and {folders.density} have other held-out prompts"
         raise ArtifactError(message, "run `dvc repro density`, or `dvc checkout`")
-    indices, distances = near.indices[line.number, :k], near.distances[line.number, :k]
+    indices, distances = near.indices[place.number, :k], near.distances[place.number, :k]
     cluster = _cluster(indices, distances, trained)
-    found = float(density[line.number])
-    return Subject("heldout", line.row, indices, distances, found, cluster, None)
+    found = float(density[place.number])
+    return Subject(
+        "heldout", row_at(folders.prompts, place.row), indices, distances, found, cluster, None
+    )
 
 
 def _new(messages: list[Message], folders: Folders, trained: Trained) -> Subject:

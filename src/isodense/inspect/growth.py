@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from isodense.pipeline.artifact import MANIFEST, require_same_ids
-from isodense.pipeline.jsonl import read_jsonl
-from isodense.prompts.reader import FILE, Columns, load_columns
+from isodense.pipeline.tables import read_at
+from isodense.prompts.reader import Columns, load_columns
 from isodense.sampling.weights import load_weights
 
 
@@ -50,7 +50,7 @@ class NearDuplicate:
     Attributes
     ----------
     row, other : int
-        Rows of the two in ``prompts.jsonl``; `other` was there before, or comes earlier.
+        Rows of the two in ``data/prompts``; `other` was there before, or comes earlier.
     distance : float
         Euclidean distance of the unit vectors.
     """
@@ -62,7 +62,7 @@ class NearDuplicate:
 
 @dataclass(frozen=True)
 class Growth:
-    """What changed between two states of a set; rows are those of the newer ``prompts.jsonl``.
+    """What changed between two states of a set; rows are those of the newer ``data/prompts``.
 
     Attributes
     ----------
@@ -218,20 +218,14 @@ def find_near_duplicates(prompts: Columns, new: Sequence[int], data: Path) -> li
 def _within(
     indices: np.ndarray, distances: np.ndarray, radius: Any, own: np.ndarray, others: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the pairs of a graph that are no farther apart, by the rows of ``prompts.jsonl``."""
+    """Return the pairs of a graph that are no farther apart, by the rows of ``data/prompts``."""
     row, column = np.nonzero(np.asarray(distances) <= radius)
     return own[row], others[indices[row, column]], np.asarray(distances)[row, column]
 
 
 def read_texts(prompts: str | Path, rows: Collection[int]) -> dict[int, str]:
     """Return the texts of some rows of ``data/prompts``, reading no more than it takes."""
-    wanted, found = set(rows), dict[int, str]()
-    for number, (_, row) in enumerate(read_jsonl(Path(prompts) / FILE)):
-        if number in wanted:
-            found[number] = row["text"]
-            if len(found) == len(wanted):
-                break
-    return found
+    return {number: row["text"] for number, row in read_at(prompts, rows).items()}
 
 
 def _counts(prompts: Columns) -> dict[str, int]:

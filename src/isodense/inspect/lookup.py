@@ -1,12 +1,11 @@
 """Finding single prompts in a set of any size, without holding the set in memory.
 
-``prompts.jsonl`` is read line by line, and only lines that are asked for are parsed: a second for
-a million prompts, where loading them takes a minute and gigabytes.
+Only ids, splits and texts are looked through, and whole rows read where asked for: a second or two
+for a million prompts, where loading them takes a minute and gigabytes.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,63 +16,60 @@ import numpy as np
 from isodense.neighbors.graph import Graph, load_graph
 from isodense.pipeline.artifact import content_sha256, read_manifest
 from isodense.pipeline.errors import ArtifactError
-from isodense.prompts.reader import FILE, load_columns
+from isodense.pipeline.tables import read_at, read_batches
+from isodense.prompts.reader import decoded, load_columns
 from isodense.sampling.weights import Weights
-
-START = b'{"id": "'  # of a line, as the prompts stage writes it
-ID = slice(len(START), len(START) + 32)
-HELDOUT = b'"split": "heldout"'  # inside a text its quotes would be escaped
 
 
 @dataclass(frozen=True)
-class Line:
-    """One line of ``prompts.jsonl``.
+class Place:
+    """Where a prompt is.
 
     Attributes
     ----------
     id : bytes
         The prompt's id.
+    text : str
+        What the encoder reads of it.
+    row : int
+        Its row in ``data/prompts``.
     number : int
-        The prompt's row among those of the same split.
+        Its row among those of the same split.
     heldout : bool
-    raw : bytes
-        The whole line.
     """
 
     id: bytes
+    text: str
+    row: int
     number: int
     heldout: bool
-    raw: bytes
-
-    @property
-    def row(self) -> dict[str, Any]:
-        """What the line holds."""
-        row: dict[str, Any] = json.loads(self.raw)
-        return row
 
 
-def lines(folder: Path, wanted: Callable[[bytes, bytes], bool]) -> Iterator[Line]:
-    """Yield the prompts that `wanted`, called with id and line, says yes to.
+def places(folder: Path, wanted: Callable[[bytes, str], bool]) -> Iterator[Place]:
+    """Yield the prompts that `wanted`, called with id and text, says yes to.
 
     Raises
     ------
     ArtifactError
-        If a line is not as the prompts stage writes it, or there are fewer than in the manifest.
+        If there are other prompts than in the manifest, by number.
     """
     manifest = read_manifest(folder, "prompts")
     numbers = [0, 0]
-    with (folder / FILE).open("rb") as stream:
-        for raw in stream:
-            if not raw.startswith(START):
-                message = f"{folder / FILE} was not written by the prompts stage"
-                raise ArtifactError(message, "run `dvc checkout --force prompts`")
-            heldout = HELDOUT in raw
-            if wanted(raw[ID], raw):
-                yield Line(raw[ID], numbers[heldout], heldout, raw)
+    for batch in read_batches(folder, ("id", "text", "split")):
+        columns = (batch.column(name).to_pylist() for name in ("id", "text", "split"))
+        for name, text, split in zip(*columns, strict=True):
+            heldout, identifier = split == "heldout", name.encode()
+            if wanted(identifier, text):
+                yield Place(identifier, text, sum(numbers), numbers[heldout], heldout)
             numbers[heldout] += 1
     if sum(numbers) != manifest["rows"]:
-        message = f"{folder / FILE} has {sum(numbers)} rows, not {manifest['rows']}"
+        message = f"{folder} has {sum(numbers)} rows, not {manifest['rows']}"
         raise ArtifactError(message, "run `dvc checkout --force prompts`")
+
+
+def row_at(folder: Path, row: int) -> dict[str, Any]:
+    """Return one row of ``data/prompts``."""
+    return decoded(read_at(folder, [row])[row])
 
 
 def rows_of(folder: Path, ids: Collection[bytes]) -> dict[bytes, dict[str, Any]]:
@@ -84,12 +80,18 @@ def rows_of(folder: Path, ids: Collection[bytes]) -> dict[bytes, dict[str, Any]]
     ArtifactError
         If one is not there.
     """
-    left = set(ids)
-    found = {line.id: line.row for line in lines(folder, lambda name, _: name in left)}
-    if absent := left - found.keys():
-        message = f"{folder} lacks {len(absent)} prompts, first {min(absent).decode()}"
+    left = {name.decode() for name in ids}
+    rows: dict[str, int] = {}
+    start = 0
+    for batch in read_batches(folder, ("id",)):
+        names = batch.column("id").to_pylist()
+        rows |= {name: start + place for place, name in enumerate(names) if name in left}
+        start += len(names)
+    if absent := left - rows.keys():
+        message = f"{folder} lacks {len(absent)} prompts, first {min(absent)}"
         raise ArtifactError(message, "run `dvc repro density`")
-    return found
+    found = read_at(folder, rows.values())
+    return {name.encode(): decoded(found[row]) for name, row in rows.items()}
 
 
 def require_same_prompts(folder: Path, weights: Weights) -> None:
@@ -124,12 +126,8 @@ def graph_of(weights: Weights, neighbors: Path) -> Graph:
 
 def heldout_rows(folder: Path) -> np.ndarray:
     """Return whether each prompt is held out, an ndarray of bool in the order of the set."""
-    flags = bytearray()
-
-    def noted(_: bytes, raw: bytes) -> bool:
-        flags.append(HELDOUT in raw)
-        return False
-
-    for _ in lines(folder, noted):
-        pass
-    return np.frombuffer(flags, dtype=np.bool_)
+    parts = [
+        batch.column("split").to_numpy(zero_copy_only=False) == "heldout"
+        for batch in read_batches(folder, ("split",))
+    ]
+    return np.concatenate(parts)

@@ -28,7 +28,7 @@ def load_coordinates(folder: str | Path) -> tuple[np.ndarray, dict[str, Any]]:
     Returns
     -------
     coordinates : ndarray of shape (n_prompts, 2), float32
-        Coordinates of all prompts, held-out ones included, in the order of ``prompts.jsonl``.
+        Coordinates of all prompts, held-out ones included, in the order of ``data/prompts``.
     manifest : dict
         The artifact's manifest.
 

@@ -23,7 +23,11 @@ import numpy as np
 from isodense.pipeline.errors import ArtifactError
 
 FORMAT_VERSION = 1
-VERSIONS = {"density": 2}  # format versions of the kinds that have changed
+VERSIONS = {
+    "density": 2,
+    "download": 2,
+    "prompts": 2,
+}  # format versions of the kinds that have changed
 MANIFEST = "manifest.json"
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
+from typing import Any
 
 Message = dict[str, str]
 
@@ -31,7 +32,7 @@ def canonical(messages: list[Message]) -> list[Message]:
     ]
 
 
-def prompt_id(messages: list[Message]) -> str:
+def prompt_id(messages: list[Message], tools: Any = None) -> str:
     """Return the id of a prompt: 32 hex digits of SHA-256 of the canonical conversation as JSON."""
     text = json.dumps(
         canonical(messages), sort_keys=True, ensure_ascii=False, separators=(",", ":")

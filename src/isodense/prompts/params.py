@@ -14,6 +14,9 @@ class PromptsParams(Params):
     ----------
     heldout : float
         Share of prompts held out of training, chosen by id hash.
+    drop_conflicting : list of str
+        Columns; a prompt whose examples disagree in one of them is left out.
     """
 
     heldout: float = Field(ge=0.0, le=0.9)
+    drop_conflicting: list[str]

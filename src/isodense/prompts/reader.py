@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -17,10 +17,13 @@ import numpy as np
 
 from isodense.pipeline.artifact import ids_sha256, read_manifest
 from isodense.pipeline.errors import ArtifactError
-from isodense.pipeline.jsonl import read_jsonl
+from isodense.pipeline.tables import read_batches, read_rows
 
-FILE = "prompts.jsonl"
+OWN = ("id", "prompt", "text", "count", "sources", "split", "label")  # not the data's own columns
 Split = Literal["train", "heldout"]
+
+
+Loaded = TypeVar("Loaded", "PromptSet", "Columns")
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,9 @@ class PromptSet:
     Attributes
     ----------
     rows : list of dict
-        Rows as stored: ``id, prompt, text, count, sources, split`` and, if known, ``label``.
-        ``count`` is the number of occurrences.
+        ``id, prompt, text, count, sources, split``, if known ``label``, and the columns that the
+        data came with, where they are not null. ``count`` is the number of occurrences, and
+        ``sources`` maps the names of sources to theirs.
     """
 
     rows: list[dict[str, Any]]
@@ -53,6 +57,11 @@ class PromptSet:
     def labels(self) -> list[str] | None:
         """Labels in row order; None unless every row has one."""
         return _all_known([row.get("label") for row in self.rows])
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns that the data came with, sorted."""
+        return sorted({name for row in self.rows for name in row}.difference(OWN))
 
     @property
     def ids_sha256(self) -> str:
@@ -117,9 +126,6 @@ class Columns:
         return np.flatnonzero(self.heldout == (name == "heldout"))
 
 
-Loaded = TypeVar("Loaded", PromptSet, Columns)
-
-
 def load_prompts(folder: str | Path) -> PromptSet:
     """Load ``data/prompts`` and check that the rows are those of the manifest.
 
@@ -133,13 +139,40 @@ def load_prompts(folder: str | Path) -> PromptSet:
     ArtifactError
         If the artifact is incomplete or the ids do not match the manifest.
     """
-    return _load(folder, lambda rows: PromptSet(list(rows)))
+    manifest = read_manifest(folder, "prompts")
+    return _checked(folder, PromptSet(list(iter_rows(folder))), manifest)
+
+
+def iter_rows(folder: str | Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Return the rows of ``data/prompts`` one by one, unchecked; see :class:`PromptSet`.
+
+    Parameters
+    ----------
+    folder : str or Path
+        The prompts artifact.
+    columns : sequence of str, optional
+        What to read of each row; by default everything.
+    """
+    return map(decoded, read_rows(folder, columns))
+
+
+def decoded(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a stored row in the form of :class:`PromptSet`."""
+    if "sources" in row:
+        row["sources"] = {entry["source"]: entry["count"] for entry in row["sources"]}
+    return row
+
+
+def stored(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of :class:`PromptSet` in the form in which it is stored."""
+    sources = [{"source": name, "count": count} for name, count in row["sources"].items()]
+    return {**row, "sources": sources}
 
 
 def load_columns(folder: str | Path) -> Columns:
     """Load ids, splits, occurrences and labels of ``data/prompts``, checked as by `load_prompts`.
 
-    Rows are read one by one, so that conversations are never all in memory.
+    Nothing else is read: 0.2 GB for a million prompts.
 
     Parameters
     ----------
@@ -151,31 +184,34 @@ def load_columns(folder: str | Path) -> Columns:
     ArtifactError
         If the artifact is incomplete or the ids do not match the manifest.
     """
-    return _load(folder, _columns)
-
-
-def _load(folder: str | Path, build: Callable[[Iterator[dict[str, Any]]], Loaded]) -> Loaded:
     manifest = read_manifest(folder, "prompts")
-    prompts = build(row for _, row in read_jsonl(Path(folder) / FILE))
-    if prompts.ids_sha256 != manifest["ids_sha256"]:
-        message = f"{Path(folder) / FILE} does not hold the prompts of its manifest"
-        raise ArtifactError(message, "run `dvc repro prompts`")
-    return prompts
+    return _checked(folder, read_columns(folder), manifest)
 
 
-def _columns(rows: Iterator[dict[str, Any]]) -> Columns:
+def read_columns(folder: str | Path) -> Columns:
+    """Do as :func:`load_columns` does, without a manifest to check the ids against."""
     ids: list[str] = []
     labels: list[str | None] = []
     heldout, counts = array("b"), array("q")
-    for row in rows:
-        ids.append(row["id"])
-        heldout.append(row["split"] == "heldout")
-        counts.append(row["count"])
-        label = row.get("label")
-        labels.append(None if label is None else sys.intern(label))  # equal labels, one string
+    for batch in read_batches(folder, ("id", "split", "count", "label")):
+        found = batch.to_pydict()
+        ids += found["id"]
+        heldout.extend(split == "heldout" for split in found["split"])
+        counts.extend(found["count"])
+        labels += (  # equal labels, one string
+            None if label is None else sys.intern(label)
+            for label in found.get("label", [None] * len(batch))
+        )
     return Columns(
         ids, np.frombuffer(heldout, dtype=np.bool_), np.frombuffer(counts, dtype=np.int64), labels
     )
+
+
+def _checked(folder: str | Path, prompts: Loaded, manifest: dict[str, Any]) -> Loaded:
+    if prompts.ids_sha256 != manifest["ids_sha256"]:
+        message = f"{folder} does not hold the prompts of its manifest"
+        raise ArtifactError(message, "run `dvc repro prompts`")
+    return prompts
 
 
 def _all_known(labels: list[str | None]) -> list[str] | None:

@@ -17,8 +17,7 @@ from isodense.density.duplicates import largest_clusters
 from isodense.neighbors.graph import load_heldout_graph
 from isodense.pipeline.artifact import ids_sha256, read_manifest, require_same_ids
 from isodense.pipeline.errors import ArtifactError
-from isodense.pipeline.jsonl import read_jsonl
-from isodense.prompts.reader import FILE
+from isodense.prompts.reader import iter_rows
 from isodense.sampling.weights import Weights
 
 LONGEST = 1000  # characters of a prompt that tables show
@@ -107,7 +106,7 @@ def load(folder: Path, weights: Weights) -> Prompts:
     ids, texts, sources, labels = [], [], [], []
     counts, heldout = [], []
     joined: dict[tuple[str, ...], str] = {}
-    for _, row in read_jsonl(folder / FILE):
+    for row in iter_rows(folder, ("id", "text", "count", "sources", "split", "label")):
         ids.append(row["id"])
         texts.append(shown(row["text"]))
         names = tuple(row["sources"])
@@ -117,7 +116,7 @@ def load(folder: Path, weights: Weights) -> Prompts:
         heldout.append(row["split"] == "heldout")
     held = np.array(heldout, dtype=bool)
     if ids_sha256(ids) != manifest["ids_sha256"]:
-        message = f"{folder / FILE} does not hold the prompts of its manifest"
+        message = f"{folder} does not hold the prompts of its manifest"
         raise ArtifactError(message, "run `dvc repro prompts`")
     train = (name for name, out in zip(ids, heldout, strict=True) if not out)
     require_same_ids(ids_sha256(train), weights.metadata, "the weights")

@@ -97,15 +97,12 @@ def _made(folder: Path) -> bool:
 
 def _too_long(prompts: Path, policy: Path, most: int) -> tuple[int, int]:
     """Return the number of prompts over `most` tokens in a sample of training prompts, and all."""
-    from isodense.inspect.lookup import HELDOUT, heldout_rows, lines
+    from isodense.inspect.lookup import heldout_rows
     from isodense.models.inference.policy import load_tokenizer, prompt_tokens
+    from isodense.pipeline.tables import read_at
 
-    train = int((~heldout_rows(prompts)).sum())
-    chosen = set(np.linspace(0, train - 1, min(SAMPLE, train)).round().astype(int).tolist())
-    place = iter(range(train))
-    rows = [
-        line.row["prompt"]
-        for line in lines(prompts, lambda _, raw: HELDOUT not in raw and next(place) in chosen)
-    ]
+    train = np.flatnonzero(~heldout_rows(prompts))
+    chosen = np.linspace(0, len(train) - 1, min(SAMPLE, len(train))).round().astype(int)
+    rows = [row["prompt"] for row in read_at(prompts, train[chosen].tolist()).values()]
     ids = prompt_tokens(load_tokenizer(policy), rows)
     return sum(len(row) > most for row in ids), len(rows)
