@@ -70,7 +70,7 @@ def test_a_sound_pair_has_no_fault():
         (changed(prompt=says("user", None)), "the content of message 1 is NoneType"),
         (changed(prompt=says("human")), "role 'human'"),
         (changed(prompt=says("assistant")), "ends with the assistant"),
-        (changed(prompt=says("user", " \n")), "prompt: has no text"),
+        (changed(prompt=says("user", " \n")), "prompt: has no user text"),
         (changed(chosen=says("user")), "chosen: not exactly one assistant message"),
         (changed(rejected=[*says("assistant"), *says("user")]), "rejected: not exactly one"),
         (changed(rejected=PAIR["chosen"]), "are the same"),

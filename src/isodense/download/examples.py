@@ -10,28 +10,76 @@ prompt it does not fold white space.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from isodense.download.messages import (
+    ROLES,
+    Message,
+    Unusable,
+    messages_fault,
+    prompt_fault,
+    within,
+)
 from isodense.pipeline.artifact import read_manifest
 from isodense.pipeline.errors import ArtifactError, DataError
 from isodense.pipeline.tables import ORIGIN, read_rows, schema_of
 
-ROLES = ("system", "user", "assistant")
 OWN = ("id", "prompt", "chosen", "rejected", "source", "label")  # columns with a meaning here
 
-Message = dict[str, Any]
+__all__ = [
+    "OWN",
+    "ROLES",
+    "Message",
+    "UnusableRow",
+    "bad_row",
+    "example_id",
+    "fault",
+    "from_dialogues",
+    "has_pairs",
+    "iter_examples",
+    "kept_columns",
+    "load_pairs",
+    "messages_fault",
+]
 
 
 class UnusableRow(DataError):
-    """A valid row that holds no pair: both answers are equal, or there is no text.
+    """A valid row that holds no example: both answers are equal, there is no text, or an image.
 
     Published data sets contain such rows, and users cannot correct them there, so the download
     stage counts them and continues, whatever ``download.on_bad_row`` is.
+
+    Parameters
+    ----------
+    message, path, line, hint
+        See :class:`isodense.pipeline.errors.DataError`.
+    kind : str
+        Name under which such rows are counted, such as ``"image parts"``.
     """
+
+    def __init__(
+        self,
+        message: str,
+        path: str | Path,
+        line: int | None = None,
+        hint: str = "",
+        kind: str = "no example",
+    ) -> None:
+        super().__init__(message, path, line, hint)
+        self.kind = kind
+
+
+def bad_row(reason: str, path: str | Path, line: int | None = None, hint: str = "") -> DataError:
+    """Return the error of a row that holds no example.
+
+    It is an `UnusableRow` if the reason is :class:`isodense.download.messages.Unusable`.
+    """
+    if isinstance(reason, Unusable):
+        return UnusableRow(str(reason), path, line, hint, reason.kind)
+    return DataError(reason, path, line, hint)
 
 
 def example_id(example: dict[str, Any]) -> str:
@@ -64,42 +112,17 @@ def fault(pair: dict[str, Any]) -> str | None:
         With ``prompt``, ``chosen`` and ``rejected``, each expected to be a list of messages. One of
         the answers may be empty.
     """
-    for name in ("prompt", "chosen", "rejected"):
+    found = prompt_fault(pair.get("prompt"))
+    if found:
+        return within("prompt", found)
+    for name in ("chosen", "rejected"):
         found = messages_fault(pair.get(name))
         if found:
             return f"{name}: {found}"
-    if pair["prompt"][-1]["role"] != "user":
-        return f"prompt: ends with the {pair['prompt'][-1]['role']}, not with the user"
-    for name in ("chosen", "rejected"):
         if [message["role"] for message in pair[name]] != ["assistant"]:
             return f"{name}: not exactly one assistant message"
     if pair["chosen"] == pair["rejected"]:
-        return "chosen and rejected are the same"
-    if not any(message["content"].strip() for message in pair["prompt"]):
-        return "prompt: has no text"
-    return None
-
-
-def messages_fault(messages: Any) -> str | None:
-    """Return why `messages` is not a valid conversation, or None if it is.
-
-    A conversation is a list of ``{"role", "content"}`` mappings: optionally a system message, then
-    user and assistant alternating.
-    """
-    if not isinstance(messages, list) or not messages:
-        return "not a list of messages"
-    for number, message in enumerate(messages, start=1):
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            return f"message {number} is not a mapping with role and content"
-        if message["role"] not in ROLES:
-            return f"message {number} has the role {message['role']!r}, not one of {ROLES}"
-        if not isinstance(message["content"], str):
-            return f"the content of message {number} is {type(message['content']).__name__}"
-    roles = [message["role"] for message in messages]
-    if "system" in roles[1:]:
-        return "a system message after the start"
-    if any(one == other for one, other in itertools.pairwise(roles)):
-        return f"user and assistant do not take turns ({', '.join(roles)})"
+        return Unusable("chosen and rejected are the same", "equal answers")
     return None
 
 
@@ -120,15 +143,16 @@ def from_dialogues(chosen: list[Message], rejected: list[Message]) -> dict[str, 
         The pair, or the reason why there is none.
     """
     if chosen == rejected:
-        return "chosen and rejected are the same"
+        return Unusable("chosen and rejected are the same", "equal answers")
     shared = 0
     while chosen[shared : shared + 1] == rejected[shared : shared + 1]:
         shared += 1
     answers = [dialogue[shared : shared + 1] for dialogue in (chosen, rejected)]
     if any([message["role"] for message in answer] != ["assistant"] for answer in answers):
-        return "chosen and rejected part at a message that is not the assistant's"
+        message = "chosen and rejected part at a message that is not the assistant's"
+        return Unusable(message, "no common prompt")
     if not shared:
-        return "chosen and rejected share no prompt"
+        return Unusable("chosen and rejected share no prompt", "no common prompt")
     return {"prompt": chosen[:shared], "chosen": answers[0], "rejected": answers[1]}
 
 

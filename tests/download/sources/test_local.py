@@ -101,8 +101,8 @@ BAD = {
     "order": ("HH", {"chosen": f"{BOT} a{HUMAN} q{BOT} b"}, "chosen: starts with the assistant"),
     "no markers": ("HH", {"rejected": "bad"}, "rejected: does not start with"),
     "other prompt": ("HH", {"rejected": f"{HUMAN} r{BOT} bad"}, "part at a message that is not"),
-    "tool": ("conversational", {"prompt": [turn("tool", "t")]}, "the role 'tool'"),
-    "prompt end": ("conversational", {"prompt": [turn("system", "s")]}, "ends with the system"),
+    "tool": ("conversational", {"prompt": [turn("tool", "t")]}, "a tool message without a call"),
+    "prompt end": ("conversational", {"prompt": [turn("system", "s")]}, "has no user text"),
     "turns": (
         "conversational",
         {"prompt": [turn("user", "a"), turn("user", "b")]},

@@ -12,7 +12,6 @@ equal, or first differ at a human turn, holds no pair and is counted as unusable
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any, Literal
@@ -20,14 +19,13 @@ from typing import Any, Literal
 from pydantic import Field
 
 from isodense.download import examples
+from isodense.download.markup import hh_messages
 from isodense.download.sources import hub
 from isodense.pipeline.errors import DataError
 from isodense.pipeline.jsonl import OnBadRow, read_jsonl
 from isodense.pipeline.params import Params
 
 REPO = "Anthropic/hh-rlhf"
-TURN = re.compile(r"\n\n(Human|Assistant):")
-ROLE = {"Human": "user", "Assistant": "assistant"}
 
 
 class HhParams(Params):
@@ -100,24 +98,9 @@ def parse(text: Any) -> list[examples.Message] | str:
     """
     if not isinstance(text, str):
         return f"is {type(text).__name__}, not a string"
-    before, *parts = TURN.split(text)
-    if before.strip() or not parts:
-        return r"does not start with '\n\nHuman:'"
-    messages = _merged(zip(parts[::2], parts[1::2], strict=True))
-    if messages[0]["role"] != "user":
-        return "starts with the assistant, not with the human"
-    if messages[-1]["role"] != "assistant":
+    messages = hh_messages(text)
+    if not isinstance(messages, str) and messages[-1]["role"] != "assistant":
         return "ends with the human, not with the assistant"
-    return messages
-
-
-def _merged(turns: Iterator[tuple[str, str]]) -> list[examples.Message]:
-    messages: list[examples.Message] = []
-    for side, text in turns:
-        role, content = ROLE[side], text.strip()
-        if messages and messages[-1]["role"] == role:
-            content = "\n\n".join(filter(None, (messages.pop()["content"], content)))
-        messages.append({"role": role, "content": content})
     return messages
 
 
