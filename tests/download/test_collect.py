@@ -39,7 +39,7 @@ SECTION = {
         "pairs_per_question": 1,
         "limit": None,
     },
-    "local": {"files": [], "limit": None},
+    "local": {"files": [], "columns": {}, "limit": None},
 }
 
 
@@ -51,7 +51,7 @@ def section(folder: Path, **changes: object) -> DownloadParams:
 
 def strings(folder: Path, rows: list[dict], name: str = "pairs.jsonl") -> dict:
     (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return {"files": [str(folder / name)], "limit": None}
+    return {"files": [str(folder / name)], "columns": {}, "limit": None}
 
 
 def rng_for(source: str) -> np.random.Generator:
@@ -151,7 +151,7 @@ def test_unusable_rows_are_counted_and_never_stop_the_stage(tmp_path: Path, hub:
 def test_a_failure_keeps_the_artifact_that_was_there(tmp_path: Path):
     publish(section(tmp_path), rng_for, tmp_path / "out")
     before = (tmp_path / "out/shard-00000.parquet").read_bytes()
-    files = {"files": [str(tmp_path / "absent.jsonl")], "limit": None}
+    files = {"files": [str(tmp_path / "absent.jsonl")], "columns": {}, "limit": None}
     with pytest.raises(DataError, match="no such file"):
         publish(
             section(tmp_path, sources=["sample", "local"], local=files), rng_for, tmp_path / "out"

@@ -80,7 +80,7 @@ def test_a_changed_file_of_the_users_reruns_what_reads_it(project, tmp_path: Pat
     assert "download" not in changed(project)
     outside.write_text(outside.read_text() + json.dumps(ROW) + "\n")
     assert "download" in changed(project)
-    assert "21 pairs" in project.run("dvc", "repro", "download")
+    assert "21 examples" in project.run("dvc", "repro", "download")
     project.set({"download.local.files": [str(outside)]})
     output = project.run("dvc", "repro", "download")
     assert f"names {outside}, outside data/raw: DVC will not see it change" in output
@@ -107,7 +107,7 @@ def test_experiments_in_the_queue_and_in_clones_find_the_users_files(project, tm
     values = ["-S", "download.sources=[local]", "-S", "download.local.files=[data/raw/mine.jsonl]"]
     output = project.run("dvc", "exp", "run", "--temp", *values, "download")
     assert project.ran(output) == ["download"]
-    assert "1 pairs (1 from local), 1 repeats left out" in output
+    assert "2 examples (2 from local), 2 with two answers, 1 identical to earlier ones" in output
     project.run("git", "reset", "-q")
     clone = project.clone(tmp_path)
     assert (clone.root / "data/raw/.gitkeep").exists()

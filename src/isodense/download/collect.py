@@ -117,7 +117,13 @@ def collect(
         tally.sources[source] = 0
         needs = rng_for(source) if source in DRAWN else tally.bad_row
         for example in LOADERS[source](getattr(params, source), needs):
-            identifier = example_id(example)
+            try:
+                identifier = example_id(example)
+            except UnicodeEncodeError:
+                where, line = example.get(ORIGIN, (source, None))
+                message, hint = "a text holds half of a surrogate pair", "mend or remove the row"
+                tally.bad_row(DataError(message, where, line, hint))
+                continue
             tally.repeated += bytes.fromhex(identifier) in seen
             seen.add(bytes.fromhex(identifier))
             tally.sources[source] += 1

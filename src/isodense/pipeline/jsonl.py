@@ -1,14 +1,13 @@
-"""JSON lines, plain or gzipped: strict reading, errors with file and line, canonical writing."""
+"""JSON lines, plain or compressed: strict reading, errors with file and line, canonical writing."""
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
+from isodense.pipeline.compressed import Damaged, open_bytes
 from isodense.pipeline.errors import DataError
 
 OnBadRow = Callable[[DataError], None]
@@ -27,7 +26,7 @@ def read_jsonl(
     Parameters
     ----------
     path : str or Path
-        A plain or gzipped file, recognised by content.
+        A plain or compressed file, recognised by content.
     on_bad_row : callable
         Called with a `DataError` for a line that is not a JSON object in UTF-8. If the call
         returns, the line is skipped.
@@ -35,12 +34,12 @@ def read_jsonl(
     Raises
     ------
     DataError
-        If the file is missing, or the gzip stream is damaged or cut short.
+        If the file is missing, or its compressed stream is damaged or cut short.
     """
     path = Path(path)
     number = 0
     try:
-        with _open(path) as stream:
+        with open_bytes(path) as stream:
             for number, raw in enumerate(stream, start=1):
                 if raw.strip():
                     row = _parse(raw, path, number, on_bad_row)
@@ -50,9 +49,8 @@ def read_jsonl(
         raise DataError("no such file", path, hint="check the path in params.yaml") from None
     except IsADirectoryError:
         raise DataError("is a folder, not a file", path, hint="name its files") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        message = f"the gzip stream is damaged or cut short after line {number} ({error})"
-        raise DataError(message, path, hint="fetch the file again") from None
+    except Damaged as error:
+        raise DataError(error.after(number), path, hint="fetch the file again") from None
 
 
 def dumps(row: dict[str, Any]) -> str:
@@ -68,12 +66,6 @@ def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> int:
             stream.write(dumps(row) + "\n")
             count += 1
     return count
-
-
-def _open(path: Path) -> BinaryIO:
-    with path.open("rb") as stream:
-        zipped = stream.read(2) == b"\x1f\x8b"
-    return cast("BinaryIO", gzip.open(path)) if zipped else path.open("rb")
 
 
 def _parse(raw: bytes, path: Path, line: int, on_bad_row: OnBadRow) -> dict[str, Any] | None:
