@@ -205,7 +205,7 @@ REAL = (
         "NVIDIA NeMo Gym, a string",
         {"responses_create_params": {"input": Q}, "uuid": "u"},
         "NeMo Gym",
-        {"prompt": [USER], "responses_create_params": {}, "uuid": "u"},
+        {"prompt": [USER], "uuid": "u"},
     ),
     # preferences
     Real(
@@ -271,6 +271,16 @@ REAL = (
         {"system": "", "question": Q, "chosen": A, "rejected": B},
         "preference, question",
         PAIR,
+    ),
+    Real(
+        "OpenAI preference fine-tuning",
+        {
+            "input": {"messages": [USER], "tools": [], "parallel_tool_calls": True},
+            "preferred_output": [GOOD],
+            "non_preferred_output": [BAD],
+        },
+        "OpenAI preference",
+        {**PAIR, "input": {"parallel_tool_calls": True}},
     ),
     Real(
         "lmarena-ai/arena-human-preference-140k",

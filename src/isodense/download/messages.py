@@ -41,6 +41,7 @@ CALLS = ("function_call", "tool_call")  # roles of ShareGPT, under which the tex
 KEYS = {"role", "content", "from", "value", "name", "tool_calls", "tool_call_id", "function_call"}
 ITEM_KEYS = {"type", "id", "status", "call_id", "arguments", "output"}  # of the Responses API
 MEDIA = {"image": "image", "audio": "audio", "video": "video", "file": "file", "document": "file"}
+TEXT_ONLY = "isodense embeds text only"
 NEXT = {"user": ("assistant",), "assistant": ("user", "tool"), "tool": ("tool", "assistant")}
 
 
@@ -77,7 +78,7 @@ def within(where: str, reason: str) -> str:
 
 def media(kind: str, where: str) -> Unusable:
     """Return the reason why images, audio, video or files are refused."""
-    return Unusable(f"{where} has {kind} parts: isodense embeds text only", f"{kind} parts")
+    return Unusable(f"{where} has {kind} parts: {TEXT_ONLY}", f"{kind} parts")
 
 
 def normalised(value: Any, left_out: set[str] | None = None) -> list[Message] | str:
@@ -120,12 +121,19 @@ def _continues(entry: Message, before: Message) -> bool:
     return is_call and before["role"] == "assistant"
 
 
+def _item(entry: Message) -> Message:
+    """Return an item of the Responses API as a message, other entries as they are."""
+    if entry.get("type") == "function_call":
+        return {"role": "function_call", "content": entry}
+    if entry.get("type") == "function_call_output":
+        link = entry.get("call_id")
+        return {"role": "tool", "content": entry.get("output"), "tool_call_id": link}
+    return entry
+
+
 def _normal(entry: Message, number: int) -> Message | str:
+    entry = _item(entry)
     held = {key: value for key, value in entry.items() if value is not None}
-    if held.get("type") == "function_call":
-        held = {"role": "function_call", "content": held, "call_id": held.get("call_id")}
-    elif held.get("type") == "function_call_output":
-        held = {"role": "tool", "content": held.get("output"), "tool_call_id": held.get("call_id")}
     raw, role = _role(held, number)
     if role is None:
         return raw
@@ -133,7 +141,7 @@ def _normal(entry: Message, number: int) -> Message | str:
     if isinstance(calls, str):
         return calls
     key = "content" if "content" in entry or "role" in entry else "value"
-    if not calls and key not in entry and key not in held:
+    if not calls and key not in entry:
         return f"message {number} is not a mapping with role and content"
     content = None if raw in CALLS else _text(held.get(key), role, number)
     if isinstance(content, Reason):
@@ -245,6 +253,22 @@ def decoded(value: Any) -> Any:
         return value
 
 
+def json_messages(text: str) -> list[Message] | None:
+    """Return the messages that a string holds as JSON text, not yet normalised, or None."""
+    found = decoded(text) if text.lstrip().startswith("[") else None
+    if not isinstance(found, list) or not found:
+        return None
+    for entry in found:
+        if not isinstance(entry, dict) or not (
+            {"role", "content"} <= entry.keys() or "from" in entry
+        ):
+            return None
+        role = str(entry.get("role", entry.get("from"))).lower()
+        if ALIASES.get(role, role) not in ROLES:
+            return None
+    return found
+
+
 def without_null(value: Any) -> Any:
     """Return `value` without null entries of objects, which Parquet adds to fill its types."""
     if isinstance(value, dict):
@@ -271,7 +295,7 @@ def tool_schemas(value: Any) -> list[Message] | str:
             schema = {key: part for key, part in schema.items() if key != "type"}
             schema = {"type": "function", "function": schema}
         if not isinstance(schema, dict) or not isinstance(schema.get("function"), dict):
-            return "tools are not JSON schemas of functions; columns: {tools_: tools} keeps them"
+            return "tools are not JSON schemas of functions"
         tools.append(schema)
     return tools
 

@@ -92,7 +92,7 @@ class ColumnMap:
             view[name] = lookup(row, column)
             outer = free(column.split(".")[0], self.given)
             if name in TAKEN and outer in view:
-                view[outer] = without(view[outer], column.split(".")[1:])
+                view[outer] = without(view[outer], column.split(".")[1:]) or None
         return view
 
 

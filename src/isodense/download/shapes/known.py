@@ -7,11 +7,11 @@ first one whose columns are all there, with values of a fitting type, decides.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from isodense.download import markup
-from isodense.download.messages import decoded
+from isodense.download.messages import json_messages
 from isodense.download.shapes.columns import lookup
 
 Row = dict[str, Any]
@@ -20,8 +20,9 @@ Fits = Callable[[Any], bool]
 
 def is_messages(value: Any) -> bool:
     """Return whether a value looks like a list of messages, or is one as JSON text."""
-    found = decoded(value)
-    return isinstance(found, list) and bool(found) and all(isinstance(one, dict) for one in found)
+    if isinstance(value, str):
+        return json_messages(value) is not None
+    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value)
 
 
 def is_prompt(value: Any) -> bool:
@@ -62,7 +63,7 @@ class Known:
     fit : callable
         Whether a value may be the prompt.
     mapped : mapping of str to str
-        A column map that belongs to the shape.
+        A column map that belongs to the shape: once applied, its columns have our names.
     """
 
     name: str
@@ -80,6 +81,11 @@ class Known:
             if not self.fit(lookup(row, self.prompt)):
                 return False
         return all(name in row and fit(row[name]) for name, fit in self.needs.items())
+
+    def named(self) -> Known:
+        """Return the shape as it is once its own map is applied."""
+        answers = tuple(name for name in ("chosen", "rejected") if name in self.mapped)
+        return replace(self, prompt="prompt", answers=answers)
 
     @property
     def used(self) -> tuple[str, ...]:
@@ -122,6 +128,17 @@ KNOWN = (
             "prompt": "responses_create_params.input",
             "system": "responses_create_params.instructions",
             "tools": "responses_create_params.tools",
+        },
+    ),
+    Known(
+        "OpenAI preference",
+        "input.messages",
+        {"preferred_output": is_messages, "non_preferred_output": is_messages},
+        mapped={
+            "prompt": "input.messages",
+            "tools": "input.tools",
+            "chosen": "preferred_output",
+            "rejected": "non_preferred_output",
         },
     ),
     Known("verl", "prompt", {"reward_model": _is(dict)}),

@@ -16,16 +16,15 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from isodense.download.examples import fault, from_dialogues
+from isodense.download import examples
 from isodense.download.messages import (
+    TEXT_ONLY,
     Message,
     Unusable,
     empty_fault,
-    media,
     prompt_fault,
     tool_schemas,
     within,
@@ -33,7 +32,7 @@ from isodense.download.messages import (
 from isodense.download.shapes.columns import RESERVED, ColumnMap, free
 from isodense.download.shapes.known import KNOWN, Known
 from isodense.download.shapes.text import Text
-from isodense.download.shapes.unknown import kind_of, unknown_shape
+from isodense.download.shapes.unknown import as_yaml, kind_of, unknown_shape
 from isodense.pipeline.errors import DataError
 
 log = logging.getLogger("isodense")
@@ -43,6 +42,7 @@ Row = dict[str, Any]
 SYSTEM = ("system", "system_prompt")
 MEDIA = {"image": "image", "images": "image", "audio": "audio", "audios": "audio"}
 MEDIA |= {"video": "video", "videos": "video"}
+ELSEWHERE = {"label": "ground_truth", "tools": "tool_names"}  # names for what they cannot be
 VOTES = {"model_a": (0, 1), "model_b": (1, 0)}  # the preferred answer, and the other
 
 
@@ -79,7 +79,7 @@ def shape_of(
     if known is None:
         raise unknown_shape(row, where, params)
     if known.mapped:
-        mapped, known = ColumnMap({**known.mapped, **columns}), replace(known, prompt="prompt")
+        mapped, known = ColumnMap({**known.mapped, **columns}), known.named()
         view = mapped.view(row)
     if not known.answers and {"chosen", "rejected"} <= view.keys():
         kinds = f"{kind_of(view['chosen'])} and {kind_of(view['rejected'])}"
@@ -87,9 +87,8 @@ def shape_of(
         hint = f"name other columns in {params}.columns, or leave these out: {{chosen: null, …}}"
         raise DataError(message, where, hint=hint)
     shape = Shape(known, mapped, view)
-    _, reason = shape.label(view)
-    if reason:
-        raise DataError(reason, where, hint=f"set {params}.columns")
+    for column, fault in shape.faults(view).items():
+        raise DataError(fault, where, hint=shape.remedy(column, params))
     return shape
 
 
@@ -135,14 +134,35 @@ class Shape:
         example = self._read(view)
         if isinstance(example, str):
             return example
-        label, reason = self.label(view)
-        tools = tool_schemas(view.get("tools"))
-        if reason or isinstance(tools, str):
-            return reason or str(tools)
+        for column, fault in self.faults(view).items():
+            return f"{fault} ({self.remedy(column)})"
+        label, tools = self._label(view)[0], tool_schemas(view.get("tools"))
         example |= ({"label": label} if label else {}) | ({"tools": tools} if tools else {})
         return example | self._kept(view, example)
 
-    def label(self, view: Row) -> tuple[str, str]:
+    def faults(self, view: Row) -> dict[str, str]:
+        """Return what is wrong with the columns ``label`` and ``tools`` of a mapped row."""
+        label, tools = self._label(view)[1], tool_schemas(view.get("tools"))
+        faults = {"label": label} if label else {}
+        return faults | ({"tools": tools} if isinstance(tools, str) else {})
+
+    def remedy(self, column: str, params: str = "") -> str:
+        """Return what to do about a fault of ``label`` or ``tools``.
+
+        Parameters
+        ----------
+        column : {"label", "tools"}
+        params : str, optional
+            Place of the map in ``params.yaml``; if given, lines to paste are returned.
+        """
+        if column in self._columns.given:
+            return f"map another column to {column}"
+        columns = {ELSEWHERE[column]: column}
+        if params:
+            return f"another name keeps it:\n{as_yaml(columns, params)}"
+        return f"columns: {{{ELSEWHERE[column]}: {column}}} keeps it under another name"
+
+    def _label(self, view: Row) -> tuple[str, str]:
         """Return the label of a mapped row, empty if it has none, and what is wrong with it."""
         value, is_mapped = view.get("label"), "label" in self._columns.given
         if isinstance(value, float) and value.is_integer():  # an integer column with nulls
@@ -154,10 +174,7 @@ class Shape:
         items = value if isinstance(value, list) else [value]
         if is_mapped and all(isinstance(item, str | int | float) for item in items):
             return ", ".join(map(str, items)), ""
-        reason = f"label is {kind_of(value)}, not the name of the prompt's kind"
-        if is_mapped:
-            return "", f"{reason}: map another column to it"
-        return "", f"{reason}: columns: {{ground_truth: label}} keeps it under another name"
+        return "", f"label is {kind_of(value)}, not the name of the prompt's kind"
 
     def _is_verdict(self, value: Any) -> bool:
         """Return whether a label says if an answer was desirable, not of what kind a prompt is."""
@@ -203,6 +220,9 @@ class Shape:
         messages, completion = prompt.messages, None
         if self._splits and messages[-1]["role"] == "assistant":
             messages, completion = messages[:-1], _answer_text(messages[-1])
+        elif messages[-1]["role"] == "assistant":
+            tip = f"columns: {{messages: {name}}} takes the prompt of such conversations"
+            return f"{name}: ends with the assistant, not with the user ({tip})"
         if not messages:
             return f"{name}: holds an answer and no prompt"
         whole = _with_system(messages, view)
@@ -239,7 +259,7 @@ class Shape:
         for name, messages in zip(self._known.answers, (chosen, rejected), strict=True):
             if messages[-1]["role"] != "assistant":
                 return f"{name}: ends with the {messages[-1]['role']}, not with the assistant"
-        pair = from_dialogues(chosen, rejected)
+        pair = examples.from_dialogues(chosen, rejected)
         if isinstance(pair, str):
             return pair
         found = _finished(pair, view)
@@ -269,7 +289,7 @@ class Shape:
             used.add(self._known.more)
         kept: Row = {}
         for name, value in view.items():
-            if name in used or value is None or (name in SYSTEM and value == ""):
+            if name in used or value is None or (name in SYSTEM and not _is_filled(value)):
                 continue
             own = free(name, {*RESERVED, *example, *kept, *view}) if name in RESERVED else name
             if own != name:
@@ -289,12 +309,19 @@ def _kind(value: Any) -> str:
 
 def _system_of(view: Row) -> str | None:
     """Return the name of the column that holds the system message, or None."""
-    return next((name for name in SYSTEM if isinstance(view.get(name), str) and view[name]), None)
+    return next((name for name in SYSTEM if _is_filled(view.get(name))), None)
+
+
+def _is_filled(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
 def _with_system(messages: list[Message], view: Row) -> list[Message] | str:
     """Return the prompt with the column ``system`` in front."""
     name = _system_of(view)
+    if not isinstance(view.get("system"), str | None):
+        kind = kind_of(view["system"])
+        return f"system is {kind}, not a string: columns: {{other: system}} keeps it as a column"
     if name is None:
         return messages
     held = [message["content"] for message in messages if message["role"] == "system"]
@@ -315,12 +342,14 @@ def _finished(pair: Row, view: Row) -> Row | str:
     prompt = _with_system(pair["prompt"], view)
     if isinstance(prompt, str):
         return prompt
-    return fault(pair | {"prompt": prompt}) or pair | {"prompt": prompt}
+    return examples.fault(pair | {"prompt": prompt}) or pair | {"prompt": prompt}
 
 
 def _are_whole(prompt: Text, chosen: list[Message], rejected: list[Message]) -> bool:
     """Return whether the answers are whole conversations, which hold the prompt as well."""
     if all(messages[0]["role"] == "assistant" for messages in (chosen, rejected)):
+        return False
+    if prompt.reason and not isinstance(prompt.value, str):
         return False
     return isinstance(prompt.value, str) or all(
         messages[: len(prompt.messages)] == prompt.messages for messages in (chosen, rejected)
@@ -339,5 +368,5 @@ def _media(view: Row) -> str | None:
         value = view.get(name)
         first = value[0] if isinstance(value, list) and value else value
         if isinstance(first, bytes | dict):
-            return media(kind, f"the row's column {name}")
+            return Unusable(f"column {name} holds {kind}: {TEXT_ONLY}", f"{kind} parts")
     return None

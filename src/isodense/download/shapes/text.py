@@ -6,8 +6,7 @@ import logging
 from typing import Any
 
 from isodense.download import markup
-from isodense.download.messages import Message, decoded, messages_fault, normalised
-from isodense.download.shapes.known import is_messages
+from isodense.download.messages import Message, json_messages, messages_fault, normalised
 
 log = logging.getLogger("isodense")
 
@@ -54,7 +53,7 @@ class Text:
             found = normalised(value, left_out)
             _note_keys(left_out, noted)
             if not isinstance(found, str):
-                found = self._unwrapped(found)
+                found = self._unwrapped(found) if not whole else _without_end(found, family)
         fault = found if isinstance(found, str) else messages_fault(found)
         if isinstance(found, str) or fault:
             self.reason = fault or ""
@@ -62,10 +61,9 @@ class Text:
             self.messages = found
 
     def _strings(self, text: str, family: str, whole: bool) -> list[Message] | str | None:
-        if text.lstrip().startswith("[") and is_messages(text):
-            held = decoded(text)
-            if all({"role", "from"} & one.keys() for one in held):
-                return normalised(held)
+        held = json_messages(text)
+        if held is not None:
+            return normalised(held)
         parsed = markup.parse(text, whole)
         if isinstance(parsed, str):
             return parsed
@@ -89,6 +87,14 @@ class Text:
             self.family = parsed.family
             return parsed.messages
         return messages
+
+
+def _without_end(messages: list[Message], family: str) -> list[Message]:
+    """Return messages of which the last has no end token of the markup of its prompt."""
+    last = messages[-1]
+    if not family or last["role"] != "assistant" or not last["content"]:
+        return messages
+    return [*messages[:-1], last | {"content": markup.without_end(last["content"], family)}]
 
 
 def _note_keys(left_out: set[str], noted: set[str]) -> None:

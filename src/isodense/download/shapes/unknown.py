@@ -58,11 +58,11 @@ def unknown_shape(row: Row, where: str | Path, params: str) -> DataError:
         text = f"no column holds text or messages; a prompt is looked for in {known}"
         return DataError(message, where, hint=text)
     nearest = "preference" if "chosen" in guess else "prompt-only"
-    hint = f"the nearest shape is {nearest}; if the names are right, set\n{_yaml(guess, params)}"
+    hint = f"the nearest shape is {nearest}; if the names are right, set\n{as_yaml(guess, params)}"
     return DataError(message, where, hint=hint)
 
 
-def _yaml(columns: dict[str, str], params: str) -> str:
+def as_yaml(columns: dict[str, str], params: str) -> str:
     """Return the params that map the columns, ready to paste."""
     inline = yaml.safe_dump(columns, default_flow_style=True, sort_keys=False, width=1000).strip()
     lines = [f"{'  ' * depth}{name}:" for depth, name in enumerate(params.split("."))]
