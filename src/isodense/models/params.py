@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from isodense.pipeline.params import CrossFieldError, Params
 
@@ -56,8 +57,45 @@ class ModelParams(Params):
         return self
 
 
+class PolicyParams(ModelParams):
+    """The policy.
+
+    Attributes
+    ----------
+    chat_template_kwargs : dict
+        Settings of the chat template by name, ``{enable_thinking: false}`` say. The stage writes
+        them into the published template as defaults, so that all stages, and whatever else reads
+        the folder, give a prompt the same tokens.
+    """
+
+    chat_template_kwargs: dict[str, Any]
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _plain(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        """Refuse what has no notation in Jinja: names that are none, dates and the like."""
+        for name, value in settings.items():
+            if not re.fullmatch(r"[A-Za-z_]\w*", name):
+                raise ValueError(f"{name!r} is no name of a template's variable")
+            if not _is_plain(value):
+                raise ValueError(f"{name} must be null, a boolean, a finite number, text or a list "
+                                 "or mapping of these")
+        return settings
+
+
 class ModelsParams(Params):
     """Section ``models`` of ``params.yaml``."""
 
     encoder: ModelParams
-    policy: ModelParams
+    policy: PolicyParams
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether `value` can be written in JSON."""
+    if isinstance(value, dict):
+        return all(isinstance(name, str) for name in value) and all(map(_is_plain, value.values()))
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or isinstance(value, bool | int | str)

@@ -7,6 +7,7 @@ which continue from copies of the prompt's key-value cache.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,10 +92,9 @@ def complete(
     ends = _end_tokens(model, tokenizer)
     settings = _settings(temperature, max_tokens)
     settings |= {"eos_token_id": sorted(ends), "pad_token_id": tokenizer.pad_token_id}
-    model.generation_config = GenerationConfig()  # the folder's may change the distribution
     completed: dict[int, list[Completion]] = {}
     devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
+    with torch.random.fork_rng(devices), _plain_generation(model):
         for number, batch in enumerate(token_batches(costs, batch_tokens)):
             torch.manual_seed(seed + number)
             answers = _generate(model, [ids[row] for row in batch], num_generations, settings)
@@ -103,6 +103,20 @@ def complete(
                 completed[row] = [_completion(answer, ends, tokenizer) for answer in group]
             on_batch(len(batch))
     return [completed[row] for row in range(len(ids))]
+
+
+@contextmanager
+def _plain_generation(model: Any) -> Iterator[None]:
+    """Take the folder's settings of generation away for a while, as they change the distribution.
+
+    They come back, since they have the ids that end a turn.
+    """
+    kept = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = kept
 
 
 def _generate(
