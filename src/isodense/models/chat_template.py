@@ -100,7 +100,9 @@ def bake(folder: Path, settings: Mapping[str, Any]) -> None:
         try:
             known |= settings_of(template)
         except TemplateError as error:
-            raise ModelError(f"the policy's chat template {path.name} is no Jinja: {error}") from None
+            raise ModelError(
+                f"the policy's chat template {path.name} is no Jinja: {error}"
+            ) from None
     if unknown := sorted(set(settings) - known):
         names = ", ".join(sorted(known)) or "none"
         message = f"models.policy.chat_template_kwargs: the chat template reads no {unknown[0]!r}"

@@ -78,8 +78,10 @@ class PolicyParams(ModelParams):
             if not re.fullmatch(r"[A-Za-z_]\w*", name):
                 raise ValueError(f"{name!r} is no name of a template's variable")
             if not _is_plain(value):
-                raise ValueError(f"{name} must be null, a boolean, a finite number, text or a list "
-                                 "or mapping of these")
+                raise ValueError(
+                    f"{name} must be null, a boolean, a finite number, text or a list "
+                    "or mapping of these"
+                )
         return settings
 
 
