@@ -19,6 +19,8 @@ from transformers import GenerationConfig
 from isodense.models.inference.policy import prompt_tokens, token_batches
 from isodense.prompts.conversations import Message
 
+Tools = Sequence[list[dict[str, Any]] | None] | None
+
 
 @dataclass(frozen=True)
 class Completion:
@@ -55,6 +57,7 @@ def complete(
     batch_tokens: int,
     seed: int,
     on_batch: Callable[[int], Any] = lambda count: None,
+    tools: Tools = None,
 ) -> list[list[Completion]]:
     """Return `num_generations` completions of each prompt.
 
@@ -81,13 +84,15 @@ def complete(
         Seed of the draws; torch's random state is restored afterwards.
     on_batch : callable
         Called with the number of prompts after each batch.
+    tools : sequence of list of dict, optional
+        See :func:`isodense.models.inference.policy.prompt_tokens`.
 
     Returns
     -------
     list of list of Completion
         Completions of each prompt, in the order of the prompts.
     """
-    ids = prompt_tokens(tokenizer, prompts)
+    ids = prompt_tokens(tokenizer, prompts, tools)
     costs = [num_generations * (len(row) + max_tokens) for row in ids]
     ends = _end_tokens(model, tokenizer)
     settings = _settings(temperature, max_tokens)
@@ -139,6 +144,7 @@ def log_probs(
     temperature: float,
     batch_tokens: int,
     on_batch: Callable[[int], Any] = lambda count: None,
+    tools: Tools = None,
 ) -> np.ndarray:
     """Return the log-probability of each completion under a policy.
 
@@ -161,13 +167,15 @@ def log_probs(
         Padded tokens per batch, prompts and completions.
     on_batch : callable
         Called with the number of prompts after each batch.
+    tools : sequence of list of dict, optional
+        See :func:`isodense.models.inference.policy.prompt_tokens`.
 
     Returns
     -------
     ndarray of shape (n_prompts, num_generations), float64
         Log-probabilities in nats.
     """
-    ids = prompt_tokens(tokenizer, prompts)
+    ids = prompt_tokens(tokenizer, prompts, tools)
     copies = len(completions[0])
     costs = [
         copies * (len(prompt) + max(completion.tokens for completion in group))
