@@ -36,9 +36,6 @@ GIVEN = {
     "strftime_now",
 }
 
-ROW_TOOLS = "(messages and messages[0].tools)"
-SET_TOOLS = "{%- set tools = messages[0].tools %}"
-
 
 class _Generation(Extension):
     """The tag ``{% generation %}`` of transformers, which marks the assistant's tokens."""
@@ -115,28 +112,6 @@ def bake(folder: Path, settings: Mapping[str, Any]) -> None:
         path.parent.mkdir(exist_ok=True)
         defaults = "".join(_default(name, settings[name]) for name in settings if name in read)
         path.write_text(defaults + template, encoding="utf-8")
-
-
-def with_row_tools(template: str | Mapping[str, str]) -> str:
-    """Return a template that takes its tools from the key ``tools`` of the first message.
-
-    For code that applies a template to many prompts at once, with the same tools for all, as TRL's
-    trainers do. Tools that are passed win.
-
-    Parameters
-    ----------
-    template : str or mapping of str to str
-        Jinja source, or named templates, of which ``tool_use`` is that of prompts with tools.
-    """
-    named = {"default": template} if isinstance(template, str) else dict(template)
-    plain = named.get("default", next(iter(named.values())))
-    if "tool_use" not in named:
-        return f"{{%- if not tools and {ROW_TOOLS} %}}{SET_TOOLS}{{%- endif %}}\n{plain}"
-    tool_use = named["tool_use"]
-    return (
-        f"{{%- if tools or {ROW_TOOLS} %}}{{%- if not tools %}}{SET_TOOLS}{{%- endif %}}\n"
-        f"{tool_use}{{% else %}}\n{plain}{{% endif %}}"
-    )
 
 
 def _unpacked(folder: Path) -> Iterator[tuple[Path, str]]:

@@ -6,7 +6,7 @@ import math
 import re
 from typing import Any, Literal, Self
 
-from pydantic import field_validator, model_validator
+from pydantic import model_validator
 
 from isodense.pipeline.params import CrossFieldError, Params
 
@@ -70,19 +70,19 @@ class PolicyParams(ModelParams):
 
     chat_template_kwargs: dict[str, Any]
 
-    @field_validator("chat_template_kwargs")
-    @classmethod
-    def _plain(cls, settings: dict[str, Any]) -> dict[str, Any]:
+    @model_validator(mode="after")
+    def _settings_are_plain(self) -> Self:
         """Refuse what has no notation in Jinja: names that are none, dates and the like."""
-        for name, value in settings.items():
+        faults = []
+        for name, value in self.chat_template_kwargs.items():
             if not re.fullmatch(r"[A-Za-z_]\w*", name):
-                raise ValueError(f"{name!r} is no name of a template's variable")
+                faults.append(f"chat_template_kwargs: {name!r} is no name of a template's variable")
             if not _is_plain(value):
-                raise ValueError(
-                    f"{name} must be null, a boolean, a finite number, text or a list "
-                    "or mapping of these"
-                )
-        return settings
+                what = "null, a boolean, a finite number, text, or a list or mapping of these"
+                faults.append(f"chat_template_kwargs.{name} must be {what}")
+        if faults:
+            raise CrossFieldError(faults)
+        return self
 
 
 class ModelsParams(Params):

@@ -15,8 +15,7 @@ from typing import Any
 
 from datasets import Dataset, Features, Json, Value
 
-from isodense.models.chat_template import with_row_tools
-from isodense.models.inference.policy import load_tokenizer
+from isodense.models.inference.policy import load_tokenizer, with_row_tools
 from isodense.prompts.conversations import Message
 
 PLAIN = {"role", "content"}  # keys of a message without tools

@@ -7,7 +7,7 @@ evaluation all tokenize here, so that a conversation has the same tokens in each
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from isodense.prompts.conversations import Message
 
 # What a template raises: by raise_exception, or where a message is not as it expects.
 REFUSED = (TemplateError, TypeError, KeyError, AttributeError, ValueError)
+ROW_TOOLS = "(messages and messages[0].tools)"
+SET_TOOLS = "{%- set tools = messages[0].tools %}"
 SHOWN = 60  # characters of a refused prompt in an error
 
 
@@ -140,6 +142,28 @@ def _rendered(
 def _beginning(prompt: list[Message]) -> str:
     text = next((message["content"] for message in prompt if message["content"]), "")
     return text if len(text) <= SHOWN else text[:SHOWN] + "…"
+
+
+def with_row_tools(template: str | Mapping[str, str]) -> str:
+    """Return a template that takes its tools from the key ``tools`` of the first message.
+
+    For code that applies a template to many prompts at once, with the same tools for all, as TRL's
+    trainers do. Tools that are passed win.
+
+    Parameters
+    ----------
+    template : str or mapping of str to str
+        Jinja source, or named templates, of which ``tool_use`` is that of prompts with tools.
+    """
+    named = {"default": template} if isinstance(template, str) else dict(template)
+    plain = named.get("default", next(iter(named.values())))
+    if "tool_use" not in named:
+        return f"{{%- if not tools and {ROW_TOOLS} %}}{SET_TOOLS}{{%- endif %}}\n{plain}"
+    tool_use = named["tool_use"]
+    return (
+        f"{{%- if tools or {ROW_TOOLS} %}}{{%- if not tools %}}{SET_TOOLS}{{%- endif %}}\n"
+        f"{tool_use}{{% else %}}\n{plain}{{% endif %}}"
+    )
 
 
 def answer_tokens(tokenizer: Any, answers: Sequence[str]) -> list[list[int]]:
