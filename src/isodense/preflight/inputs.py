@@ -16,7 +16,7 @@ from isodense.prompts.reader import OWN
 from isodense.reward.params import RewardParams
 from isodense.train.params import TrainParams
 
-SAMPLE = 20_000  # prompts whose tokens are counted, evenly spread over all
+SAMPLE = 100_000  # prompts whose tokens are counted, evenly spread over all
 
 Kind = tuple[tuple[str, ...], bool]  # the roles of a prompt, in order of appearance, and any tools
 
