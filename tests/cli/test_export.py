@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 import isodense
 from isodense.cli import export as module
@@ -627,39 +626,6 @@ def test_the_commands_of_the_page_write_loadable_files(talks, tmp_path, monkeypa
             _, rows = load(tmp_path / name, tmp_path / "cache")
             plan = "--draws" in command and "heldout" not in name
             assert len(rows) == 4096 if plan else len(rows) < COUNT
-
-
-def test_the_sampler_of_the_page_draws_by_weight(talks, tmp_path):
-    """With a data set that has what verl's has: a length and the loaded file as `dataframe`."""
-    blocks = re.findall(r"```python\n(.*?)```", PAGE, re.S)
-    source = next(block for block in blocks if "density_sampler.py" in block)
-    scope = {}
-    exec(source, scope)  # noqa: S102 (our own page)
-    export(talks, "verl", tmp_path / "train.parquet")
-
-    class Data(torch.utils.data.Dataset):
-        dataframe = datasets.load_dataset(
-            "parquet", data_files=str(tmp_path / "train.parquet"), cache_dir=str(tmp_path)
-        )["train"]
-
-        def __len__(self):
-            return len(self.dataframe)
-
-        def __getitem__(self, row):
-            return self.dataframe[row]["extra_info"]["id"]
-
-    made = Data()
-    config = OmegaConf.create({"seed": 4, "shuffle": True, "train_batch_size": 8})
-    sampler = scope["DensitySampler"](data_source=made, data_config=config)
-    assert isinstance(sampler, torch.utils.data.Sampler)
-    weights = isodense.load_weights(talks / "density")
-    loader = torch.utils.data.DataLoader(made, batch_size=8, sampler=sampler)
-    seen = [name for _ in range(2) for batch in loader for name in batch]
-    drawn = isodense.draw(weights.weights, 2 * len(made), seed=4)
-    assert seen == [weights.prompt_ids[row].decode() for row in drawn]
-    unseeded = OmegaConf.create({"seed": None})
-    first = list(scope["DensitySampler"](data_source=made, data_config=unseeded))
-    assert first == isodense.draw(weights.weights, len(made), seed=0).tolist()
 
 
 def test_trl_trains_on_a_plan_in_its_order(talks, tmp_path):

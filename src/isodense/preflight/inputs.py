@@ -62,7 +62,12 @@ class Inputs:
 
 
 def read_inputs(
-    params_file: Path, examples: Path, prompts: Path, encoder: Path, policy: Path
+    params_file: Path,
+    examples: Path,
+    prompts: Path,
+    encoder: Path,
+    policy: Path,
+    sample: int | None = None,
 ) -> Inputs:
     """Read params and prompts; each stage's section is validated.
 
@@ -75,6 +80,8 @@ def read_inputs(
         missed.
     encoder, policy : Path
         Model folders.
+    sample : int, optional
+        Prompts to count the tokens of; `SAMPLE` by default.
 
     Raises
     ------
@@ -87,7 +94,8 @@ def read_inputs(
     train = params.load(params_file, "train", TrainParams)
     evaluate = params.load(params_file, "evaluate", EvaluateParams)
     count = read_manifest(prompts, "prompts")["rows"]
-    wanted = set(np.linspace(0, count - 1, min(SAMPLE, count)).round().astype(int).tolist())
+    size = min(sample or SAMPLE, count)
+    wanted = set(np.linspace(0, count - 1, size).round().astype(int).tolist())
     rows: list[dict[str, Any]] = []
     kinds: dict[Kind, dict[str, Any]] = {}
     heldout = 0
