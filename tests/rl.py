@@ -33,7 +33,14 @@ SECTIONS: dict[str, dict[str, Any]] = {
         "batch_tokens": 2048,
         "full": {"epochs": 1.0, "batch_size": 8, "learning_rate": 0.001, "trainer": {}},
         "model": {"source": None, "name": None, "version": None},
-        "function": None,
+        "functions": [],
+        "solved_above": 0.5,
+        "check": {
+            "prompts": 8,
+            "num_generations": 4,
+            "max_completion_tokens": 6,
+            "temperature": 1.0,
+        },
     },
     "train": {
         "sampling": "density",

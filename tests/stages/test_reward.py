@@ -86,9 +86,9 @@ def test_a_function_is_found_in_the_projects_root_and_judged(folder: Path):
         "def wrong(completions, **_):\n"
         "    return [-answer[-1]['content'].count('.') for answer in completions]\n"
     )
-    done = run_stage("reward", folder, reward={"kind": "function", "function": "rewards:wrong"})
+    done = run_stage("reward", folder, reward={"kind": "function", "functions": ["rewards:wrong"]})
     assert done.returncode == 0, done.stderr
-    assert "no better than length alone" in done.stderr
+    assert "not shown to be better than length alone" in done.stderr
     report = json.loads((folder / "reports/metrics/reward.json").read_text())["reward"]
     assert report["heldout"]["accuracy"] == 0
     assert report["beats_chance"] is False
@@ -98,5 +98,5 @@ def test_a_function_is_found_in_the_projects_root_and_judged(folder: Path):
 
 def test_a_function_that_raises_stops_the_stage_with_one_message(folder: Path):
     (folder / "rewards.py").write_text("def right(completions, **_):\n    return 1 / 0\n")
-    text = refuse(folder, kind="function", function="rewards:right")
-    assert "reward.function rewards:right raised ZeroDivisionError" in text
+    text = refuse(folder, kind="function", functions=["rewards:right"])
+    assert "reward.functions: rewards:right raised ZeroDivisionError" in text
