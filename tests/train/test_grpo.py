@@ -117,7 +117,7 @@ def test_rewards_that_never_differ_leave_the_policy_and_say_so(world, lora, capl
 
 def test_a_signal_that_changes_nothing_is_an_error(world):
     with pytest.raises(TrainingError, match=r"changed no weight(?s:.)*train\.learning_rate"):
-        run(world, "policy", learning_rate=1e-30)
+        run(world, "policy", learning_rate=1e-50)
 
 
 def test_a_learning_rate_of_zero_asks_for_no_change(world):

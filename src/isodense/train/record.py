@@ -67,11 +67,11 @@ class Record(TrainerCallback):
         self._live.step = step
         logged = {name: name for name in logs if name.startswith(LOGGED)}
         for name, series in (self._series | logged).items():
-            if logs.get(name) is not None and math.isfinite(logs[name]):  # else: no opinion
-                self._live.log_metric(f"train/{series}", float(logs[name]))
+            if (value := _number(logs, name)) is not None:
+                self._live.log_metric(f"train/{series}", value)
         self._live.make_summary()
         self._bar.update(step - self._bar.n)
-        self._bar.set_postfix(reward=f"{logs['reward']:.3f}")
+        self._bar.set_postfix(reward=_number(logs, "reward"))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Close the bar."""
@@ -94,7 +94,8 @@ def quarters(history: Sequence[dict[str, Any]]) -> dict[str, float]:
     TrainingError
         If none had one in any step.
     """
-    rewards = [entry["reward"] for entry in history if math.isfinite(entry.get("reward", math.nan))]
+    found = [_number(entry, "reward") for entry in history]
+    rewards = [value for value in found if value is not None]
     if not rewards:
         message = "no reward function had an opinion on any completion of the run"
         raise TrainingError(message, "see that the column with the ground truth is the right one")
@@ -112,3 +113,9 @@ def steps_with_signal(history: Sequence[dict[str, Any]]) -> int:
         for entry in history
         if "reward" in entry
     )
+
+
+def _number(logs: Mapping[str, Any], name: str) -> float | None:
+    """Return a logged number; None where no function had an opinion, which TRL logs as NaN."""
+    value = logs.get(name)
+    return None if value is None or not math.isfinite(value) else float(value)
