@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -117,21 +118,37 @@ def make_pairs(count: int, seed: int = 0) -> list[dict[str, Any]]:
     ]
 
 
-def write_inputs(folder: Path, count: int = 60, heldout: float = 0.3) -> PromptSet:
-    """Write ``data/examples``, ``data/prompts``, ``data/density`` and ``models/policy``."""
-    pairs = make_pairs(count)
-    prompts = unique_prompts(pairs, heldout)
-    with publishing(folder / "data/examples") as made:
-        write_jsonl(made / "pairs.jsonl", pairs)
-        write_manifest(
-            made, "download", rows=count, ids_sha256=ids_sha256(pair["id"] for pair in pairs)
-        )
+def write_inputs(
+    folder: Path,
+    count: int = 60,
+    heldout: float = 0.3,
+    pairs: int | None = None,
+    **columns: Callable[[int], Any],
+) -> PromptSet:
+    """Write ``data/examples``, ``data/prompts``, ``data/density`` and ``models/policy``.
+
+    The first `pairs` examples (by default all) have answers; `columns` give each prompt the values
+    of further columns, by its row number.
+    """
+    examples = make_pairs(count)
+    prompts = unique_prompts(examples, heldout)
+    for number, row in enumerate(prompts.rows):
+        row.update({name: value(number) for name, value in columns.items()})
+    write_examples(folder / "data/examples", examples[:pairs])
     with publishing(folder / "data/prompts") as made:
         write_jsonl(made / FILE, prompts.rows)
         write_manifest(made, "prompts", rows=len(prompts), ids_sha256=prompts.ids_sha256)
     write_density(folder / "data/density", prompts)
     policy(folder / "models/policy")
     return prompts
+
+
+def write_examples(folder: Path, pairs: list[dict[str, Any]]) -> None:
+    """Write an examples artifact of pairs, which may be none."""
+    with publishing(folder) as made:
+        write_jsonl(made / "pairs.jsonl", pairs)
+        ids = ids_sha256(pair["id"] for pair in pairs)
+        write_manifest(made, "download", rows=len(pairs), ids_sha256=ids)
 
 
 def reward_params(**changes: Any) -> RewardParams:

@@ -183,7 +183,7 @@ def describe(sample: Sample, solved_above: float) -> dict[str, Any]:
         "always_solved": float(always.mean()),
         "frac_reward_zero_std": float((spread <= SAME).mean()),
         "clipped_ratio": float(np.mean(cut)),
-        "no_opinion": float(1 - rated.mean()),
+        "no_opinion": float((~rated).mean()),
     }
 
 
