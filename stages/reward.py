@@ -1,4 +1,4 @@
-r"""Make the reward and check it on the pairs of the held-out prompts.
+r"""Make the reward and check it: on pairs of held-out prompts, or on the policy's completions.
 
 Example
 -------
@@ -19,15 +19,18 @@ from isodense.pipeline.runtime import BaseParams, resolve_device
 from isodense.pipeline.watched import warn_unwatched
 from isodense.prompts.reader import load_prompts
 from isodense.reward.fit import fit
+from isodense.reward.pairs import require_any
 from isodense.reward.params import RewardParams
-from isodense.reward.scoring.function import source_files
+from isodense.reward.scoring.check import is_weak, said, summary
+from isodense.reward.scoring.functions import columns_of, find_functions, require_columns
+from isodense.reward.scoring.source import project_files
 from isodense.sampling.weights import load_weights
 
 
 def main(argv: list[str]) -> str:
     """Run the stage and return its summary line."""
     parser = stage.parser("reward", __doc__)
-    parser.add_argument("--examples", type=Path, required=True, help="pairs artifact to read")
+    parser.add_argument("--examples", type=Path, required=True, help="examples artifact to read")
     parser.add_argument("--prompts", type=Path, required=True, help="prompts artifact to read")
     parser.add_argument("--density", type=Path, required=True, help="density artifact to read")
     parser.add_argument("--policy", type=Path, required=True, help="policy folder to read")
@@ -39,11 +42,16 @@ def main(argv: list[str]) -> str:
     base = params.load(args.params, "base", BaseParams)
     section = params.load(args.params, "reward", RewardParams)
     if section.kind == "function":
-        files = source_files(str(section.function).partition(":")[0], Path.cwd())
-        warn_unwatched(files, args.rewards, "reward.function")
+        modules = [one.name.partition(":")[0] for one in section.functions]
+        files = {path for name in modules for path in project_files(name, Path.cwd())}
+        warn_unwatched(sorted(files), args.rewards, "reward.functions")
     if section.kind == "model" and section.model.source == "folder":
         warn_unwatched([str(section.model.name)], args.raw, "reward.model.name")
-    pairs, prompts = load_pairs(args.examples), load_prompts(args.prompts)
+    pairs = load_pairs(args.examples)
+    require_any(section.kind, pairs)
+    prompts = load_prompts(args.prompts)
+    if section.kind == "function":
+        require_columns(find_functions(section.functions), columns_of(prompts.rows))
     inputs = {
         "pairs": content_sha256(read_manifest(args.examples, "download")),
         "prompts": content_sha256(read_manifest(args.prompts, "prompts")),
@@ -64,9 +72,13 @@ def main(argv: list[str]) -> str:
         weights,
     )
     write_json(args.metrics, {"reward": report})
+    if "sampled" in report:
+        return said(report["sampled"])
     heldout, length = report["heldout"], report["length_only"]
-    if not heldout["accuracy"] > length["accuracy"]:
-        stage.log.warning("no better than length alone: train.on_weak_reward says what follows")
+    if is_weak(summary(report)):
+        stage.log.warning(
+            "not shown to be better than length alone: train.on_weak_reward says what follows"
+        )
     return (
         f"held-out accuracy {heldout['accuracy']:.3f} ({heldout['low']:.3f} to "
         f"{heldout['high']:.3f}) on {report['heldout_pairs']} pairs, by length "

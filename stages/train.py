@@ -47,7 +47,7 @@ def main(argv: list[str]) -> str:
     report = train(
         prompts,
         weights,
-        lambda device: load_reward(args.reward, args.policy, device, prompts).score,
+        lambda device: load_reward(args.reward, args.policy, device),
         args.policy,
         section,
         seed=base.seed_of(f"train:{section.seed}"),
@@ -58,9 +58,10 @@ def main(argv: list[str]) -> str:
         live=live,
     )
     first, last = report["reward_first_quarter"], report["reward_last_quarter"]
+    unchanged = "" if report["changed"] else "; the policy is unchanged"
     return (
         f"{report['draws']} draws of {report['distinct_prompts']} prompts, reward {first:.2f} in "
-        f"the first quarter of the steps, {last:.2f} in the last"
+        f"the first quarter of the steps, {last:.2f} in the last{unchanged}"
     )
 
 

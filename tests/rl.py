@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,14 @@ SECTIONS: dict[str, dict[str, Any]] = {
         "batch_tokens": 2048,
         "full": {"epochs": 1.0, "batch_size": 8, "learning_rate": 0.001, "trainer": {}},
         "model": {"source": None, "name": None, "version": None},
-        "function": None,
+        "functions": [],
+        "solved_above": 0.5,
+        "check": {
+            "prompts": 8,
+            "num_generations": 4,
+            "max_completion_tokens": 6,
+            "temperature": 1.0,
+        },
     },
     "train": {
         "sampling": "density",
@@ -109,11 +117,23 @@ def make_pairs(count: int, seed: int = 0) -> list[dict[str, Any]]:
     ]
 
 
-def write_inputs(folder: Path, count: int = 60, heldout: float = 0.3) -> PromptSet:
-    """Write ``data/examples``, ``data/prompts``, ``data/density`` and ``models/policy``."""
-    pairs = make_pairs(count)
-    prompts = unique_prompts(pairs, heldout)
-    write_examples(folder / "data/examples", pairs)
+def write_inputs(
+    folder: Path,
+    count: int = 60,
+    heldout: float = 0.3,
+    pairs: int | None = None,
+    **columns: Callable[[int], Any],
+) -> PromptSet:
+    """Write ``data/examples``, ``data/prompts``, ``data/density`` and ``models/policy``.
+
+    The first `pairs` examples (by default all) have answers; `columns` give each prompt the values
+    of further columns, by its row number.
+    """
+    examples = make_pairs(count)
+    prompts = unique_prompts(examples, heldout)
+    for number, row in enumerate(prompts.rows):
+        row.update({name: value(number) for name, value in columns.items()})
+    write_examples(folder / "data/examples", examples[:pairs])
     write_prompts(folder / "data/prompts", prompts.rows)
     write_density(folder / "data/density", prompts)
     policy(folder / "models/policy")

@@ -620,7 +620,8 @@ def test_a_reward_no_better_than_length(checkout):
     folder = checkout.root / "models/reward"
     kept = (folder / "manifest.json").read_bytes()
     try:
-        rewrite(folder, "reward", check={"heldout": 0.6, "length_only": 0.7})
+        weak = {"heldout": 0.6, "heldout_low": 0.5, "heldout_high": 0.7, "length_only": 0.7}
+        rewrite(folder, "reward", check=weak | {"over_length_low": -0.2})
         text, hint = only(results.check_reward, checkout, "problem")
         assert "60.0%" in text
         assert "train.on_weak_reward" in hint

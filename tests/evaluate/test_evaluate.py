@@ -174,10 +174,10 @@ def test_rewards_are_those_of_the_completions_one_by_one(world: Path):
 
     comparison = compare(world, "other", SAMPLED)
     prompts = comparison.heldout.prompts
-    reward = load_reward(world / "models/reward", world / "models/policy", "cpu", prompts)
+    reward = load_reward(world / "models/reward", world / "models/policy", "cpu")
     for row in (0, 7):
         for place, made in enumerate(comparison.trained.completions[row]):
-            (alone,) = reward.score([prompts.rows[row]["prompt"]], [made.text])
+            (alone,) = reward.score([prompts.rows[row]], [made.text])
             assert comparison.trained.rewards[row, place] == pytest.approx(alone, abs=1e-5)
 
 

@@ -65,17 +65,24 @@ def test_the_same_input_gives_the_same_bytes(folder: Path, prompts: PromptSet, r
 def test_the_manifest_holds_what_the_kind_reads_and_the_check(folder: Path, report):
     manifest = read_manifest(folder / "one", "reward")
     assert manifest["reward_kind"] == "head"
-    assert set(SECTIONS["reward"]) - set(manifest["params"]) == {"full", "model", "function"}
+    assert set(SECTIONS["reward"]) - set(manifest["params"]) == {
+        "full", "model", "functions", "solved_above", "check",
+    }  # fmt: skip
     assert manifest["check"] == {
-        name: report[name]["accuracy"] for name in ("heldout", "length_only")
+        "heldout": report["heldout"]["accuracy"],
+        "heldout_low": report["heldout"]["low"],
+        "heldout_high": report["heldout"]["high"],
+        "length_only": report["length_only"]["accuracy"],
+        "over_length_low": report["over_length"]["low"],
     }
+    assert manifest["solved_above"] == 0.5
     assert set(manifest["inputs"]) == {"pairs", "policy"}
 
 
 def test_the_saved_reward_prefers_what_the_pairs_prefer(folder: Path, report):
     model = load_reward(folder / "one", folder / "models/policy")
-    prompts, answers = sides(make_pairs(150))
-    scores = model.score(prompts, answers)
+    pairs = make_pairs(150)
+    scores = model.score(pairs * 2, sides(pairs)[1])
     assert (margins(scores) > 0).mean() > 0.95
     assert scores.mean() == pytest.approx(0, abs=0.5)
 
@@ -96,8 +103,14 @@ def test_weights_change_the_head(folder: Path, prompts: PromptSet, report):
          "'folder' needs model.name"),
         ({"kind": "model", "model": {"source": "folder", "name": "a", "version": "b"}},
          "model.version has no meaning"),
-        ({"kind": "function"}, "needs function: module:function, not None"),
-        ({"kind": "function", "function": "rewards.py"}, "not 'rewards.py'"),
+        ({"kind": "function"}, "needs functions: [module:function, …]"),
+        ({"kind": "function", "functions": ["rewards.py"]},
+         "reward.functions[0]: 'rewards.py' is not module:function"),
+        ({"functions": [{"name": "a:b", "weigth": 2.0}]},
+         "reward.functions[0].weigth: unknown key (did you mean 'weight'?)"),
+        ({"functions": [{"name": "a:b", "weight": float("inf")}]}, "is not finite"),
+        ({"function": "a:b"}, "reward.function: unknown key (did you mean 'functions'?)"),
+        ({"check": SECTIONS["reward"]["check"] | {"prompts": 1}}, "below the minimum, 2"),
         ({"full": SECTIONS["reward"]["full"] | {"trainer": {"max_length": 9}}},
          "trainer.max_length is set by reward.max_tokens"),
         ({"kind": "heads"}, "'heads' is not one of 'head', 'full', 'model', 'function'"),

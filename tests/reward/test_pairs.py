@@ -8,7 +8,14 @@ import pytest
 from isodense.pipeline.errors import ArtifactError, TrainingError
 from isodense.prompts.conversations import prompt_id
 from isodense.prompts.reader import PromptSet
-from isodense.reward.pairs import margins, pair_weights, sides, split_pairs
+from isodense.reward.pairs import (
+    margins,
+    pair_weights,
+    require_any,
+    require_both,
+    sides,
+    split_pairs,
+)
 from isodense.sampling.weights import load_weights
 from tests.rl import make_pairs, write_density, write_inputs
 
@@ -19,10 +26,19 @@ def test_pairs_go_with_their_prompts_split():
     rows = [{"id": prompt_id(pair["prompt"]), "split": split} for pair, split in splits]
     parts = split_pairs(pairs, PromptSet(rows))
     assert parts == {"train": [pairs[0]], "heldout": [pairs[1]], "unknown": [pairs[2]]}
+    require_both(parts)
     with pytest.raises(TrainingError, match=r"raise prompts\.heldout"):
-        split_pairs(pairs, PromptSet(rows[:1]))
+        require_both(split_pairs(pairs, PromptSet(rows[:1])))
     with pytest.raises(TrainingError, match="dvc repro prompts"):
-        split_pairs(pairs, PromptSet(rows[1:]))
+        require_both(split_pairs(pairs, PromptSet(rows[1:])))
+
+
+@pytest.mark.parametrize("kind", ["head", "full"])
+def test_a_kind_that_is_fitted_on_pairs_needs_some(kind: str):
+    with pytest.raises(TrainingError, match=f"kind {kind} needs preference pairs, this data has"):
+        require_any(kind, [])
+    require_any(kind, make_pairs(1))
+    require_any("function", [])
 
 
 def test_margins_are_chosen_less_rejected():

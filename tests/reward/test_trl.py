@@ -141,7 +141,7 @@ def test_scores_are_those_of_the_trained_model_on_tokens_that_trl_makes(folder, 
     batch = trainer.data_collator([trainer.train_dataset[row] for row in range(8)])
     with torch.inference_mode():
         expected = model(**batch).logits[:, 0].numpy()
-    scores = load_reward(folder / "one", folder / "models/policy").score(*sides(pairs))
+    scores = load_reward(folder / "one", folder / "models/policy").score(pairs * 2, sides(pairs)[1])
     np.testing.assert_allclose(scores, expected, atol=1e-5)
     assert np.ptp(expected) > 0.1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from transformers import LlamaForCausalLM
 from isodense.pipeline.artifact import write_manifest
 from isodense.pipeline.errors import TrainingError
 from isodense.sampling.weights import load_weights
-from isodense.train.grpo import merge_adapter, require_change
+from isodense.train.grpo import has_changed, merge_adapter
 from isodense.train.params import TrainParams
 from isodense.train.train import train
 from tests import tiny
@@ -26,7 +27,7 @@ LORA = {"r": 4, "target_modules": "all-linear"}
 VISION = {"r": 4, "target_modules": ["q_proj", "v_proj", "in_proj_qkv", "up_proj"]}
 
 
-def length(prompts, completions) -> np.ndarray:
+def length(rows, completions) -> np.ndarray:
     return np.array([len(text) for text in completions], dtype=np.float32)
 
 
@@ -48,7 +49,7 @@ def run(world, policy: str, reward=length, **changes: object) -> tuple[Path, dic
     train(
         prompts,
         load_weights(folder / "data/density").weights,
-        lambda device: reward,
+        lambda device: SimpleNamespace(score=reward),
         folder / "models" / policy,
         TrainParams(**(SECTIONS["train"] | changes)),  # type: ignore[arg-type]
         seed=1,
@@ -102,12 +103,21 @@ def test_a_bfloat16_policy_comes_out_bfloat16(world, lora):
 
 
 @pytest.mark.parametrize("lora", [LORA, None])
-def test_a_policy_in_which_nothing_changed_is_not_published(world, lora):
-    def same(prompts, completions) -> np.ndarray:
+def test_rewards_that_never_differ_leave_the_policy_and_say_so(world, lora, caplog):
+    def same(rows, completions) -> np.ndarray:
         return np.zeros(len(completions), dtype=np.float32)
 
-    with pytest.raises(TrainingError, match=r"changed no weight(?s:.)*frac_reward_zero_std"):
-        run(world, "policy", same, lora=lora)
+    made, before, after = run(world, "policy", same, lora=lora)
+    assert not changed(before, after)
+    assert json.loads((made / "manifest.json").read_text())["changed"] is False
+    metrics = json.loads((made.parents[1] / "reports/train/metrics.json").read_text())["train"]
+    assert (metrics["changed"], metrics["steps_with_signal"]) == (0, 0)
+    assert "the rewards of every group were equal in all 2 steps" in caplog.text
+
+
+def test_a_signal_that_changes_nothing_is_an_error(world):
+    with pytest.raises(TrainingError, match=r"changed no weight(?s:.)*train\.learning_rate"):
+        run(world, "policy", learning_rate=1e-50)
 
 
 def test_a_learning_rate_of_zero_asks_for_no_change(world):
@@ -117,12 +127,11 @@ def test_a_learning_rate_of_zero_asks_for_no_change(world):
 
 def test_one_changed_weight_is_a_change(tmp_path):
     before, after = tiny.policy(tmp_path / "before"), tiny.policy(tmp_path / "after")
-    with pytest.raises(TrainingError, match="changed no weight"):
-        require_change(before, after)
+    assert not has_changed(before, after)
     tensors = load_file(after / WEIGHTS)
     tensors["model.norm.weight"][3] += 1
     save_file(tensors, after / WEIGHTS, metadata={"format": "pt"})
-    require_change(before, after)
+    assert has_changed(before, after)
 
 
 @pytest.mark.parametrize("fault", ["missing", "unexpected"])

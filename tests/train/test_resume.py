@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def section(**changes: object) -> TrainParams:
     return TrainParams(**(SECTION | changes))  # type: ignore[arg-type]
 
 
-def length(prompts, completions) -> np.ndarray:
+def length(rows, completions) -> np.ndarray:
     return np.array([len(text) for text in completions], dtype=np.float32)
 
 
@@ -48,11 +49,11 @@ class Until:
     def __init__(self, call: int, act) -> None:
         self.left, self.act = call, act
 
-    def __call__(self, prompts, completions) -> np.ndarray:
+    def __call__(self, rows, completions) -> np.ndarray:
         self.left -= 1
         if not self.left:
             self.act()
-        return length(prompts, completions)
+        return length(rows, completions)
 
 
 def interrupt() -> None:
@@ -75,7 +76,7 @@ def run(world, name: str, score, inputs=INPUTS, seed: int = 1, **changes: object
     return train(
         prompts,
         weights,
-        lambda device: score,
+        lambda device: SimpleNamespace(score=score),
         folder / "models/policy",
         section(**changes),
         seed=seed,
@@ -307,6 +308,7 @@ def test_kill_9_of_the_stage_loses_only_the_steps_since_the_checkpoint(tmp_path:
 WORKER = """
 import json, os, signal, sys
 from pathlib import Path
+from types import SimpleNamespace
 import numpy as np
 from tests.train.test_resume import length, run
 from isodense.prompts.reader import load_prompts
@@ -315,14 +317,14 @@ folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
 world = folder, load_prompts(folder / "data/prompts").split("train")
 asked = []
 
-def heard(prompts, completions):
-    asked.append([prompt[-1]["content"] for prompt in prompts])
-    return length(prompts, completions)
+def heard(rows, completions):
+    asked.append([row["prompt"][-1]["content"] for row in rows])
+    return length(rows, completions)
 
-def stopping(prompts, completions):
+def stopping(rows, completions):
     if rank == 1:
         os.kill(os.getpid(), signal.SIGTERM)
-    return length(prompts, completions)
+    return length(rows, completions)
 
 run(world, "whole", heard)
 (folder / f"asked-{rank}.json").write_text(json.dumps(asked))

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -37,6 +37,9 @@ SECTION = {
 }
 
 
+SILENT = {"prompts": 8, "frac_reward_zero_std": 1.0, "never_solved": 1.0, "always_solved": 0.0}
+
+
 def section(**changes: object) -> TrainParams:
     return TrainParams(**(SECTION | changes))  # type: ignore[arg-type]
 
@@ -48,12 +51,16 @@ def test_a_reward_no_better_than_length_is_refused_or_warned_of(
     write_reward(tmp_path, write_inputs(tmp_path))
     manifest = json.loads((reward / "manifest.json").read_text())
     check_reward(reward, "error")
-    manifest["check"]["length_only"] = manifest["check"]["heldout"]
+    manifest["check"] |= {"heldout_high": 0.9, "over_length_low": -0.1}
     (reward / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(TrainingError, match=r"on_weak_reward: warn"):
         check_reward(reward, "error")
     check_reward(reward, "warn")
     assert "length alone" in caplog.text
+    manifest["check"] = {"sampled": SILENT}
+    (reward / "manifest.json").write_text(json.dumps(manifest))
+    check_reward(reward, "error")
+    assert "no group of 8 prompts had two different rewards" in caplog.text
 
 
 def test_metrics_and_plots_must_be_where_dvclive_writes():
@@ -68,11 +75,11 @@ class Length:
     def __init__(self) -> None:
         self.prompts: list[list[str]] = []
 
-    def __call__(self, device: str) -> Callable[..., np.ndarray]:
-        return self.score
+    def __call__(self, device: str) -> Length:
+        return self
 
-    def score(self, prompts, completions) -> np.ndarray:
-        self.prompts.append([prompt[-1]["content"] for prompt in prompts])
+    def score(self, rows, completions) -> np.ndarray:
+        self.prompts.append([row["prompt"][-1]["content"] for row in rows])
         return np.array([len(text) for text in completions], dtype=np.float32)
 
 
@@ -192,7 +199,7 @@ def test_beta_reports_the_divergence(world):
 )
 def test_a_bad_reward_stops_training_and_leaves_nothing(world, bad):
     with pytest.raises(TrainingError, match="one finite number per completion"):
-        run(world, "bad", lambda device: bad, max_steps=1)
+        run(world, "bad", lambda device: SimpleNamespace(score=bad), max_steps=1)
     folder, _ = world
     assert not (folder / "bad/models").exists()
 
@@ -202,7 +209,7 @@ def test_an_interrupt_leaves_no_policy(world):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(world, "stopped", lambda device: interrupt, max_steps=1)
+        run(world, "stopped", lambda device: SimpleNamespace(score=interrupt), max_steps=1)
     folder, _ = world
     assert not (folder / "stopped/models").exists()
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from isodense.embeddings.encoder import Encoder
     from isodense.models.inference.generation import Completion
 
-Score = Callable[[Sequence[list[Message]], Sequence[str]], np.ndarray]
+Score = Callable[[Sequence[dict[str, Any]], Sequence[str]], np.ndarray]
 
 CODE = ("evaluate", "models/inference")  # packages that compute the completions
 LIBRARIES = ("torch", "transformers")
@@ -129,7 +129,7 @@ def evaluate(
     if manifest["inputs"]["policy"] != content_sha256(read_manifest(policy, "models")):
         message = f"{trained} was trained from another policy than {policy}"
         raise ArtifactError(message, "run `dvc repro train`")
-    score = load_reward(reward, policy, device, heldout.prompts).score
+    score = load_reward(reward, policy, device).score
     vectors = open_encoder(encoder, device)
     heldout = sample(heldout, params.max_prompts)
     asked = [row["prompt"] for row in heldout.prompts.rows]
@@ -140,7 +140,8 @@ def evaluate(
     ratios = None
     if params.temperature > 0:
         ratios = log_ratios(policy, trained, asked, made[1], params, device)
-    base, after = (judge(asked, completions, score, vectors) for completions in made)
+    rows = heldout.prompts.rows
+    base, after = (judge(rows, completions, score, vectors) for completions in made)
     return Comparison(heldout, base, after, ratios)
 
 
@@ -251,7 +252,7 @@ def log_ratios(
 
 
 def judge(
-    asked: Sequence[list[Message]],
+    rows: Sequence[dict[str, Any]],
     completions: list[list[Completion]],
     score: Score,
     encoder: Encoder,
@@ -260,17 +261,17 @@ def judge(
 
     Parameters
     ----------
-    asked : sequence of list of message
-        The prompts.
+    rows : sequence of dict
+        Rows of the prompts.
     completions : list of list of Completion
         As many of each prompt.
     score : callable
-        The reward: ``(prompts, completions) -> ndarray of shape (n,)``.
+        The reward: ``(rows, completions) -> ndarray of shape (n,)``.
     encoder : Encoder
     """
     texts = [made.text for group in completions for made in group]
     copies = len(completions[0])
-    rewards = score([prompt for prompt in asked for _ in range(copies)], texts)
+    rewards = score([row for row in rows for _ in range(copies)], texts)
     # Some encoders have no token, hence no vector, for an empty text.
     vectors = encoder.encode([text if text.strip() else "." for text in texts])
     shape = (len(completions), copies)

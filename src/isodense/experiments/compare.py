@@ -29,7 +29,6 @@ from isodense.experiments.differences import Row, figure, markdown, tabulate
 from isodense.pipeline.artifact import write_json
 from isodense.pipeline.errors import IsodenseError
 from isodense.pipeline.layout import ARTIFACTS, COMPLETIONS
-from isodense.prompts.conversations import Message
 
 
 @dataclass(frozen=True)
@@ -198,17 +197,17 @@ def _judge(sha: str, folder: Path) -> Callable[[list[dict[str, Any]]], dict[str,
     for name, target in fetched.items():
         files.get(ARTIFACTS[name].path.as_posix(), str(target), recursive=True)
     prompts = load_prompts(fetched["prompts"]).split("heldout")
-    conversations = {row["id"]: row["prompt"] for row in prompts.rows}
+    by_id = {row["id"]: row for row in prompts.rows}
     device = resolve_device(dvc.api.params_show(rev=sha)["base"]["device"])
-    reward = load_reward(fetched["reward"], fetched["policy"], device, prompts)
+    reward = load_reward(fetched["reward"], fetched["policy"], device)
 
-    return lambda rows: judged(rows, conversations, reward.score)
+    return lambda rows: judged(rows, by_id, reward.score)
 
 
 def judged(
     rows: Sequence[dict[str, Any]],
-    conversations: Mapping[str, list[Message]],
-    score: Callable[[Sequence[list[Message]], Sequence[str]], np.ndarray],
+    by_id: Mapping[str, dict[str, Any]],
+    score: Callable[[Sequence[dict[str, Any]], Sequence[str]], np.ndarray],
 ) -> dict[str, float]:
     """Return the mean score of the trained policy's completions, by density.
 
@@ -216,10 +215,10 @@ def judged(
     ----------
     rows : sequence of dict
         Rows of ``reports/completions.jsonl``.
-    conversations : mapping of str to list of message
-        Prompts by id.
+    by_id : mapping of str to dict
+        Rows of prompts by id.
     score : callable
-        The judge: ``(prompts, completions) -> ndarray of shape (n,)``.
+        The judge: ``(rows, completions) -> ndarray of shape (n,)``.
 
     Returns
     -------
@@ -227,8 +226,8 @@ def judged(
         ``all``, ``sparse`` and ``crowded``: means over all prompts, over the third with the lowest
         and the third with the highest density.
     """
-    prompts = [conversations[row["id"]] for row in rows for _ in row["trained"]]
-    scores = score(prompts, [text for row in rows for text in row["trained"]])
+    asked = [by_id[row["id"]] for row in rows for _ in row["trained"]]
+    scores = score(asked, [text for row in rows for text in row["trained"]])
     by_prompt = np.asarray(scores, dtype=np.float64).reshape(len(rows), -1).mean(axis=1)
     order = np.argsort([row["density"] for row in rows], kind="stable")
     third = max(1, len(rows) // 3)

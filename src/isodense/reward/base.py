@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from isodense.prompts.reader import PromptSet
 from isodense.reward.params import RewardParams
+
+if TYPE_CHECKING:
+    from isodense.reward.scoring.load import Reward
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class Task:
     Attributes
     ----------
     train, heldout : list of dict
-        Pairs.
+        Pairs; empty where the reward is checked on completions instead.
     weights : ndarray of shape (n_train,), float64
         How much each training pair counts; mean 1.
     prompts : PromptSet
@@ -52,16 +55,19 @@ class Outcome:
     Attributes
     ----------
     heldout : ndarray of shape (n_heldout,), float64
-        Score of the chosen answer less that of the rejected one.
+        Score of the chosen answer less that of the rejected one; empty without pairs.
     train : ndarray of shape (n_train,), float64, or None
         The same of the training pairs, of a kind that is fitted on them.
     truncated : int
         Pairs of which a conversation was cut.
     fields : dict
         What else the manifest records.
+    reward : Reward or None
+        The reward itself, of a kind that does without pairs.
     """
 
     heldout: np.ndarray
     train: np.ndarray | None = None
     truncated: int = 0
     fields: dict[str, Any] = field(default_factory=dict)
+    reward: Reward | None = None

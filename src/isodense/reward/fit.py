@@ -1,10 +1,11 @@
-"""The reward that GRPO optimises: of four kinds, all checked on pairs that none was fitted on.
+"""The reward that GRPO optimises: of four kinds, all checked before anything is trained on them.
 
 ``head`` fits a linear probe on frozen features of the policy (:mod:`isodense.reward.linear_probe`),
 ``full`` trains all weights with TRL (:mod:`isodense.reward.trl`), ``model`` takes a finished reward
-model and ``function`` the user's code (:mod:`isodense.reward.pretrained`). The pairs of held-out
-prompts give the accuracy of each, beside that of length alone and chance
-(:mod:`isodense.reward.scoring.check`).
+model and ``function`` code, the user's or TRL's (:mod:`isodense.reward.pretrained`). The pairs of
+held-out prompts, which none was fitted on, give the accuracy of each, beside that of length alone
+and chance (:mod:`isodense.reward.scoring.check`). Where there are none, the policy's completions
+of a sample of training prompts show what the reward makes of them (:mod:`isodense.reward.sampled`).
 
 What scores answers later (:mod:`isodense.reward.scoring`) imports none of these modules, and
 training depends on it alone: changing how a reward is made does not rerun the training where the
@@ -13,6 +14,7 @@ reward stays the same.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,12 +23,24 @@ import numpy as np
 
 from isodense.pipeline.artifact import content_sha256, publishing, read_manifest, write_manifest
 from isodense.pipeline.errors import TrainingError
+from isodense.pipeline.params import as_dict
+from isodense.prompts.conversations import prompt_id
 from isodense.prompts.reader import PromptSet
 from isodense.reward.base import Outcome, Task
-from isodense.reward.pairs import margins, pair_weights, sides, split_pairs
+from isodense.reward.pairs import (
+    FITTED,
+    margins,
+    pair_weights,
+    require_any,
+    require_both,
+    sides,
+    split_pairs,
+)
 from isodense.reward.params import RewardParams
-from isodense.reward.scoring.check import accuracy, compare
+from isodense.reward.scoring.check import accuracy, compare, summary
 from isodense.sampling.weights import Weights
+
+log = logging.getLogger("isodense")
 
 
 def fit(
@@ -46,7 +60,7 @@ def fit(
     Parameters
     ----------
     pairs : sequence of dict
-        Rows of ``data/examples``.
+        Rows of ``data/examples`` that are pairs; none are needed by kinds model and function.
     prompts : PromptSet
         Says which prompts are held out.
     policy : Path
@@ -69,38 +83,75 @@ def fit(
     Raises
     ------
     TrainingError
-        If the pairs do not suffice, or the fit, the training or the function fails.
+        If the pairs do not suffice, or the fit, the training or a function fails.
     ModelError
         If the policy or the reward model cannot give the scores asked for.
     ArtifactError
         If the weights belong to other prompts.
     """
+    require_any(params.kind, pairs)
     parts = split_pairs(pairs, prompts)
-    train, heldout = parts["train"], parts["heldout"]
+    by_pairs = params.kind in FITTED or bool(parts["train"] and parts["heldout"])
+    if by_pairs:
+        require_both(parts)
+        _say_partial(parts["train"], prompts)
+    train, heldout = (parts[name] if by_pairs else [] for name in ("train", "heldout"))
     shares = pair_weights(train, prompts, weights)
     task = Task(train, heldout, shares, prompts, policy, params, seed, device, cache)
     inputs = inputs | {"policy": content_sha256(read_manifest(policy, "models"))}
     with publishing(out) as staging:
         made = _maker(params.kind)(task, staging)
-        if not np.isfinite(made.heldout).all():
-            message = f"the scores of {len(heldout)} held-out pairs are not all finite"
-            hint = "choose another model; of kind full, lower reward.full.learning_rate"
-            raise TrainingError(message, hint)
-        lengths = _length_margins(policy, heldout + train)
-        found = compare(made.heldout, *np.split(lengths, [len(heldout)]))
-        check = {name: found[name]["accuracy"] for name in ("heldout", "length_only")}
-        fields = {"params": params.used(), "inputs": inputs, "check": check, **made.fields}
-        write_manifest(staging, "reward", reward_kind=params.kind, **fields)
-    if params.kind in ("head", "full"):
-        found["heldout"]["log_loss"] = float(np.logaddexp(0, -made.heldout).mean())
+        report = _by_pairs(task, made) if by_pairs else _by_completions(task, made, staging)
+        check = summary(report) if by_pairs else {"sampled": report["sampled"]}
+        used = params.used() | ({} if by_pairs else {"check": as_dict(params.check)})
+        write_manifest(
+            staging,
+            "reward",
+            reward_kind=params.kind,
+            params=used,
+            inputs=inputs,
+            check=check,
+            solved_above=params.solved_above,
+            **made.fields,
+        )
+    if not by_pairs:
+        return {"kind": params.kind, **report}
     return {
         "train_pairs": len(train),
         "heldout_pairs": len(heldout),
         "unknown_pairs": len(parts["unknown"]),
         "truncated_pairs": made.truncated,
         **({} if made.train is None else {"train": accuracy(made.train)}),
-        **found,
+        **report,
     }
+
+
+def _by_pairs(task: Task, made: Outcome) -> dict[str, Any]:
+    """Return the accuracy on the held-out pairs, beside that of length alone."""
+    if not np.isfinite(made.heldout).all():
+        message = f"the scores of {len(task.heldout)} held-out pairs are not all finite"
+        hint = "choose another model; of kind full, lower reward.full.learning_rate"
+        raise TrainingError(message, hint)
+    lengths = _length_margins(task.policy, task.heldout + task.train)
+    found = compare(made.heldout, *np.split(lengths, [len(task.heldout)]))
+    if task.params.kind in FITTED:
+        found["heldout"]["log_loss"] = float(np.logaddexp(0, -made.heldout).mean())
+    return found
+
+
+def _by_completions(task: Task, made: Outcome, out: Path) -> dict[str, Any]:
+    from isodense.reward.sampled import check
+
+    if made.reward is None:
+        raise TypeError(f"kind {task.params.kind} gave no reward to check without pairs")
+    return check(task, made.reward, out)
+
+
+def _say_partial(train: Sequence[dict[str, Any]], prompts: PromptSet) -> None:
+    """Say how many training prompts have pairs, unless all have."""
+    having = len({prompt_id(pair["prompt"]) for pair in train})
+    if having < (total := len(prompts.split("train"))):
+        log.info("%d of %d training prompts have pairs", having, total)
 
 
 def _maker(kind: str) -> Callable[[Task, Path], Outcome]:

@@ -13,6 +13,8 @@ from isodense.prompts.conversations import Message, prompt_id
 from isodense.prompts.reader import PromptSet
 from isodense.sampling.weights import Weights
 
+FITTED = ("head", "full")  # kinds of reward that are fitted on pairs
+
 
 def sides(pairs: Sequence[dict[str, Any]]) -> tuple[list[list[Message]], list[str]]:
     """Return prompts and answers of all chosen, then of all rejected sides."""
@@ -42,23 +44,42 @@ def split_pairs(
     dict
         Pairs under ``"train"``, ``"heldout"`` and, for prompts that are not in `prompts`,
         ``"unknown"``.
-
-    Raises
-    ------
-    TrainingError
-        If no pair is left to fit on or to check with.
     """
     split_of = {row["id"]: row["split"] for row in prompts.rows}
     parts: dict[str, list[dict[str, Any]]] = {"train": [], "heldout": [], "unknown": []}
     for pair in pairs:
         parts[split_of.get(prompt_id(pair["prompt"]), "unknown")].append(pair)
+    return parts
+
+
+def require_any(kind: str, pairs: Sequence[dict[str, Any]]) -> None:
+    """Raise if a kind that is fitted on pairs has none.
+
+    Raises
+    ------
+    TrainingError
+        Naming the kinds that do without.
+    """
+    if kind in FITTED and not pairs:
+        message = f"reward.kind {kind} needs preference pairs, this data has none"
+        raise TrainingError(message, "use reward.kind: function or model")
+
+
+def require_both(parts: dict[str, list[dict[str, Any]]]) -> None:
+    """Raise unless there are pairs to fit on and pairs to check with.
+
+    Raises
+    ------
+    TrainingError
+        If there are none of either.
+    """
+    count = sum(map(len, parts.values()))
     if not parts["train"]:
-        message = f"none of {len(pairs)} pairs has a training prompt"
+        message = f"none of {count} pairs has a training prompt"
         raise TrainingError(message, "run `dvc repro prompts`, or lower prompts.heldout")
     if not parts["heldout"]:
-        message = f"none of {len(pairs)} pairs has a held-out prompt to check the reward with"
+        message = f"none of {count} pairs has a held-out prompt to check the reward with"
         raise TrainingError(message, "raise prompts.heldout, or add data")
-    return parts
 
 
 def pair_weights(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -16,7 +17,7 @@ USED = {
     "head": ("kind", "sampling", "layer", "pooling", "max_tokens", "l2", "batch_tokens"),
     "full": ("kind", "sampling", "max_tokens", "batch_tokens", "full"),
     "model": ("kind", "max_tokens", "batch_tokens", "model"),
-    "function": ("kind", "function"),
+    "function": ("kind", "functions"),
 }
 OWN_FIELDS = {
     "output_dir": "the stage",
@@ -112,6 +113,58 @@ class SourceParams(Params):
         return faults
 
 
+class FunctionParams(Params):
+    """Of kind ``function``: one function; a bare string stands for its name.
+
+    Attributes
+    ----------
+    name : str
+        ``module:function``: the module as seen from the project's root, or an installed one.
+    weight : float
+        Its share of the total reward.
+    args : dict
+        Further arguments by keyword; those of a factory make the function.
+    """
+
+    name: str
+    weight: float = 1.0
+    args: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _may_be_a_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        if not FUNCTION.fullmatch(self.name):
+            raise CrossFieldError([f"{self.name!r} is not module:function"])
+        if not math.isfinite(self.weight):
+            raise CrossFieldError([f"weight {self.weight} of {self.name} is not finite"])
+        return self
+
+
+class CheckParams(Params):
+    """The check of a reward where there are no pairs: the frozen policy answers a few prompts.
+
+    Attributes
+    ----------
+    prompts : int
+        Training prompts, chosen by the hash that is their id.
+    num_generations : int
+        Completions of each, as many as in training.
+    max_completion_tokens : int
+        Completions are cut there.
+    temperature : float
+        Of the draws.
+    """
+
+    prompts: int = Field(ge=2)
+    num_generations: int = Field(ge=2)
+    max_completion_tokens: int = Field(ge=1)
+    temperature: float = Field(ge=0.01, le=10.0)
+
+
 class RewardParams(Params):
     """Section ``reward`` of ``params.yaml``.
 
@@ -134,8 +187,11 @@ class RewardParams(Params):
         Padded tokens per batch; changes speed and memory, not the result.
     full : FullParams
     model : SourceParams
-    function : str or None
-        Of kind function: ``module:function``, called as TRL calls reward functions.
+    functions : list of FunctionParams
+        Of kind function: called as TRL calls reward functions; the reward is their weighted sum.
+    solved_above : float
+        A completion counts as solved if its reward is above.
+    check : CheckParams
     """
 
     kind: Literal["head", "full", "model", "function"]
@@ -147,13 +203,15 @@ class RewardParams(Params):
     batch_tokens: int = Field(ge=64)
     full: FullParams
     model: SourceParams
-    function: str | None
+    functions: list[FunctionParams]
+    solved_above: float
+    check: CheckParams
 
     @model_validator(mode="after")
     def _kind_has_what_it_needs(self) -> Self:
         faults = self.model.missing() if self.kind == "model" else []
-        if self.kind == "function" and not FUNCTION.fullmatch(self.function or ""):
-            faults.append(f"kind 'function' needs function: module:function, not {self.function!r}")
+        if self.kind == "function" and not self.functions:
+            faults.append("kind 'function' needs functions: [module:function, …]")
         if faults:
             raise CrossFieldError(faults)
         return self

@@ -1,6 +1,6 @@
-"""The TRL side of training: the trainer of a plan, its reward function, checkpoints and record.
+"""The TRL side of training: the trainer of a plan, checkpoints, and what is published.
 
-Only TRL's public interface is used. What dvclive records repeats with the run: no times, no speeds.
+Only TRL's public interface is used.
 """
 
 from __future__ import annotations
@@ -8,17 +8,14 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 from accelerate.utils import is_peft_model
-from dvclive.live import Live
 from safetensors.torch import load_file, save_file
-from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback
 from transformers.utils import logging as transformers_logging
 from trl.trainer.grpo_config import GRPOConfig
@@ -34,30 +31,18 @@ from isodense.models.inference.load import (
 from isodense.models.inference.policy import load_tokenizer
 from isodense.pipeline.artifact import write_json
 from isodense.pipeline.errors import ModelError, TrainingError
-from isodense.pipeline.stage import progress
-from isodense.prompts.conversations import Message
+from isodense.reward.scoring.load import Reward
 from isodense.train.checkpoints import Stop, finalize
-from isodense.train.prompts import plan_dataset, trainer_tokenizer, without_tools
-
-Score = Callable[[Sequence[list[Message]], Sequence[str]], np.ndarray]
+from isodense.train.prompts import plan_dataset, trainer_tokenizer
+from isodense.train.record import steps_with_signal
+from isodense.train.rewards import reward_functions
 
 PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
-SERIES = {
-    "reward": "reward",
-    "reward_std": "reward_std",
-    "frac_reward_zero_std": "frac_reward_zero_std",
-    "kl": "kl",
-    "entropy": "entropy",
-    "completions/mean_length": "completion_tokens",
-    "completions/clipped_ratio": "clipped_ratio",
-    "loss": "loss",
-    "grad_norm": "grad_norm",
-}
 
 
 def make_trainer(
     policy: str | Path,
-    score: Score,
+    reward: Reward,
     config: GRPOConfig,
     rows: Sequence[dict[str, Any]],
     lora: Mapping[str, Any] | None = None,
@@ -68,12 +53,11 @@ def make_trainer(
     ----------
     policy : str or Path
         The untrained policy's folder.
-    score : callable
-        ``(prompts, completions) -> ndarray of shape (n,)``.
+    reward : Reward
     config : GRPOConfig
         Its ``shuffle_dataset`` is off.
     rows : sequence of dict
-        Prompts (``id``, ``prompt``, ``tools``) in the order of the plan.
+        Rows of prompts in the order of the plan.
     lora : mapping, optional
         Fields of peft's ``LoraConfig``; by default all weights are trained.
 
@@ -88,10 +72,13 @@ def make_trainer(
     transformers_logging.disable_progress_bar()
     # TRL's own use of a name that transformers is about to drop.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+    functions, config.reward_weights = reward_functions(
+        reward, rows, int(config.num_generations or 1)
+    )
     try:
         trainer = GRPOTrainer(
             model=str(policy),
-            reward_funcs=reward_function(score, int(config.num_generations or 1)),
+            reward_funcs=functions,  # type: ignore[arg-type]
             args=config,
             train_dataset=plan_dataset(rows),
             processing_class=trainer_tokenizer(policy),
@@ -111,7 +98,7 @@ def _adapter(lora: Mapping[str, Any] | None) -> Any:
     return LoraConfig(task_type=TaskType.CAUSAL_LM, **lora)
 
 
-def save_policy(trainer: GRPOTrainer, policy: str | Path, folder: Path) -> None:
+def save_policy(trainer: GRPOTrainer, policy: str | Path, folder: Path) -> bool:
     """Save the trained policy into `folder`; an adapter also merged into the policy.
 
     The model is saved whole, in the class that was trained and in the policy's dtype. Every process
@@ -125,10 +112,16 @@ def save_policy(trainer: GRPOTrainer, policy: str | Path, folder: Path) -> None:
     folder : Path
         A new folder; gets ``adapter/`` where there is one.
 
+    Returns
+    -------
+    bool
+        Whether a weight changed; true in all processes but the first.
+
     Raises
     ------
     TrainingError
-        If the adapter does not fit the policy, or no weight changed.
+        If the adapter does not fit the policy, or no weight changed although the rewards of some
+        groups differed.
     """
     adapter = folder / "adapter"
     whole = not is_peft_model(trainer.model)
@@ -136,7 +129,7 @@ def save_policy(trainer: GRPOTrainer, policy: str | Path, folder: Path) -> None:
     tokenizer.chat_template = load_tokenizer(policy).chat_template
     trainer.save_model(str(folder if whole else adapter))
     if not trainer.is_world_process_zero():
-        return
+        return True
     if not whole:
         _portable_config(adapter / "adapter_config.json", Path(policy).name)
         model = trainer.accelerator.unwrap_model(trainer.model).get_base_model()
@@ -146,8 +139,15 @@ def save_policy(trainer: GRPOTrainer, policy: str | Path, folder: Path) -> None:
         if Path(policy, name).is_file():
             shutil.copyfile(Path(policy, name), folder / name)
     keep_dtypes(policy, folder)
-    if trainer.args.learning_rate > 0:
-        require_change(policy, folder)
+    if has_changed(policy, folder):
+        return True
+    if trainer.args.learning_rate > 0 and steps_with_signal(trainer.state.log_history):
+        raise TrainingError(
+            "training changed no weight of the policy: the result would be the policy itself",
+            "see whether train.learning_rate is too small for the policy's dtype, and what "
+            "train.lora adapts",
+        )
+    return False
 
 
 def check_policy(policy: str | Path) -> None:
@@ -234,62 +234,22 @@ def _declare_dtype(policy: Path, trained: Path) -> None:
         write_json(trained, after)
 
 
-def require_change(policy: str | Path, trained: str | Path) -> None:
-    """Raise if every weight of the trained policy is that of the untrained one.
-
-    Raises
-    ------
-    TrainingError
-        Saying why that can be.
-    """
+def has_changed(policy: str | Path, trained: str | Path) -> bool:
+    """Return whether any weight of the trained policy is not that of the untrained one."""
     before = weights_of(policy)
     for name, weight in weights_of(trained).items():
         if name not in before:
-            return
+            return True
         old, new = before[name](), weight()
         if old.shape != new.shape or not torch.equal(old.to(new.dtype), new):
-            return
-    message = "training changed no weight of the policy: the result would be the policy itself"
-    hint = (
-        "see whether the rewards of a group differ (frac_reward_zero_std), whether "
-        "train.learning_rate is too small for the policy's dtype, and what train.lora adapts"
-    )
-    raise TrainingError(message, hint)
+            return True
+    return False
 
 
 def _class(model: Any) -> Any:
     """Return the class of transformers that a model is of, below those that wrappers derive."""
     kinds = [kind for kind in type(model).__mro__ if kind.__module__.startswith("transformers.")]
     return kinds[0] if kinds else type(model)
-
-
-def reward_function(score: Score, group: int) -> Callable[..., list[float | None]]:
-    """Return `score` in the form that TRL calls, with its inputs and outputs checked.
-
-    Raises
-    ------
-    TrainingError
-        When called: if a group mixes prompts, or the rewards are not one finite number each.
-    """
-
-    def reward(
-        prompts: list[list[Message]],
-        completions: list[list[Message]],
-        prompt_id: list[str],
-        **_: Any,
-    ) -> list[float | None]:
-        whole = len(prompt_id) % group == 0  # with several processes, groups may lie across them
-        groups = [prompt_id[start : start + group] for start in range(0, len(prompt_id), group)]
-        if whole and any(len(set(ids)) > 1 for ids in groups):
-            raise TrainingError("a group holds completions of several prompts")
-        asked = list(map(without_tools, prompts))
-        scores = np.asarray(score(asked, [answer[-1]["content"] for answer in completions]))
-        if scores.shape != (len(completions),) or not np.isfinite(scores).all():
-            message = f"the reward of {len(completions)} completions is {scores!r:.200}"
-            raise TrainingError(message, "it must be one finite number per completion")
-        return [float(value) for value in scores]
-
-    return reward
 
 
 def _portable_config(path: Path, policy: str) -> None:
@@ -337,59 +297,3 @@ def _any_process(flag: bool, device: torch.device) -> bool:
     flags = torch.tensor(int(flag), device=device)
     torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
     return bool(flags)
-
-
-class Record(TrainerCallback):
-    """Writes the run's series with dvclive and shows its progress on stderr.
-
-    DVC deletes the series of a run that was cut off; a checkpoint has them, too.
-
-    Parameters
-    ----------
-    folder : str or Path
-        Where dvclive writes ``metrics.json`` and ``plots/``.
-    facts : dict
-        Numbers that hold for the whole run.
-    """
-
-    def __init__(self, folder: str | Path, facts: Mapping[str, float]) -> None:
-        self._live = Live(str(folder), save_dvc_exp=False, dvcyaml=None, report=None)
-        self._facts = facts
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Open the progress bar; of a resumed run, write the series so far."""
-        self._bar = tqdm(total=state.max_steps, unit="step", **progress())
-        for logs in state.log_history:
-            self._point(logs["step"], logs)
-
-    def on_log(self, args: Any, state: Any, control: Any, **event: Any) -> None:
-        """Write one point of each series."""
-        self._point(state.global_step, event["logs"])
-
-    def _point(self, step: int, logs: Mapping[str, Any]) -> None:
-        if "reward" not in logs:
-            return
-        self._live.step = step
-        for name, series in SERIES.items():
-            if logs.get(name) is not None:
-                self._live.log_metric(f"train/{series}", float(logs[name]))
-        self._live.make_summary()
-        self._bar.update(step - self._bar.n)
-        self._bar.set_postfix(reward=f"{logs['reward']:.3f}")
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Close the bar and write the run's facts."""
-        self._bar.close()
-        for name, value in {**self._facts, **quarters(state.log_history)}.items():
-            self._live.log_metric(f"train/{name}", value, plot=False)
-        self._live.end()
-
-
-def quarters(history: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Return the mean reward over the first and the last quarter of the trainer's log."""
-    rewards = [entry["reward"] for entry in history if "reward" in entry]
-    size = max(1, len(rewards) // 4)
-    return {
-        "reward_first_quarter": float(np.mean(rewards[:size])),
-        "reward_last_quarter": float(np.mean(rewards[-size:])),
-    }

@@ -49,11 +49,6 @@ def with_tools(prompt: list[Message], tools: list[dict[str, Any]] | None) -> lis
     return [{**prompt[0], "tools": tools}, *prompt[1:]] if tools else prompt
 
 
-def without_tools(prompt: list[Any]) -> list[Message]:
-    """Return the prompt as it was before :func:`with_tools`."""
-    return [{name: part for name, part in message.items() if name != "tools"} for message in prompt]
-
-
 def trainer_tokenizer(policy: str | Path) -> Any:
     """Return the policy's tokenizer as the trainer needs it: padded on the left, tools by row.
 

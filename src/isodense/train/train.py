@@ -19,10 +19,10 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -35,15 +35,15 @@ from isodense.pipeline.artifact import (
 from isodense.pipeline.cache import Store, cache_key
 from isodense.pipeline.errors import TrainingError
 from isodense.pipeline.params import as_dict
-from isodense.prompts.conversations import Message
 from isodense.prompts.reader import PromptSet
-from isodense.reward.scoring.check import require_better_than_length
+from isodense.reward.scoring.check import no_signal, require_not_weak
 from isodense.train.checkpoints import Stop, newest
 from isodense.train.params import TrainParams
 from isodense.train.plan import plan_facts, plan_run
 from isodense.train.settings import draws_needed, make_config, resumable_every
 
-Score = Callable[[Sequence[list[Message]], Sequence[str]], np.ndarray]
+if TYPE_CHECKING:
+    from isodense.reward.scoring.load import Reward
 
 log = logging.getLogger("isodense")
 
@@ -73,7 +73,10 @@ def read_manifests(
 
 
 def check_reward(reward: Path, on_weak_reward: str) -> None:
-    """Refuse a reward that is no better than length alone, or only warn of it.
+    """Refuse a reward that pairs show to be weak, or only warn of it.
+
+    One that gave no group two different rewards when it was checked on completions is warned of: a
+    sample is no proof, and what is rare at first may be found in training.
 
     Parameters
     ----------
@@ -86,8 +89,11 @@ def check_reward(reward: Path, on_weak_reward: str) -> None:
     TrainingError
         If the reward is that weak and must not be.
     """
+    manifest = read_manifest(reward, "reward")
+    if silent := no_signal(manifest):
+        log.warning("%s", silent)
     try:
-        require_better_than_length(read_manifest(reward, "reward"), reward)
+        require_not_weak(manifest, reward)
     except TrainingError as error:
         if on_weak_reward == "error":
             raise
@@ -111,7 +117,7 @@ def live_folder(metrics: Path, plots: Path) -> Path:
 def train(
     prompts: PromptSet,
     weights: np.ndarray,
-    reward: Callable[[str], Score],
+    reward: Callable[[str], Reward],
     policy: Path,
     params: TrainParams,
     seed: int,
@@ -130,8 +136,7 @@ def train(
     weights : ndarray of shape (n_prompts,)
         How often each is drawn, up to a factor.
     reward : callable
-        Given a torch device, returns the function that scores answers: ``(prompts, completions)
-        -> ndarray of shape (n,), float32``.
+        Given a torch device, returns the reward.
     policy : Path
         The untrained policy's artifact.
     params : TrainParams
@@ -158,7 +163,8 @@ def train(
     KeyboardInterrupt
         If the run was asked to stop; the same call goes on from there.
     """
-    from isodense.train.grpo import Checkpoints, Record, make_trainer, quarters, save_policy
+    from isodense.train.grpo import Checkpoints, make_trainer, save_policy
+    from isodense.train.record import Record, quarters, steps_with_signal
 
     store = Store(cache, "train")
     entry = store.entry(_key(params, inputs, seed, device))
@@ -169,23 +175,43 @@ def train(
         plan = plan_run(prompts, weights, policy, params, draws_needed(config), seed)
         facts = plan_facts(plan, prompts)
         rows = [prompts.rows[row] for row in plan.rows]
-        trainer = make_trainer(policy, reward(str(config.device)), config, rows, params.lora)
-        if first:
+        scores = reward(str(config.device))
+        trainer = make_trainer(policy, scores, config, rows, params.lora)
+        names = [one.label for one in getattr(scores, "functions", ())]
+        record = Record(live, facts, names) if first else None
+        if record:
             store.clean()
-            trainer.add_callback(Record(live, facts))
+            trainer.add_callback(record)
         with Stop() as stop:
             trainer.add_callback(Checkpoints(stop, resumable_every(config)))
             trainer.train(resume_from_checkpoint=_resume_from(folder))
         if trainer.state.global_step < config.max_steps:
             raise KeyboardInterrupt
-        save_policy(trainer, policy, folder / "policy")
+        history = trainer.state.log_history
+        results = {**quarters(history), "steps_with_signal": steps_with_signal(history)}
+        changed = save_policy(trainer, policy, folder / "policy")
         trainer.accelerator.wait_for_everyone()
-        if first:
+        if record:
+            if not changed:
+                _warn_unchanged(params)
+            record.finish({**results, "changed": int(changed)})
             hashes = {name: content_sha256(manifest) for name, manifest in inputs.items()}
-            fields = {"params": as_dict(params), "plan": facts, "inputs": hashes}
-            _publish(folder / "policy", out, ids_sha256=prompts.ids_sha256, **fields)
+            fields = {"params": as_dict(params), "inputs": hashes, "changed": changed}
+            _publish(folder / "policy", out, plan=facts, ids_sha256=prompts.ids_sha256, **fields)
             shutil.rmtree(folder)
-    return {**facts, **quarters(trainer.state.log_history)}
+    return {**facts, **results, "changed": changed}
+
+
+def _warn_unchanged(params: TrainParams) -> None:
+    if params.learning_rate == 0:
+        log.warning("train.learning_rate is 0: the result is the untrained policy")
+        return
+    log.warning(
+        "the rewards of every group were equal in all %d steps, so that nothing could be learnt: "
+        "the result is the untrained policy. Try easier prompts, a stronger policy, a reward with "
+        "partial credit, a larger train.max_completion_tokens or train.num_generations",
+        params.max_steps,
+    )
 
 
 def _key(params: TrainParams, inputs: dict[str, dict[str, Any]], seed: int, device: str) -> str:

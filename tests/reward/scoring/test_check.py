@@ -7,8 +7,11 @@ from isodense.pipeline.errors import ArtifactError, TrainingError
 from isodense.reward.scoring.check import (
     accuracy,
     compare,
+    is_weak,
+    no_signal,
     over,
-    require_better_than_length,
+    require_not_weak,
+    summary,
     wilson,
 )
 
@@ -79,14 +82,61 @@ def test_a_few_right_answers_do_not_beat_chance():
     assert (few["beats_chance"], many["beats_chance"]) == (False, True)
 
 
-@pytest.mark.parametrize("heldout", [0.55, 0.6])
-def test_a_reward_no_better_than_length_is_refused_with_both_numbers(heldout: float):
-    manifest = {"check": {"heldout": heldout, "length_only": 0.6}}
-    with pytest.raises(TrainingError, match=rf"{heldout:.1%}(.|\n)*60\.0%(.|\n)*on_weak_reward"):
-        require_better_than_length(manifest, "models/reward")
+def checked(reward: np.ndarray, length: np.ndarray) -> dict[str, float]:
+    """Return the manifest's check of outcomes: 1 where a rule is right, -1 where it is wrong."""
+    return summary(compare(reward, length, np.ones(1)))
+
+
+def outcomes(right: int, of: int, first: bool = True) -> np.ndarray:
+    made = np.where(np.arange(of) < right, 1, -1)
+    return made if first else made[::-1]
+
+
+@pytest.mark.parametrize(
+    ("reward", "length", "of", "weak"),
+    [
+        (200, 200, 200, False),  # perfect, and so is length
+        (20, 20, 20, False),
+        (11, 11, 12, False),  # one wrong of few, and length no worse
+        (18, 10, 20, False),  # 0.9 against 0.5 on 20 pairs
+        (104, 100, 200, True),  # 0.52 against 0.5
+        (10, 10, 20, True),  # a coin
+        (2, 1, 2, True),  # too few pairs to say
+        (130, 130, 200, True),  # length itself
+        (1300, 1300, 2000, True),
+        (40, 100, 200, True),  # worse than chance
+        (150, 180, 200, True),  # better than chance, worse than length
+    ],
+)
+def test_a_reward_is_weak_unless_pairs_show_it_is_not(reward, length, of, weak):
+    check = checked(outcomes(reward, of), outcomes(length, of))
+    assert is_weak(check) is weak
+
+
+@pytest.mark.parametrize("size", [5, 20, 200])
+def test_a_coin_is_weak(size: int):
+    rng = np.random.default_rng(0)
+    passed = sum(not is_weak(checked(*rng.choice([1, -1], (2, size)))) for _ in range(1000))
+    assert passed / 1000 < 0.05
+
+
+def test_a_weak_reward_is_refused_with_all_numbers():
+    check = checked(outcomes(104, 200), outcomes(100, 200, first=False))
+    with pytest.raises(TrainingError, match=r"52\.0%(.|\n)*50\.0%(.|\n)*on_weak_reward"):
+        require_not_weak({"check": check}, "models/reward")
 
 
 def test_a_better_reward_passes_and_an_unchecked_one_does_not():
-    require_better_than_length({"check": {"heldout": 0.61, "length_only": 0.6}}, "models/reward")
-    with pytest.raises(ArtifactError, match="dvc repro reward"):
-        require_better_than_length({}, "models/reward")
+    require_not_weak({"check": checked(outcomes(18, 20), outcomes(10, 20))}, "models/reward")
+    require_not_weak({"check": {"sampled": {}}}, "models/reward")
+    for check in ({}, {"heldout": 0.9, "length_only": 0.5}):
+        with pytest.raises(ArtifactError, match="dvc repro reward"):
+            require_not_weak({"check": check}, "models/reward")
+
+
+def test_no_signal_in_the_sample_is_said():
+    found = {"prompts": 32, "never_solved": 1.0, "always_solved": 0.0}
+    silent = no_signal({"check": {"sampled": found | {"frac_reward_zero_std": 1.0}}})
+    assert "no group of 32 prompts had two different rewards (never solved: 100%" in silent
+    assert no_signal({"check": {"sampled": found | {"frac_reward_zero_std": 0.9}}}) is None
+    assert no_signal({"check": {"heldout": 0.9}}) is None

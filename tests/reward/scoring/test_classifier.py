@@ -57,7 +57,9 @@ def edit(path: Path, **changes: object) -> None:
 def test_batched_scores_are_those_of_the_whole_model_one_by_one(folder: Path):
     prompts = [tiny.user(" ".join(tiny.WORDS[: number % 9 + 1])) for number in range(20)]
     answers = [" ".join(tiny.WORDS[: number % 5]) for number in range(20)]
-    scores = Classifier(folder, 128, 200, "cpu").score(prompts, answers)
+    scores = Classifier(folder, 128, 200, "cpu").score(
+        [{"prompt": prompt} for prompt in prompts], answers
+    )
     assert scores.dtype == np.float32
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -163,7 +165,7 @@ def test_a_folder_becomes_the_reward_without_its_path(folder: Path, inputs):
     assert str(folder).encode() not in b"".join(files.values())
     assert "model/model.safetensors" in files
     loaded = load_reward(root / "models/reward", root / "models/policy")
-    asked, answers = [tiny.user("cat?")] * 2, ["egg", "mouse and cat"]
+    asked, answers = [{"prompt": tiny.user("cat?")}] * 2, ["egg", "mouse and cat"]
     expected = Classifier(folder, 128, 64, "cpu").score(asked, answers)
     np.testing.assert_allclose(loaded.score(asked, answers), expected, atol=1e-6)
     write_reward(root, prompts, kind="model", model=source)
@@ -179,8 +181,8 @@ def test_the_check_counts_the_pairs_that_the_model_gets_right(folder: Path, inpu
     pairs = [pair for pair in make_pairs(60) if prompt_id(pair["prompt"]) in heldout]
     classifier = Classifier(folder, 128, 512, "cpu")
     wins = [
-        classifier.score([pair["prompt"]], [pair["chosen"][0]["content"]])
-        > classifier.score([pair["prompt"]], [pair["rejected"][0]["content"]])
+        classifier.score([pair], [pair["chosen"][0]["content"]])
+        > classifier.score([pair], [pair["rejected"][0]["content"]])
         for pair in pairs
     ]
     assert found == pytest.approx(np.mean(wins))

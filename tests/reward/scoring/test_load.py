@@ -98,7 +98,8 @@ def test_the_reward_is_linear_in_the_feature(folder: Path, texts, tmp_path: Path
     weight = np.arange(32) - 16
     model = load_reward(write_reward(tmp_path / "reward", folder, weight), folder)
     expected = features(folder, pooling="last")(*texts).astype(np.float64) @ weight + 1
-    scores = model.score(*texts)
+    prompts, answers = texts
+    scores = model.score([{"prompt": prompt} for prompt in prompts], answers)
     assert scores.dtype == np.float32
     np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5)
 

@@ -21,8 +21,11 @@ def check_preflight(project: Project) -> Iterator[Finding]:
 
     if project.faults or not _made(project.folder("prompts")):
         return
-    folders = [project.folder(name) for name in ("examples", "prompts", "encoder", "policy")]
-    inputs = read_inputs(project.root / "params.yaml", *folders, sample=SAMPLE)
+    examples, prompts, encoder, policy = (
+        project.folder(name) for name in ("examples", "prompts", "encoder", "policy")
+    )
+    params = project.root / "params.yaml"
+    inputs = read_inputs(params, examples, prompts, encoder, policy, SAMPLE)
     findings = list(examine(inputs))
     for one in findings:
         yield Finding("preflight", one.level, f"stage {one.stage}: {one.text}", one.hint)
@@ -42,17 +45,26 @@ def check_lengths(project: Project) -> Iterator[Finding]:
 
 
 def check_reward(project: Project) -> Iterator[Finding]:
-    """Whether the reward is more accurate on held-out pairs than the length of the answers."""
-    from isodense.reward.scoring.check import require_better_than_length
+    """Whether the reward is more than length on held-out pairs, or gives completions a signal."""
+    from isodense.reward.scoring.check import no_signal, require_not_weak, said
 
     folder, train = project.folder("reward"), project.sections.get("train")
     if not _made(folder):
         return
     manifest = read_manifest(folder, "reward")
     if not isinstance(manifest.get("check"), dict):
-        return  # a function that was not checked on pairs
+        return
+    if "sampled" in manifest["check"]:
+        silent = no_signal(manifest)
+        hint = "read models/reward/sampled.jsonl; try easier prompts, or partial credit"
+        yield (
+            Finding("reward", "warning", silent, hint)
+            if silent
+            else Finding("reward", "ok", said(manifest["check"]["sampled"]))
+        )
+        return
     try:
-        require_better_than_length(manifest, ARTIFACTS["reward"].path.as_posix())
+        require_not_weak(manifest, ARTIFACTS["reward"].path.as_posix())
     except TrainingError as error:
         warned = train is not None and train.on_weak_reward == "warn"
         yield Finding("reward", "warning" if warned else "problem", error.message, error.hint)

@@ -15,6 +15,7 @@ import numpy as np
 from isodense.pipeline.errors import ArtifactError, TrainingError
 
 Z95 = 1.959963984540054
+PERFECT = 0.95  # an accuracy that a reward as good as perfect may have
 
 
 def wilson(successes: float, total: int) -> tuple[float, float]:
@@ -106,8 +107,40 @@ def compare(margin: np.ndarray, length: np.ndarray, train_length: np.ndarray) ->
     }
 
 
-def require_better_than_length(manifest: dict[str, Any], where: str | Path) -> None:
-    """Raise unless a reward prefers the right answer more often than length alone does.
+def summary(report: dict[str, Any]) -> dict[str, float]:
+    """Return what the manifest keeps of :func:`compare`, and :func:`require_not_weak` reads."""
+    heldout, over_length = report["heldout"], report["over_length"]
+    return {
+        "heldout": heldout["accuracy"],
+        "heldout_low": heldout["low"],
+        "heldout_high": heldout["high"],
+        "length_only": report["length_only"]["accuracy"],
+        "over_length_low": over_length["low"],
+    }
+
+
+def is_weak(check: dict[str, float]) -> bool:
+    """Return whether held-out pairs fail to show that a reward is more than length or chance.
+
+    A reward passes in either of two ways. It is *shown to beat length*: the 95% interval of the
+    difference on the same pairs lies above 0. Or it is *as good as perfect*: its own interval lies
+    above one half and reaches :data:`PERFECT`. The second is for pairs that length sorts well, too,
+    where nothing could beat it.
+
+    Examples
+    --------
+    >>> is_weak({"heldout_low": 0.98, "heldout_high": 1.0, "over_length_low": -0.01})
+    False
+    >>> is_weak({"heldout_low": 0.45, "heldout_high": 0.59, "over_length_low": -0.08})
+    True
+    """
+    beats_length = check["over_length_low"] > 0
+    as_good_as_perfect = check["heldout_low"] > 0.5 and check["heldout_high"] >= PERFECT
+    return not (beats_length or as_good_as_perfect)
+
+
+def require_not_weak(manifest: dict[str, Any], where: str | Path) -> None:
+    """Raise if a reward that was checked on pairs is weak; see :func:`is_weak`.
 
     Parameters
     ----------
@@ -119,20 +152,71 @@ def require_better_than_length(manifest: dict[str, Any], where: str | Path) -> N
     Raises
     ------
     TrainingError
-        If its held-out accuracy is not above that of length alone.
+        If held-out pairs do not show the reward to be more than length or chance.
     ArtifactError
         If the manifest does not say.
     """
     found = manifest.get("check")
-    if not isinstance(found, dict):
+    if isinstance(found, dict) and "sampled" in found:
+        return
+    names = ("heldout", "heldout_low", "heldout_high", "length_only", "over_length_low")
+    if not isinstance(found, dict) or any(name not in found for name in names):
         raise ArtifactError(f"{where} does not hold its accuracy", "run `dvc repro reward`")
-    if not found["heldout"] > found["length_only"]:
+    if is_weak(found):
         message = (
             f"the reward in {where} prefers the right answer in {found['heldout']:.1%} of the "
-            f"held-out pairs, length alone in {found['length_only']:.1%}"
+            f"held-out pairs ({found['heldout_low']:.1%} to {found['heldout_high']:.1%}), length "
+            f"alone in {found['length_only']:.1%}: that does not show it to be better than length "
+            f"(95% interval of the difference from {found['over_length_low']:+.1%})"
         )
-        hint = "improve the reward, or set train.on_weak_reward: warn to train on it anyway"
+        hint = (
+            "improve the reward, hold out more pairs, or set train.on_weak_reward: warn to train "
+            "on it anyway"
+        )
         raise TrainingError(message, hint)
+
+
+def no_signal(manifest: dict[str, Any]) -> str | None:
+    """Return what to warn of if no sampled group had two different rewards, or None."""
+    check = manifest.get("check")
+    found = check.get("sampled") if isinstance(check, dict) else None
+    if not isinstance(found, dict) or found["frac_reward_zero_std"] < 1:
+        return None
+    return (
+        f"in the check of the reward no group of {found['prompts']} prompts had two different "
+        f"rewards (never solved: {found['never_solved']:.0%}, always: {found['always_solved']:.0%})"
+        ": GRPO may get no signal"
+    )
+
+
+def said(sampled: dict[str, Any]) -> str:
+    """Return the check on completions in words: the summary line of the stage."""
+    shares = ("never_solved", "sometimes_solved", "always_solved")
+    rated = round(sampled["prompts"] * (1 - sampled["no_opinion"]))
+    never, sometimes, always = (round(sampled[share] * rated) for share in shares)
+    return (
+        f"reward {sampled['reward']:.3f} ({sampled['reward_low']:.3f} to "
+        f"{sampled['reward_high']:.3f}) of {sampled['num_generations']} completions each of "
+        f"{rated} training prompts: {never} never solved, {sometimes} sometimes, {always} always; "
+        f"{sampled['frac_reward_zero_std']:.0%} of the groups have one reward throughout"
+    )
+
+
+def t_interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Return the mean of values and the ends of its 95% t interval; of one value, all three alike.
+
+    Examples
+    --------
+    >>> [round(end, 3) for end in t_interval(np.array([1.0, 3.0]))]
+    [2.0, -10.706, 14.706]
+    """
+    from scipy.special import stdtrit
+
+    mean, size = float(np.mean(values)), len(values)
+    if size < 2:
+        return mean, mean, mean
+    half = float(stdtrit(size - 1, 0.975) * np.std(values, ddof=1) / np.sqrt(size))
+    return mean, mean - half, mean + half
 
 
 def _wins(margin: np.ndarray) -> np.ndarray:

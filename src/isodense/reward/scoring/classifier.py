@@ -64,9 +64,9 @@ class Classifier:
         """Return the tokens of each conversation; see :func:`conversation_tokens`."""
         return conversation_tokens(self.tokenizer, prompts, completions, self._limit)
 
-    def score(self, prompts: Sequence[list[Message]], completions: Sequence[str]) -> np.ndarray:
+    def score(self, rows: Sequence[dict[str, Any]], completions: Sequence[str]) -> np.ndarray:
         """Return the reward of each answer; see :class:`isodense.reward.scoring.load.Reward`."""
-        return self.of_tokens(self.tokenize(prompts, completions)[0])
+        return self.of_tokens(self.tokenize([row["prompt"] for row in rows], completions)[0])
 
     @torch.inference_mode()
     def of_tokens(

@@ -32,7 +32,6 @@ from isodense.models.inference.policy import (
 from isodense.pipeline.artifact import content_sha256, read_manifest
 from isodense.pipeline.errors import ArtifactError, ModelError
 from isodense.prompts.conversations import Message
-from isodense.prompts.reader import PromptSet
 
 HEAD = "head.safetensors"
 Pooling = Literal["last", "mean", "both"]
@@ -231,15 +230,15 @@ class Features:
 class Reward(Protocol):
     """What scores answers, of whatever kind."""
 
-    def score(self, prompts: Sequence[list[Message]], completions: Sequence[str]) -> np.ndarray:
+    def score(self, rows: Sequence[dict[str, Any]], completions: Sequence[str]) -> np.ndarray:
         """Return the reward of each answer.
 
         Parameters
         ----------
-        prompts : sequence of list of message
-            Conversations that end with the user's turn.
+        rows : sequence of dict
+            Rows of prompts or examples, one for each answer: ``prompt`` and the data's columns.
         completions : sequence of str
-            One answer per prompt.
+            The answers.
 
         Returns
         -------
@@ -261,8 +260,9 @@ class HeadReward:
     def __init__(self, features: Features, weight: np.ndarray, bias: float) -> None:
         self.features, self.weight, self.bias = features, weight, bias
 
-    def score(self, prompts: Sequence[list[Message]], completions: Sequence[str]) -> np.ndarray:
+    def score(self, rows: Sequence[dict[str, Any]], completions: Sequence[str]) -> np.ndarray:
         """Return the reward of each answer; see :class:`Reward`."""
+        prompts = [row["prompt"] for row in rows]
         return self.features(prompts, completions) @ self.weight + np.float32(self.bias)
 
 
@@ -270,7 +270,6 @@ def load_reward(
     folder: str | Path,
     policy: str | Path,
     device: str = "cpu",
-    prompts: PromptSet | None = None,
 ) -> Reward:
     """Load ``models/reward``, of the kind that its manifest names.
 
@@ -282,8 +281,6 @@ def load_reward(
         The untrained policy's artifact, ``models/policy``: the features of a head are its.
     device : str
         A torch device.
-    prompts : PromptSet, optional
-        Prompts whose labels a reward function is given.
 
     Raises
     ------
@@ -305,9 +302,9 @@ def load_reward(
         path = Path(folder) / MODEL
         return Classifier(path, params["max_tokens"], params["batch_tokens"], device)
     if kind == "function":
-        from isodense.reward.scoring.function import load_function
+        from isodense.reward.scoring.functions import load_functions
 
-        return load_function(manifest["function"], prompts)
+        return load_functions(manifest, policy)
     message = f"{folder} holds a reward of kind {kind!r}, which this code does not know"
     raise ArtifactError(message, "run `dvc repro reward`")
 
