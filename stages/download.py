@@ -37,8 +37,9 @@ def main(argv: list[str]) -> str:
     parts = ", ".join(f"{count:,} from {name}" for name, count in counts["sources"].items())
     line = f"{counts['examples']:,} examples ({parts}), {counts['pairs']:,} with two answers"
     line += f", {counts['repeated']:,} identical to earlier ones" if counts["repeated"] else ""
-    skipped = counts["bad_rows"], counts["unusable_rows"]
-    return line + (f"; left out {skipped[0]:,} bad and {skipped[1]:,} unusable rows" * any(skipped))
+    left_out = {"bad": counts["bad_rows"], **counts["unusable"]}
+    reasons = [f"{count:,} {why}" for why, count in left_out.items() if count]
+    return line + (f"; rows left out: {', '.join(reasons)}" if reasons else "")
 
 
 if __name__ == "__main__":

@@ -110,6 +110,7 @@ def start(folder: Path) -> Project:
     source = {"source": "folder", "version": None, "sha256": None, "path": None}
     encoder = source | {"name": str(tiny.encoder(folder / "tiny-encoder"))}
     policy = source | {"name": str(tiny.policy(folder / "tiny-policy"))}
+    policy["chat_template_kwargs"] = {}
     made.set({**SMALL, "models.encoder": encoder, "models.policy": policy})
     made.run("git", "init", "-q")
     made.run("dvc", "init", "-q")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 import datasets
@@ -11,7 +12,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 import isodense
 from isodense.cli import export as module
@@ -229,7 +229,7 @@ def test_what_exists_is_kept_and_unknown_things_are_named(data, tmp_path):
 
 
 def test_an_interrupted_export_leaves_no_file(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(handover, "_messages", lambda row: 1 / 0)
+    monkeypatch.setattr(handover, "_kept", lambda prompt, columns: 1 / 0)
     for fmt, suffix in MANY.items():
         out, heldout = tmp_path / f"out.{suffix}", tmp_path / f"heldout.{suffix}"
         with pytest.raises(ZeroDivisionError):
@@ -246,17 +246,17 @@ DIALOGUE = [
     {"role": "assistant", "content": "Son las 3."},
     {"role": "user", "content": "prompt 0"},
 ]
-EXTRA = ["index", "split", "id", "count", "weight", "density"]
+EXTRA = ["id", "count", "weight", "density", "index", "split", "answer"]
 VERL = ["data_source", "prompt", "ability", "reward_model", "extra_info"]
-OPENRLHF = ["id", "prompt", "label", "datasource", "count", "weight", "density"]
+OPENRLHF = ["id", "prompt", "label", "datasource", "count", "weight", "density", "answer"]
 
 
 @pytest.fixture
 def talks(tmp_path, monkeypatch):
-    """Give a data folder with a dialogue, prompts without a label and one asked by two sources."""
+    """Give a data folder with a dialogue, prompts without answer and one asked by two sources."""
     monkeypatch.setattr(module, "ROWS", 7)
     pairs = [
-        pair(user(f"prompt {i}"), source="web", **({"label": f"answer {i}"} if i % 2 else {}))
+        pair(user(f"prompt {i}"), source="web", **({"answer": f"answer {i}"} if i % 2 else {}))
         for i in range(1, COUNT)
     ]
     return write(tmp_path / "data", [pair(DIALOGUE), *pairs, pair(user("prompt 5"), source="s")])
@@ -334,7 +334,7 @@ def test_the_weight_of_a_row_is_its_prompts(talks, tmp_path, fmt):
 def test_a_plan_has_the_draws_in_their_order(talks, tmp_path, fmt):
     out, prompts = tmp_path / f"plan.{MANY[fmt]}", load_prompts(talks / "prompts")
     report = export(talks, fmt, out, draws=Draws(100, seed=3))
-    assert report == {"format": fmt, "rows": 100, "dim": 0}
+    assert report.items() >= {"format": fmt, "rows": 100, "dim": 0}.items()
     weights = isodense.load_weights(talks / "density")
     expected = [
         weights.prompt_ids[row].decode() for row in isodense.draw(weights.weights, 100, seed=3)
@@ -437,6 +437,177 @@ def test_a_second_file_needs_held_out_prompts(tmp_path):
     assert not (tmp_path / "a").exists()
 
 
+# --- columns and ground truths --------------------------------------------------------------------
+
+TOOLS = [{"type": "function", "function": {"name": "clock", "parameters": {"type": "object"}}}]
+CALL = {"type": "function", "function": {"name": "clock", "arguments": {"zone": "Lima"}}}
+CALLED = [
+    {"role": "user", "content": "Time? prompt 0"},
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "content": "3", "name": "clock"},
+]
+WHEN = datetime(2026, 11, 28, 7, 30, tzinfo=UTC)
+
+
+def rich(i):
+    """Return a row with a column of every type; some only from the eighth row, the second block."""
+    found = {
+        "answer": i,
+        "pass_rate": i / 8,
+        "hard": i % 2 == 0,
+        "asked": WHEN,
+        "topics": [f"t{i}"] if i > 7 else [],
+        "tests": [{"input": f"{i}", "output": None if i < 8 else "x"}],
+        "text": "theirs",
+        "weight": "heavy",
+        "label": f"kind {i % 3}",
+    }
+    if i == COUNT - 1:
+        return pair(CALLED, tools=TOOLS, **found)
+    return pair(user(f"prompt {i}"), **found, **({"late": f"{i}"} if i > 7 else {}))
+
+
+@pytest.fixture
+def columns(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "ROWS", 7)
+    rows = [rich(i) for i in range(COUNT)]
+    for row in rows:
+        row["text_"] = row.pop("text")  # as the download stage names a column that is ours
+    return write(tmp_path / "data", rows, heldout=0.0)
+
+
+def write_even(data, pairs):
+    return write(data, pairs, heldout=0.0)
+
+
+@pytest.mark.parametrize("fmt", ["parquet", "jsonl"])
+def test_every_column_reaches_trl_with_its_values(columns, tmp_path, fmt):
+    out = tmp_path / f"out.{fmt}"
+    export(columns, fmt, out)
+    features, rows = load(out, tmp_path)
+    assert len(rows) == COUNT
+    texts = [row["text"] for row in rows]
+    shares = np.array(list(map(relative_weight, texts))) / sum(map(relative_weight, texts))
+    np.testing.assert_allclose([row["weight"] for row in rows], shares, rtol=1e-5)
+    for i, row in enumerate(rows):
+        expected = rich(i)
+        assert row["label"] == f"kind {i % 3}"
+        assert (row["text_"], row["weight_"]) == ("theirs", "heavy")
+        for name in ("answer", "pass_rate", "hard", "topics", "tests", "late"):
+            assert row[name] == expected.get(name)
+        if fmt == "parquet":
+            assert row["asked"] == WHEN
+            assert row["prompt"] == expected["prompt"]
+            assert row["tools"] == expected.get("tools")
+    assert features["answer"] == datasets.Value("int64")
+    assert features["pass_rate"] == datasets.Value("float64")
+
+
+def test_jsonl_holds_times_and_messages_as_they_are(columns, tmp_path):
+    export(columns, "jsonl", tmp_path / "out.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert {row["asked"] for row in rows} == {"2026-11-28T07:30:00+00:00"}
+    assert rows[-1]["prompt"] == CALLED
+    assert rows[-1]["tools"] == TOOLS
+    assert rows[0]["prompt"] == user("prompt 0")
+    assert rows[0]["tools"] is None
+
+
+def test_a_ground_truth_is_text_and_the_label_is_no_ground_truth(columns, tmp_path):
+    report = export(columns, "verl", tmp_path / "v.parquet")
+    assert report["ground_truth"] == "answer"
+    assert report["met"] == {"written as text": COUNT}
+    verl = load(tmp_path / "v.parquet", tmp_path)[1]
+    export(columns, "openrlhf", tmp_path / "o.jsonl")
+    flat_rows = load(tmp_path / "o.jsonl", tmp_path)[1]
+    for i, (row, other) in enumerate(zip(verl, flat_rows, strict=True)):
+        assert row["reward_model"] == {"style": "rule", "ground_truth": str(i)}
+        assert other["label"] == str(i)
+        assert (row["ability"], other["kind"]) == (f"kind {i % 3}", f"kind {i % 3}")
+        assert (row["extra_info"]["answer"], other["answer"]) == (i, i)
+        assert row["extra_info"]["weight_"] == "heavy"
+        assert row["prompt"] == rich(i)["prompt"]
+    assert verl[-1]["extra_info"]["tools"] is not None
+
+
+def test_the_column_of_the_ground_truth_can_be_named(columns, tmp_path, capsys):
+    arguments = ["--format", "openrlhf", "--data", str(columns), "--ground-truth"]
+    out = str(tmp_path / "o.jsonl")
+    assert main(["export", *arguments, "late", "--output", out]) == 0
+    assert "ground truth: column late, 9 missing\n" in capsys.readouterr().out
+    rows = load(tmp_path / "o.jsonl", tmp_path)[1]
+    assert [row["label"] for row in rows[6:10]] == ["", "", "8", "9"]
+    with pytest.raises(IsodenseError, match="no prompt has that column") as raised:
+        export(columns, "verl", tmp_path / "v.parquet", ground_truth="aswer")
+    assert "answer, asked, hard" in raised.value.hint
+    with pytest.raises(IsodenseError, match="jsonl has no column for a ground truth"):
+        export(columns, "jsonl", tmp_path / "j.jsonl", ground_truth="late")
+
+
+@pytest.mark.parametrize(
+    ("value", "scorer", "text"),
+    [
+        ("72", "72", "72"),
+        (72.0, "72", "72"),
+        (0.5, "0.5", "0.5"),
+        (True, "true", "true"),
+        (["72"], "72", "72"),
+        ([72], "72", "72"),
+        (["a", "b"], ["a", "b"], '["a", "b"]'),
+        ({"target": ["a"]}, {"target": ["a"]}, '{"target": ["a"]}'),
+        (WHEN, WHEN.isoformat(), WHEN.isoformat()),
+    ],
+)
+def test_ground_truths_of_any_type(tmp_path, value, scorer, text):
+    rows = [pair(user(f"prompt {i}"), ground_truth=value, solution="no") for i in range(COUNT)]
+    data = write(tmp_path / "data", rows)
+    export(data, "verl", tmp_path / "v.parquet")
+    export(data, "openrlhf", tmp_path / "o.jsonl")
+    found = load(tmp_path / "v.parquet", tmp_path)[1][0]["reward_model"]["ground_truth"]
+    assert found == scorer
+    line = (tmp_path / "o.jsonl").read_text().splitlines()[0]
+    assert json.loads(line)["label"] == text
+
+
+def test_ground_truths_of_one_and_of_several_share_a_column(tmp_path):
+    rows = [
+        pair(user(f"prompt {i}"), solution=["a"] if i < 30 else ["a", "b"]) for i in range(COUNT)
+    ]
+    report = export(write_even(tmp_path / "data", rows), "verl", tmp_path / "v.parquet")
+    assert report["met"] == {"unwrapped": 30}
+    truths = [
+        row["reward_model"]["ground_truth"] for row in load(tmp_path / "v.parquet", tmp_path)[1]
+    ]
+    assert truths == ["a"] * 30 + [["a", "b"]] * 30
+
+
+def test_verl_rows_come_back_as_they_were(tmp_path):
+    def own(i):
+        return {
+            "data_source": "openai/gsm8k",
+            "ability": "math",
+            "reward_model": {"ground_truth": f"{i}", "style": "rule"},
+            "extra_info": {"index": 1000 + i, "split": "train", "question": f"q{i}", "id": "mine"},
+            "agent_name": "single_turn",
+        }
+
+    rows = [pair(user(f"prompt {i}"), **own(i)) for i in range(COUNT)]
+    data = write_even(tmp_path / "data", rows)
+    report = export(data, "verl", tmp_path / "v.parquet")
+    assert (report["ground_truth"], report["met"]) == ("reward_model.ground_truth", {})
+    for i, row in enumerate(load(tmp_path / "v.parquet", tmp_path)[1]):
+        expected = own(i)
+        extra = row.pop("extra_info")
+        theirs = expected.pop("extra_info")
+        assert extra.pop("id_") == theirs.pop("id")
+        assert extra.items() >= theirs.items()
+        assert {"id", "weight", "density", "count"} < set(extra)
+        assert row == {"prompt": user(f"prompt {i}"), **expected}
+    export(data, "openrlhf", tmp_path / "o.jsonl")
+    first = load(tmp_path / "o.jsonl", tmp_path)[1][3]
+    assert (first["label"], first["datasource"]) == ("3", "openai/gsm8k")
+
+
 # --- docs/other-trainers.md -----------------------------------------------------------------------
 
 
@@ -455,39 +626,6 @@ def test_the_commands_of_the_page_write_loadable_files(talks, tmp_path, monkeypa
             _, rows = load(tmp_path / name, tmp_path / "cache")
             plan = "--draws" in command and "heldout" not in name
             assert len(rows) == 4096 if plan else len(rows) < COUNT
-
-
-def test_the_sampler_of_the_page_draws_by_weight(talks, tmp_path):
-    """With a data set that has what verl's has: a length and the loaded file as `dataframe`."""
-    blocks = re.findall(r"```python\n(.*?)```", PAGE, re.S)
-    source = next(block for block in blocks if "density_sampler.py" in block)
-    scope = {}
-    exec(source, scope)  # noqa: S102 (our own page)
-    export(talks, "verl", tmp_path / "train.parquet")
-
-    class Data(torch.utils.data.Dataset):
-        dataframe = datasets.load_dataset(
-            "parquet", data_files=str(tmp_path / "train.parquet"), cache_dir=str(tmp_path)
-        )["train"]
-
-        def __len__(self):
-            return len(self.dataframe)
-
-        def __getitem__(self, row):
-            return self.dataframe[row]["extra_info"]["id"]
-
-    made = Data()
-    config = OmegaConf.create({"seed": 4, "shuffle": True, "train_batch_size": 8})
-    sampler = scope["DensitySampler"](data_source=made, data_config=config)
-    assert isinstance(sampler, torch.utils.data.Sampler)
-    weights = isodense.load_weights(talks / "density")
-    loader = torch.utils.data.DataLoader(made, batch_size=8, sampler=sampler)
-    seen = [name for _ in range(2) for batch in loader for name in batch]
-    drawn = isodense.draw(weights.weights, 2 * len(made), seed=4)
-    assert seen == [weights.prompt_ids[row].decode() for row in drawn]
-    unseeded = OmegaConf.create({"seed": None})
-    first = list(scope["DensitySampler"](data_source=made, data_config=unseeded))
-    assert first == isodense.draw(weights.weights, len(made), seed=0).tolist()
 
 
 def test_trl_trains_on_a_plan_in_its_order(talks, tmp_path):

@@ -591,21 +591,20 @@ def test_training_that_does_not_fit_onto_the_gpu(checkout, monkeypatch):
 
 def test_prompts_longer_than_training_takes(checkout):
     metrics(checkout, "embeddings", truncated_share=0.0)
-    assert only(results.check_lengths, checkout, "ok")[0].startswith("0 of ")
+    assert only(results.check_preflight, checkout, "ok")[0].endswith("are such as the stages take")
     checkout.set({"train.max_prompt_tokens": 60})
-    text, hint = only(results.check_lengths, checkout, "warning")
-    assert "are skipped" in text
+    text, hint = only(results.check_preflight, checkout, "warning")
+    assert "would be skipped" in text
     assert hint == "raise train.max_prompt_tokens"
     checkout.set({"train.max_prompt_tokens": 8})
-    only(results.check_lengths, checkout, "problem")
+    only(results.check_preflight, checkout, "problem")
     metrics(checkout, "embeddings", truncated_share=0.3)
-    assert "cut 30%" in found(results.check_lengths, checkout, "warning")[0][0]
+    assert "cut 30%" in only(results.check_lengths, checkout, "warning")[0]
 
 
 def test_more_tokens_than_the_policy_reads(checkout):
-    assert only(results.check_context, checkout, "ok")
     checkout.set({"train.max_prompt_tokens": 250})
-    text, hint = only(results.check_context, checkout, "problem")
+    text, hint = only(results.check_preflight, checkout, "problem")
     assert text.endswith("= 258, the policy reads 256")
     assert hint == "let them sum to 256 at most"
 

@@ -123,7 +123,7 @@ def test_identical_rows_stay_and_are_counted_and_pairs_come_once(tmp_path: Path)
 
 
 def test_bad_rows_stop_the_stage_or_are_counted(tmp_path: Path, caplog):
-    rows = [row("a"), *[row("") for _ in range(8)], row("b")]
+    rows = [row("a"), *[row("x", rejected="") for _ in range(8)], row("b")]
     files = strings(tmp_path, rows)
     with pytest.raises(DataError, match=r"pairs\.jsonl:2:"):
         publish(section(tmp_path, sources=["local"], local=files), rng_for, tmp_path / "out")
@@ -148,6 +148,33 @@ def test_unusable_rows_are_counted_and_never_stop_the_stage(tmp_path: Path, hub:
     assert (metrics["examples"], metrics["unusable_rows"], metrics["bad_rows"]) == (2, 1, 0)
 
 
+def test_rows_without_a_use_are_counted_by_why(tmp_path: Path):
+    rows = [row("a"), row(" "), row("b", chosen="same", rejected="same"), row("")]
+    params = section(tmp_path, sources=["local"], local=strings(tmp_path, rows))
+    metrics = publish(params, rng_for, tmp_path / "out")["download"]
+    assert metrics["unusable"] == {"no user text": 2, "equal answers": 1}
+    assert (metrics["examples"], metrics["unusable_rows"], metrics["bad_rows"]) == (1, 3, 0)
+
+
+def test_a_column_of_two_types_is_named_with_file_and_line(tmp_path: Path):
+    rows = [row("a", level=1), row("b", level=2.5), row("c", level="high"), row("d", level=3)]
+    files = strings(tmp_path, rows)
+    with pytest.raises(DataError, match=r"pairs\.jsonl:3: column level "):
+        publish(section(tmp_path, sources=["local"], local=files), rng_for, tmp_path / "out")
+    skip = section(tmp_path, sources=["local"], local=files, on_bad_row="skip", max_skipped=0.3)
+    metrics = publish(skip, rng_for, tmp_path / "out")["download"]
+    assert (metrics["examples"], metrics["pairs"], metrics["bad_rows"]) == (3, 3, 1)
+    assert [entry["level"] for entry in iter_examples(tmp_path / "out")] == [1.0, 2.5, 3.0]
+
+
+def test_half_of_a_surrogate_pair_is_a_bad_row_in_any_format(tmp_path: Path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([row("a"), row("b", note="\ud800")]))
+    local = {"files": [str(path)], "columns": {}, "limit": None}
+    with pytest.raises(DataError, match=r"a\.json:1: a text holds half of a surrogate pair"):
+        publish(section(tmp_path, sources=["local"], local=local), rng_for, tmp_path / "out")
+
+
 def test_a_failure_keeps_the_artifact_that_was_there(tmp_path: Path):
     publish(section(tmp_path), rng_for, tmp_path / "out")
     before = (tmp_path / "out/shard-00000.parquet").read_bytes()
@@ -161,7 +188,7 @@ def test_a_failure_keeps_the_artifact_that_was_there(tmp_path: Path):
 
 
 def test_no_valid_examples_is_an_error_that_says_what_to_do(tmp_path: Path):
-    files = strings(tmp_path, [row(""), row(" ")])
+    files = strings(tmp_path, [row("", rejected=""), row(" ", chosen="")])
     params = section(tmp_path, sources=["local"], local=files, on_bad_row="skip")
     with pytest.raises(DataError, match=r"no valid examples \(2 bad rows[\s\S]*on_bad_row: error"):
         publish(params, rng_for, tmp_path / "out")

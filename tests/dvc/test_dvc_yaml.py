@@ -37,6 +37,11 @@ APPLIED = "isodense.embeddings.postprocess"  # to the vectors that its reader re
 GRAPH = grimp.build_graph("isodense", cache_dir=None)
 
 
+def commands(entry):
+    """Return the commands of a stage, of which the last is its script."""
+    return entry["cmd"] if isinstance(entry["cmd"], list) else [entry["cmd"]]
+
+
 def imported_by_script(stage):
     """Return the modules of isodense that a stage's script names."""
     found = set()
@@ -127,11 +132,24 @@ def test_a_stage_names_only_paths_that_dvc_knows(stage):
         *entry.get("plots", []),
     ]
     paths = {next(iter(item)) if isinstance(item, dict) else item for item in known}
-    words = entry["cmd"].split()
+    words = commands(entry)[-1].split()
     assert words[:2] == ["python", f"stages/{stage}.py"]
     used = {word for word in words[2:] if not word.startswith("--")}
     assert used <= paths
     assert {path for path in paths if not path.startswith(("src/", "stages/"))} == used
+
+
+def test_the_preflight_runs_before_the_first_long_stage_and_is_no_dependency_of_it():
+    """It reads what the `models`, `download` and `prompts` stages wrote, and writes nothing."""
+    found = {name: commands(entry)[:-1] for name, entry in STAGES.items() if commands(entry)[:-1]}
+    assert list(found) == ["embeddings"]
+    (command,) = found["embeddings"]
+    words = command.split()
+    assert words[:2] == ["python", "src/isodense/preflight"]
+    made = [path for stage in ("download", "prompts", "models") for path in STAGES[stage]["outs"]]
+    assert sorted(words[3::2]) == sorted(made)
+    assert not any("preflight" in dep for dep in STAGES["embeddings"]["deps"])
+    assert not [name for name in STAGES["embeddings"]["params"] if name.startswith("train.")]
 
 
 def test_the_file_stays_readable():

@@ -216,7 +216,7 @@ def test_a_gguf_file_is_dequantised(tmp_path):
 
 def params_file(tmp_path, **changes):
     good = {"source": "wheel", "name": "n", "version": "1", "sha256": "0", "path": None}
-    section = {"encoder": good | changes, "policy": good}
+    section = {"encoder": good | changes, "policy": good | {"chat_template_kwargs": {}}}
     (tmp_path / "params.yaml").write_text(json.dumps({"models": section}))
     return load(tmp_path / "params.yaml", "models", ModelsParams)
 

@@ -1,4 +1,4 @@
-"""Taking new files of pairs into the project: ``params.yaml``, ``dvc repro density``, comparison.
+"""Taking new files of prompts into the project: ``params.yaml``, ``dvc repro density``, comparison.
 
 The files go to the end of ``download.local.files``, and ``local`` to the end of
 ``download.sources``, so that the prompts that were there keep their rows.
@@ -123,10 +123,10 @@ def update(files: Sequence[Path], since: str | None = None) -> Growth:
         raise IsodenseError(message, "set it to null in params.yaml")
     tally = Tally(section.on_bad_row)
     if absent := [file for file in files if not file.expanduser().is_file()]:
-        raise IsodenseError(f"{absent[0]} is not a file", "name files of pairs")
+        raise IsodenseError(f"{absent[0]} is not a file", "name files of prompts")
     names = [_name(file) for file in files]
     for name in names:  # faults show before anything changes
-        one = local.LocalParams(files=[name], limit=None)
+        one = section.local.model_copy(update={"files": [name]})
         for _ in local.load(one, tally.bad_row):
             pass
     known = {Path(file).expanduser().resolve() for file in section.local.files}

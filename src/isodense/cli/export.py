@@ -10,14 +10,26 @@ artifacts are joined by the hash of their prompt ids.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from isodense.cli.trainer_formats import FORMATS, LAYOUTS, SUFFIXES, Format, arrow_type, table_row
+from isodense.cli.trainer_formats import (
+    FORMATS,
+    LAYOUTS,
+    SUFFIXES,
+    Format,
+    Shape,
+    Truth,
+    find_truth,
+    plain,
+)
+from isodense.cli.trainer_tables import write_parquet
 from isodense.embeddings.reader import load_vectors
 from isodense.pipeline.artifact import publishing, require_same_ids, write_json
 from isodense.pipeline.errors import ArtifactError, IsodenseError, ModelError
@@ -79,6 +91,7 @@ def export(
     encoder: Path | None = None,
     draws: Draws | None = None,
     heldout: Path | None = None,
+    ground_truth: str | None = None,
 ) -> dict[str, Any]:
     """Write the training prompts of a data folder, or draws from them, for other code.
 
@@ -91,8 +104,9 @@ def export(
         ``prototype``: a folder with ``embeddings.npy``, ``density_weights.npy``,
         ``prompts_list.json`` and ``embeddings_metadata.json``. ``parquet`` and ``jsonl``: one file
         with the columns ``id``, ``prompt``, ``text``, ``count``, ``label`` (if all prompts have
-        one), ``weight`` and ``density``. ``verl`` (parquet) and ``openrlhf`` (JSONL): one file in
-        the trainer's own columns, see :mod:`isodense.cli.trainer_formats`.
+        one), ``weight``, ``density`` and those that the data came with. ``verl`` (parquet) and
+        ``openrlhf`` (JSONL): one file in the trainer's own columns, see
+        :mod:`isodense.cli.trainer_formats`.
     out : Path
         The new folder or file.
     vectors : bool, default False
@@ -106,24 +120,29 @@ def export(
         of one per prompt. ``weight`` stays the prompt's own, whatever the sampling.
     heldout : Path, optional
         A second new file with the held-out prompts, which have no weight and no density.
+    ground_truth : str, optional
+        The column of the ground truth, for ``verl`` and ``openrlhf``; see
+        :func:`isodense.cli.trainer_formats.find_truth`.
 
     Returns
     -------
     dict
-        ``format``, ``rows``, ``dim`` (0 without vectors) and, with a second file, ``heldout``, its
-        rows.
+        ``format``, ``rows``, ``dim`` (0 without vectors); with a second file ``heldout``, its
+        rows; of ``verl`` and ``openrlhf`` also ``ground_truth``, its column or None, and ``met``,
+        numbers of rows by what became of their ground truth.
 
     Raises
     ------
     IsodenseError
-        If the format has no place for what is asked, or its trainer could not read a file of that
-        name.
+        If the format has no place for what is asked, its trainer could not read a file of that
+        name, or no prompt has the column of the ground truth.
     ArtifactError
         If `out` or `heldout` exists, no prompt is held out, or the artifacts are incomplete or
         belong to different prompts.
     """
-    _check(fmt, out, vectors, draws, heldout)
+    _check(fmt, out, vectors, draws, heldout, ground_truth)
     prompts = load_prompts(data / "prompts")
+    truth = find_truth(prompts, ground_truth) if fmt in SUFFIXES else Truth(None)
     train = _load(data, prompts, vectors or fmt == "prototype", draws)
     dim = train.vectors.shape[1]
     report: dict[str, Any] = {"format": fmt, "rows": len(train.order), "dim": dim}
@@ -134,18 +153,27 @@ def export(
     if heldout is not None:
         tables[heldout] = _heldout(prompts, train.vectors)
         report["heldout"] = len(tables[heldout].order)
-    _write_tables(tables, fmt)
-    return report
+    shape = Shape(tuple(prompts.columns), prompts.labels is not None, truth)
+    met = _write_tables(tables, fmt, shape)
+    return report | ({"ground_truth": truth.column, "met": met} if fmt in SUFFIXES else {})
 
 
 def _check(
-    fmt: Format, out: Path, vectors: bool, draws: Draws | None, heldout: Path | None
+    fmt: Format,
+    out: Path,
+    vectors: bool,
+    draws: Draws | None,
+    heldout: Path | None,
+    ground_truth: str | None,
 ) -> None:
     if fmt not in FORMATS:
         raise IsodenseError(f"no format {fmt!r}", "use " + ", ".join(FORMATS))
     if fmt == "prototype" and (draws or heldout):
         message = "the prototype's folder holds every training prompt once, and no other"
         raise IsodenseError(message, "use another format for draws and held-out prompts")
+    if fmt not in SUFFIXES and ground_truth is not None:
+        message = f"{fmt} has no column for a ground truth: the data's columns are kept as they are"
+        raise IsodenseError(message, "leave out --ground-truth, or use verl or openrlhf")
     if fmt in SUFFIXES and vectors:
         raise IsodenseError(f"{fmt} has no use for vectors", "use parquet or jsonl")
     if out == heldout:
@@ -241,61 +269,47 @@ def _prototype_metadata(
     }
 
 
-def _write_tables(tables: dict[Path, _Table], fmt: Format) -> None:
-    """Write the files under temporary names, and rename them when all are complete."""
+def _write_tables(tables: dict[Path, _Table], fmt: Format, shape: Shape) -> dict[str, int]:
+    """Write the files under temporary names, and rename them when all are complete.
+
+    Returns numbers of rows by what became of their ground truth.
+    """
+    met = Counter[str]()
     staging = {out: out.with_name(out.name + ".tmp") for out in tables}
     for out, table in tables.items():
         out.parent.mkdir(parents=True, exist_ok=True)
-        groups = _row_groups(table, fmt)
         if fmt in ("parquet", "verl"):
-            _write_parquet(groups, staging[out])
+            measures = {*table.measures, "embedding"}
+            write_parquet(partial(_row_groups, table, fmt, shape), measures, staging[out])
         else:
-            write_jsonl(staging[out], (_plain(row) for rows in groups for row in rows))
+            groups = _row_groups(table, fmt, shape)
+            write_jsonl(staging[out], (plain(row) for rows in groups for row in rows))
+        met.update(shape.truth.met)
     for out, path in staging.items():
         path.replace(out)
+    return dict(met)
 
 
-def _row_groups(table: _Table, fmt: Format) -> Iterator[list[dict[str, Any]]]:
+def _row_groups(table: _Table, fmt: Format, shape: Shape) -> Iterator[list[dict[str, Any]]]:
     """Yield the rows in blocks; an embedding is an array of shape (dim,), float32."""
     layout = LAYOUTS[fmt]
-    labels = table.prompts.labels if layout is table_row else None
+    shape.truth.met.clear()
     for block in table.blocks():
         picked = table.order[block]
-        columns = _columns(table, picked, block.start, labels)
+        columns = _columns(table, picked, block.start)
         yield [
-            layout(table.prompts.rows[row], dict(zip(columns, values, strict=True)), number)
+            layout(table.prompts.rows[row], dict(zip(columns, values, strict=True)), number, shape)
             for number, (row, *values) in enumerate(
                 zip(picked.tolist(), *columns.values(), strict=True), block.start
             )
         ]
 
 
-def _columns(
-    table: _Table, picked: np.ndarray, start: int, labels: list[str] | None
-) -> dict[str, Any]:
+def _columns(table: _Table, picked: np.ndarray, start: int) -> dict[str, Any]:
     """Return what belongs to the `picked` prompts, by column; `start` is the first one's row."""
-    columns: dict[str, Any] = {}
-    if labels is not None:
-        columns["label"] = [labels[row] for row in picked]
-    columns |= {name: values[picked].tolist() for name, values in table.measures.items()}
+    columns = {name: values[picked].tolist() for name, values in table.measures.items()}
     if table.drawn:
         columns["draw"] = range(start, start + len(picked))
     if table.vectors.shape[1]:
         columns["embedding"] = table.vectors[table.positions[picked]]
     return columns
-
-
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    """Return `row` as JSON can hold it."""
-    return row | {"embedding": row["embedding"].tolist()} if "embedding" in row else row
-
-
-def _write_parquet(groups: Iterator[list[dict[str, Any]]], path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    first = next(groups)
-    schema = pa.schema([(name, arrow_type(value)) for name, value in first[0].items()])
-    with pq.ParquetWriter(path, schema) as writer:
-        for rows in (first, *groups):
-            writer.write_table(pa.Table.from_pylist(rows, schema=schema))

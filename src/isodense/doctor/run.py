@@ -14,7 +14,12 @@ from isodense.doctor.checks.hardware import check_device, check_dtype, check_gpu
 from isodense.doctor.checks.installed import INSTALL, check_checkout, check_packages, check_path
 from isodense.doctor.checks.project import Finding, Project
 from isodense.doctor.checks.remotes import check_remotes
-from isodense.doctor.checks.results import check_context, check_lengths, check_recall, check_reward
+from isodense.doctor.checks.results import (
+    check_lengths,
+    check_preflight,
+    check_recall,
+    check_reward,
+)
 from isodense.doctor.checks.settings import check_batches, check_launcher, check_params
 from isodense.doctor.checks.space import check_cache, check_disk, check_incomplete, check_memory
 from isodense.doctor.checks.versioned import check_code, check_links, check_lock
@@ -39,7 +44,7 @@ CHECKS: tuple[Callable[[Project], Iterator[Finding]], ...] = (
     check_device,
     check_dtype,
     check_gpu_memory,
-    check_context,
+    check_preflight,
     check_lengths,
     check_recall,
     check_reward,

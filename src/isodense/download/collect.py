@@ -52,8 +52,9 @@ class Tally:
         Examples with two answers.
     bad_rows : int
         Malformed rows that were skipped.
-    unusable_rows : int
-        Valid rows that hold no example, see :class:`isodense.download.examples.UnusableRow`.
+    unusable : Counter
+        Valid rows that hold no example, by why:
+        see :class:`isodense.download.examples.UnusableRow`.
     repeated : int
         Examples that are identical to an earlier one; they are kept, as occurrences.
     """
@@ -62,13 +63,13 @@ class Tally:
     sources: Counter[str] = field(default_factory=Counter)
     pairs: int = 0
     bad_rows: int = 0
-    unusable_rows: int = 0
+    unusable: Counter[str] = field(default_factory=Counter)
     repeated: int = 0
 
     def bad_row(self, error: DataError) -> None:
         """Count a row without an example; in mode ``error``, raise `error` if it is malformed."""
         if isinstance(error, UnusableRow):
-            self.unusable_rows += 1
+            self.unusable[error.kind] += 1
             return
         if self.on_bad_row == "error":
             raise error
@@ -86,10 +87,17 @@ class Tally:
 
     def metrics(self) -> dict[str, Any]:
         """Return the metrics of the stage, nested under ``download``."""
-        names = ("pairs", "bad_rows", "unusable_rows", "repeated")
-        counts = {name: getattr(self, name) for name in names}
-        examples = {"examples": self.sources.total(), "sources": dict(self.sources)}
-        return {"download": examples | counts}
+        return {
+            "download": {
+                "examples": self.sources.total(),
+                "sources": dict(self.sources),
+                "pairs": self.pairs,
+                "repeated": self.repeated,
+                "bad_rows": self.bad_rows,
+                "unusable_rows": self.unusable.total(),
+                "unusable": dict(self.unusable.most_common()),
+            }
+        }
 
 
 def collect(
@@ -185,7 +193,7 @@ def _check(params: DownloadParams, tally: Tally) -> None:
     """Raise if there are no examples, or more skipped rows than allowed."""
     examples, counts = tally.sources.total(), f"{tally.bad_rows} bad rows"
     if not examples:
-        counts += f", {tally.unusable_rows} unusable rows"
+        counts += f", {tally.unusable.total()} unusable rows"
         message = f"no valid examples ({counts} in {', '.join(params.sources)})"
         hint = "look at the files, or set download.on_bad_row: error to see the first bad row"
         raise DataError(message, "download.sources", hint=hint)

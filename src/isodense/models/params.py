@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
@@ -56,8 +57,47 @@ class ModelParams(Params):
         return self
 
 
+class PolicyParams(ModelParams):
+    """The policy.
+
+    Attributes
+    ----------
+    chat_template_kwargs : dict
+        Settings of the chat template by name, ``{enable_thinking: false}`` say. The stage writes
+        them into the published template as defaults, so that all stages, and whatever else reads
+        the folder, give a prompt the same tokens.
+    """
+
+    chat_template_kwargs: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _settings_are_plain(self) -> Self:
+        """Refuse what has no notation in Jinja: names that are none, dates and the like."""
+        faults = []
+        for name, value in self.chat_template_kwargs.items():
+            if not re.fullmatch(r"[A-Za-z_]\w*", name):
+                faults.append(f"chat_template_kwargs: {name!r} is no name of a template's variable")
+            if not _is_plain(value):
+                what = "null, a boolean, a finite number, text, or a list or mapping of these"
+                faults.append(f"chat_template_kwargs.{name} must be {what}")
+        if faults:
+            raise CrossFieldError(faults)
+        return self
+
+
 class ModelsParams(Params):
     """Section ``models`` of ``params.yaml``."""
 
     encoder: ModelParams
-    policy: ModelParams
+    policy: PolicyParams
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether `value` can be written in JSON."""
+    if isinstance(value, dict):
+        return all(isinstance(name, str) for name in value) and all(map(_is_plain, value.values()))
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or isinstance(value, bool | int | str)

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from isodense.models.params import ModelParams
+from isodense.models.params import ModelParams, PolicyParams
 from isodense.pipeline.artifact import publishing, write_manifest
 from isodense.pipeline.errors import ModelError
 from isodense.pipeline.params import as_dict
@@ -26,7 +26,7 @@ def publish(role: str, model: ModelParams, out: str | Path, cache: str | Path) -
     role : {"encoder", "policy", "reward"}
         What the model is for.
     model : ModelParams
-        Where it comes from.
+        Where it comes from; of a policy, also the settings of its chat template.
     out : str or Path
         The artifact's folder.
     cache : str or Path
@@ -40,8 +40,8 @@ def publish(role: str, model: ModelParams, out: str | Path, cache: str | Path) -
     Raises
     ------
     ModelError
-        If the model cannot be fetched or verified, or is not one that ``transformers`` loads
-        without running code that comes with it.
+        If the model cannot be fetched or verified, is not one that ``transformers`` loads
+        without running code that comes with it, or its chat template has no such settings.
     """
     with _fetched(model, Path(cache)) as source, publishing(out) as staging:
         if model.source == "nanochat":
@@ -54,12 +54,16 @@ def publish(role: str, model: ModelParams, out: str | Path, cache: str | Path) -
             dequantise(source, staging)
         else:
             _copy(source, staging)
+        if isinstance(model, PolicyParams):
+            from isodense.models.chat_template import bake
+
+            bake(staging, model.chat_template_kwargs)
         return write_manifest(staging, "models", role=role, params=_portable(model))
 
 
 def _portable(model: ModelParams) -> dict[str, Any]:
     """Return the params without the folders of this machine, so that bytes repeat on another."""
-    params = as_dict(model)
+    params = {name: value for name, value in as_dict(model).items() if value != {}}
     if model.source in ("folder", "nanochat"):
         params["name"] = Path(model.name).name
     return params

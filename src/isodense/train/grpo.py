@@ -16,7 +16,6 @@ import numpy as np
 import torch
 import transformers
 from accelerate.utils import is_peft_model
-from datasets import Dataset
 from dvclive.live import Live
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
@@ -38,6 +37,7 @@ from isodense.pipeline.errors import ModelError, TrainingError
 from isodense.pipeline.stage import progress
 from isodense.prompts.conversations import Message
 from isodense.train.checkpoints import Stop, finalize
+from isodense.train.prompts import plan_dataset, trainer_tokenizer, without_tools
 
 Score = Callable[[Sequence[list[Message]], Sequence[str]], np.ndarray]
 
@@ -73,7 +73,7 @@ def make_trainer(
     config : GRPOConfig
         Its ``shuffle_dataset`` is off.
     rows : sequence of dict
-        Prompts (``id``, ``prompt``) in the order of the plan.
+        Prompts (``id``, ``prompt``, ``tools``) in the order of the plan.
     lora : mapping, optional
         Fields of peft's ``LoraConfig``; by default all weights are trained.
 
@@ -88,16 +88,13 @@ def make_trainer(
     transformers_logging.disable_progress_bar()
     # TRL's own use of a name that transformers is about to drop.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-    plan = Dataset.from_list([{"prompt": row["prompt"], "prompt_id": row["id"]} for row in rows])
-    tokenizer = load_tokenizer(policy)
-    tokenizer.padding_side = "left"
     try:
         trainer = GRPOTrainer(
             model=str(policy),
             reward_funcs=reward_function(score, int(config.num_generations or 1)),
             args=config,
-            train_dataset=plan,
-            processing_class=tokenizer,
+            train_dataset=plan_dataset(rows),
+            processing_class=trainer_tokenizer(policy),
             peft_config=_adapter(lora),
         )
     except (ValueError, TypeError, ImportError, NotImplementedError) as error:
@@ -135,6 +132,8 @@ def save_policy(trainer: GRPOTrainer, policy: str | Path, folder: Path) -> None:
     """
     adapter = folder / "adapter"
     whole = not is_peft_model(trainer.model)
+    tokenizer: Any = trainer.processing_class
+    tokenizer.chat_template = load_tokenizer(policy).chat_template
     trainer.save_model(str(folder if whole else adapter))
     if not trainer.is_world_process_zero():
         return
@@ -283,7 +282,8 @@ def reward_function(score: Score, group: int) -> Callable[..., list[float | None
         groups = [prompt_id[start : start + group] for start in range(0, len(prompt_id), group)]
         if whole and any(len(set(ids)) > 1 for ids in groups):
             raise TrainingError("a group holds completions of several prompts")
-        scores = np.asarray(score(prompts, [answer[-1]["content"] for answer in completions]))
+        asked = list(map(without_tools, prompts))
+        scores = np.asarray(score(asked, [answer[-1]["content"] for answer in completions]))
         if scores.shape != (len(completions),) or not np.isfinite(scores).all():
             message = f"the reward of {len(completions)} completions is {scores!r:.200}"
             raise TrainingError(message, "it must be one finite number per completion")

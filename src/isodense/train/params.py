@@ -25,6 +25,7 @@ OWN_FIELDS = {
     "learning_rate": "train.learning_rate",
     "beta": "train.beta",
     "temperature": "train.temperature",
+    "chat_template_kwargs": "models.policy.chat_template_kwargs (one setting for all stages)",
     "shuffle_dataset": "the stage (train.sampling draws the prompts)",
     "remove_unused_columns": "the stage",
     "logging_steps": "the stage",

@@ -137,7 +137,8 @@ def plan_run(
     tokenizer = load_tokenizer(policy)
 
     def fits(row: int) -> bool:
-        ids = prompt_tokens(tokenizer, [prompts.rows[row]["prompt"]])
+        prompt = prompts.rows[row]
+        ids = prompt_tokens(tokenizer, [prompt["prompt"]], [prompt.get("tools")])
         return len(ids[0]) <= params.max_prompt_tokens
 
     return make_plan(weights, size, seed, fits, params.replacement, params.uniform_share)

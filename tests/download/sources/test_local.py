@@ -11,6 +11,7 @@ import pytest
 from isodense.download.sources import local
 from isodense.pipeline.errors import DataError
 from isodense.pipeline.jsonl import raise_bad_row
+from isodense.pipeline.tables import ORIGIN
 from isodense.prompts.conversations import prompt_id
 
 REAL = Path(__file__).parents[3] / "../shared/data/hh-harmless-base-test.jsonl.gz"
@@ -55,8 +56,10 @@ def write(path: Path, rows: list[dict]) -> Path:
 
 
 def load(*paths: Path, on_bad_row=raise_bad_row, limit: int | None = None) -> list[dict]:
-    params = local.LocalParams(files=[str(path) for path in paths], limit=limit)
-    return list(local.load(params, on_bad_row))
+    params = local.LocalParams(files=[str(path) for path in paths], columns={}, limit=limit)
+    found = list(local.load(params, on_bad_row))
+    assert all(row.pop(ORIGIN)[0] in map(str, paths) for row in found)
+    return found
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "parquet"])
@@ -64,7 +67,8 @@ def load(*paths: Path, on_bad_row=raise_bad_row, limit: int | None = None) -> li
 def test_reads_every_form_from_every_kind_of_file(tmp_path: Path, form: str, suffix: str):
     row = {**FORMS[form], "score": 1.5}
     path = write(tmp_path / f"pairs.{suffix}", [row, {**row, "label": "greeting"}])
-    assert load(path) == [PAIR, {**PAIR, "label": "greeting"}]
+    expected = {**PAIR, "score": 1.5}
+    assert load(path) == [expected, {**expected, "label": "greeting"}]
 
 
 def test_reads_files_of_different_forms_in_order_up_to_the_limit(tmp_path: Path):
@@ -92,12 +96,16 @@ def test_relative_paths_start_at_the_working_directory(tmp_path: Path, monkeypat
 
 HUMAN, BOT = "\n\nHuman:", "\n\nAssistant:"
 BAD = {
-    "empty prompt": ("strings", {"prompt": " "}, "prompt: the content of message 1 is empty"),
+    "empty prompt": ("strings", {"prompt": " "}, "prompt: has no user text"),
     "empty answer": ("strings", {"rejected": ""}, "rejected: the content of message 1 is empty"),
     "no preference": ("strings", {"rejected": "good"}, "chosen and rejected are the same"),
-    "another form": ("strings", {"prompt": None}, "not of the strings form"),
+    "another form": (
+        "strings",
+        {"prompt": None},
+        "prompt is null, not str as in the file's first row",
+    ),
     "label": ("strings", {"label": [1]}, "label is list"),
-    "no answer": ("HH", {"chosen": f"{HUMAN} q"}, "chosen: ends with the human"),
+    "no answer": ("HH", {"chosen": f"{HUMAN} q"}, "chosen: ends with the user"),
     "order": ("HH", {"chosen": f"{BOT} a{HUMAN} q{BOT} b"}, "chosen: starts with the assistant"),
     "no markers": ("HH", {"rejected": "bad"}, "rejected: does not start with"),
     "other prompt": ("HH", {"rejected": f"{HUMAN} r{BOT} bad"}, "part at a message that is not"),
@@ -164,14 +172,38 @@ def test_invalid_utf8_names_the_line(tmp_path: Path):
         load(path)
 
 
-@pytest.mark.parametrize("columns", [{"question": "q", "answer": 1}, {"prompt": "q"}, {}])
-def test_unknown_columns_are_listed_with_the_known_forms(tmp_path: Path, columns: dict):
+@pytest.mark.parametrize("columns", [{"quest": "q", "reply": 1}, {"score": 0.5}, {}])
+def test_unknown_columns_are_listed_with_what_would_map_them(tmp_path: Path, columns: dict):
     path = write(tmp_path / "pairs.jsonl", [columns])
     with pytest.raises(DataError) as caught:
         load(path, on_bad_row=lambda _: None)
     text = str(caught.value)
-    assert all(f"{name} ({type(columns[name]).__name__})" in text for name in columns)
-    assert all(form in text for form in ("HH", "strings", "conversational", "implicit"))
+    assert str(path) in text
+    assert all(name in text for name in columns)
+    assert "columns: {prompt: quest}" in text or "quest" not in columns
+
+
+def test_a_column_map_names_what_the_data_calls_otherwise(tmp_path: Path):
+    rows = [{"q": "2+2?", "a": "4", "field": "sums", "meta": {"level": 1}, "junk": "x" * 50}]
+    path = write(tmp_path / "rows.jsonl", rows)
+    columns = {
+        "prompt": "q",
+        "solution": "a",
+        "label": "field",
+        "level": "meta.level",
+        "junk": None,
+    }
+    params = local.LocalParams(files=[str(path)], columns=columns, limit=None)
+    (found,) = local.load(params, raise_bad_row)
+    assert found.pop(ORIGIN) == (str(path), 1)
+    assert found == {
+        "prompt": [turn("user", "2+2?")],
+        "solution": "4",
+        "label": "sums",
+        "field": "sums",
+        "level": 1,
+        "meta": {"level": 1},
+    }
 
 
 @pytest.mark.parametrize("name", ["pairs.jsonl", "pairs.jsonl.gz", "pairs.parquet"])
@@ -213,4 +245,4 @@ def test_a_bad_first_row_does_not_decide_the_form(tmp_path: Path, first: dict):
     path = write(tmp_path / "pairs.jsonl", [first, *good])
     bad: list[DataError] = []
     assert len(load(path, on_bad_row=bad.append)) == 3
-    assert [error.line for error in bad] == [1]
+    assert len(bad) == 1

@@ -16,6 +16,7 @@ from isodense.models.inference.policy import (
 )
 from isodense.pipeline.errors import ModelError
 from tests import tiny
+from tests.thinking import CALLED, TEMPLATE, TOOLS
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +70,23 @@ def test_a_prompt_that_the_template_refuses_is_an_error(folder: Path):
     tokenizer.chat_template = "{{ raise_exception('only users') }}"
     with pytest.raises(ModelError, match="only users"):
         prompt_tokens(tokenizer, [tiny.user("red")])
+    tokenizer.chat_template = TEMPLATE
+    developer = [{"role": "developer", "content": "Be brief."}, *tiny.user("red")]
+    with pytest.raises(ModelError, match=r"refuses prompt 1 \(developer, user\): Unexp") as raised:
+        prompt_tokens(tokenizer, [tiny.user("red"), developer])
+    assert raised.value.hint == "it begins 'Be brief.'"
+
+
+def test_tools_are_announced_to_the_prompts_that_have_them(folder: Path):
+    tokenizer = load_tokenizer(folder)
+    tokenizer.chat_template = TEMPLATE
+    prompts = [tiny.user("red"), tiny.user("red"), CALLED]
+    found = prompt_tokens(tokenizer, prompts, [None, TOOLS, []])
+    without = prompt_tokens(tokenizer, prompts)
+    assert (found[0], found[2]) == (without[0], without[2])
+    assert '"name": "clock"' in tokenizer.decode(found[1])
+    assert '<tool_call>clock{"zone": "Lima"}' in tokenizer.decode(found[2])
+    assert found[1][-len(without[1]) + 1 :] == without[1][1:]
 
 
 def test_batches_hold_every_row_once_within_the_budget():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from isodense.cli.commands._arguments import not_negative, positive
-from isodense.cli.trainer_formats import FORMATS
+from isodense.cli.trainer_formats import FORMATS, KNOWN
 from isodense.pipeline.errors import IsodenseError
 from isodense.sampling.schemes import SAMPLING
 
@@ -20,8 +20,9 @@ def add(commands: Any) -> None:
         help=run.__doc__,
         description=f"{run.__doc__} prototype: a folder with embeddings.npy, "
         "density_weights.npy, prompts_list.json and embeddings_metadata.json; parquet and jsonl: "
-        "one file with id, prompt, text, count, weight and density; verl and openrlhf: one file in "
-        "that trainer's columns, parquet and JSONL. docs/other-trainers.md says how to use them.",
+        "one file with id, prompt, text, count, weight, density and the data's own columns; verl "
+        "and openrlhf: one file in that trainer's columns, parquet and JSONL. "
+        "docs/other-trainers.md says how to use them.",
         epilog="example: isodense export --format verl --draws 4096 --output plan.parquet",
     )
     parser.add_argument("--format", choices=FORMATS, required=True, help="what to write")
@@ -35,6 +36,9 @@ def add(commands: Any) -> None:
     odds = "what the odds of a draw follow (density)"
     parser.add_argument("--sampling", choices=SAMPLING, help=odds)
     parser.add_argument("--heldout", type=Path, metavar="FILE", help="write held-out prompts here")
+    names = ", ".join(KNOWN)
+    truth = f"of verl and openrlhf: where the ground truth is (the data's reward_model, or {names})"
+    parser.add_argument("--ground-truth", metavar="COLUMN", help=truth)
     parser.set_defaults(run=run)
 
 
@@ -48,9 +52,26 @@ def run(args: argparse.Namespace) -> None:
         raise IsodenseError(f"--{next(iter(given))} says how to draw", "add --draws N")
     draws = None if args.draws is None else Draws(args.draws, **given)
     report = export(
-        args.data, args.format, args.output, args.vectors, args.encoder, draws, args.heldout
+        args.data,
+        args.format,
+        args.output,
+        args.vectors,
+        args.encoder,
+        draws,
+        args.heldout,
+        args.ground_truth,
     )
     kind = "draws" if draws else "prompts"
     sys.stdout.write(f"{args.output}: {report['rows']} {kind} as {report['format']}\n")
     if args.heldout:
         sys.stdout.write(f"{args.heldout}: {report['heldout']} held-out prompts\n")
+    if "ground_truth" in report:
+        sys.stdout.write(_truth(report))
+
+
+def _truth(report: dict[str, Any]) -> str:
+    """Return a line that says where the ground truth came from and what became of it."""
+    if report["ground_truth"] is None:
+        return "ground truth: none, no column is named as one; --ground-truth COLUMN names it\n"
+    met = "".join(f", {count} {what}" for what, count in report["met"].items() if count)
+    return f"ground truth: column {report['ground_truth']}{met}\n"

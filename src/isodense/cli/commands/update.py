@@ -29,7 +29,7 @@ def add(commands: Any) -> None:
         "over the mean weight. What DVC prints goes to standard error.",
         epilog="example: isodense update more.jsonl",
     )
-    forms = "JSONL, JSONL.gz or parquet, as the source local reads them"
+    forms = "JSON, JSONL, parquet, CSV or Arrow, as the source local reads them"
     grow.add_argument("files", type=Path, nargs="*", help=forms)
     grow.add_argument("--since", metavar="REV", help="compare with this git revision")
     grow.add_argument("--top", type=not_negative, default=10, help="prompts to show of a kind (10)")

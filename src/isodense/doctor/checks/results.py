@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from isodense.doctor.checks.project import Finding, Project
-from isodense.doctor.checks.space import policy_config
 from isodense.pipeline.artifact import read_manifest
 from isodense.pipeline.errors import TrainingError
 from isodense.pipeline.layout import ARTIFACTS, METRICS
@@ -17,34 +14,25 @@ SAMPLE = 500  # prompts whose tokens are counted
 OFTEN = 0.05  # share of truncated or skipped prompts above which the check warns
 
 
-def check_context(project: Project) -> Iterator[Finding]:
-    """Whether the longest prompt and completion of training fit into the policy's context."""
-    train = project.sections.get("train")
-    context = policy_config(project).get("max_position_embeddings")
-    if train is None or not isinstance(context, int):
+def check_preflight(project: Project) -> Iterator[Finding]:
+    """Whether later stages can work with the prompts, as the preflight of ``dvc repro`` asks."""
+    from isodense.preflight.checks import examine
+    from isodense.preflight.inputs import read_inputs
+
+    if project.faults or not _made(project.folder("prompts")):
         return
-    tokens = train.max_prompt_tokens + train.max_completion_tokens
-    text = f"train.max_prompt_tokens + max_completion_tokens = {tokens}, the policy reads {context}"
-    if tokens > context:
-        yield Finding("context", "problem", text, f"let them sum to {context} at most")
-    else:
-        yield Finding("context", "ok", text)
+    folders = [project.folder(name) for name in ("examples", "prompts", "encoder", "policy")]
+    inputs = read_inputs(project.root / "params.yaml", *folders, sample=SAMPLE)
+    findings = list(examine(inputs))
+    for one in findings:
+        yield Finding("preflight", one.level, f"stage {one.stage}: {one.text}", one.hint)
+    if not findings:
+        text = f"{inputs.said()}: lengths, roles and columns are such as the stages take"
+        yield Finding("preflight", "ok", text)
 
 
 def check_lengths(project: Project) -> Iterator[Finding]:
-    """How many prompts are too long for training, and how many the encoder has truncated."""
-    train, prompts = project.sections.get("train"), project.folder("prompts")
-    policy = project.folder("policy")
-    if train is not None and _made(prompts) and _made(policy):
-        long, counted = _too_long(prompts, policy, train.max_prompt_tokens)
-        text = f"{long} of {counted} training prompts exceed train.max_prompt_tokens = "
-        text += f"{train.max_prompt_tokens} and are skipped"
-        if long == counted:
-            yield Finding("lengths", "problem", text, "raise train.max_prompt_tokens")
-        elif long > OFTEN * counted:
-            yield Finding("lengths", "warning", text, "raise train.max_prompt_tokens")
-        else:
-            yield Finding("lengths", "ok", text)
+    """How many prompts the encoder has truncated."""
     found = project.metrics(METRICS["embeddings"]).get("embeddings", {})
     cut, embeddings = found.get("truncated_share", 0.0), project.sections.get("embeddings")
     if cut > OFTEN and embeddings is not None:
@@ -93,16 +81,3 @@ def check_recall(project: Project) -> Iterator[Finding]:
 
 def _made(folder: Path) -> bool:
     return (folder / "manifest.json").is_file()
-
-
-def _too_long(prompts: Path, policy: Path, most: int) -> tuple[int, int]:
-    """Return the number of prompts over `most` tokens in a sample of training prompts, and all."""
-    from isodense.inspect.lookup import heldout_rows
-    from isodense.models.inference.policy import load_tokenizer, prompt_tokens
-    from isodense.pipeline.tables import read_at
-
-    train = np.flatnonzero(~heldout_rows(prompts))
-    chosen = np.linspace(0, len(train) - 1, min(SAMPLE, len(train))).round().astype(int)
-    rows = [row["prompt"] for row in read_at(prompts, train[chosen].tolist()).values()]
-    ids = prompt_tokens(load_tokenizer(policy), rows)
-    return sum(len(row) > most for row in ids), len(rows)

@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import Field
 
 from isodense.download import files
+from isodense.download.examples import bad_row
 from isodense.download.shapes import shape_of
 from isodense.pipeline.errors import DataError
 from isodense.pipeline.jsonl import OnBadRow
@@ -67,7 +68,11 @@ def _all(params: LocalParams, on_bad_row: OnBadRow) -> Iterator[dict[str, Any]]:
 
 
 def examples_of(
-    path: Path, name: str, columns: Mapping[str, str | None], on_bad_row: OnBadRow
+    path: Path,
+    name: str,
+    columns: Mapping[str, str | None],
+    on_bad_row: OnBadRow,
+    params: str = "download.local",
 ) -> Iterator[dict[str, Any]]:
     """Yield the examples of one file.
 
@@ -81,6 +86,8 @@ def examples_of(
         See :class:`LocalParams`.
     on_bad_row : callable
         Called with a `DataError` for a malformed row.
+    params : str
+        Section of the map in ``params.yaml``, for errors.
 
     Raises
     ------
@@ -91,14 +98,14 @@ def examples_of(
     for line, row in files.read(path, on_bad_row):
         if shape is None:
             try:
-                shape = shape_of(row, columns, name)
+                shape = shape_of(row, columns, name, params)
             except DataError as error:  # the first row alone may be malformed
                 unknown = unknown or error
                 on_bad_row(error)
                 continue
         example = shape.example(row)
         if isinstance(example, str):
-            on_bad_row(DataError(example, name, line, HINT))
+            on_bad_row(bad_row(example, name, line, HINT))
         else:
             yield example | {ORIGIN: (name, line)}
     if shape is None:

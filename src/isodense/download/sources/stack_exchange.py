@@ -23,8 +23,8 @@ from typing import Any
 from pydantic import Field
 
 from isodense.download import examples
+from isodense.download.files import read
 from isodense.download.sources import hub
-from isodense.download.sources.local import read_parquet
 from isodense.pipeline.errors import DataError
 from isodense.pipeline.jsonl import OnBadRow
 from isodense.pipeline.params import Params
@@ -66,7 +66,7 @@ def _all(params: StackExchangeParams, on_bad_row: OnBadRow) -> Iterator[dict[str
     snapshot = hub.Snapshot(REPO, params.revision)
     for site in params.sites:
         for name, path in snapshot.matching(f"data/{site}/*.parquet"):
-            for number, row in read_parquet(path):
+            for number, row in read(path, on_bad_row):
                 found = pairs_of(row)
                 if isinstance(found, str):
                     on_bad_row(DataError(found, name, number, hub.SKIP))

@@ -13,8 +13,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from isodense.download import examples
+from isodense.download.files import read
 from isodense.download.sources import hub
-from isodense.download.sources.local import read_parquet
 from isodense.pipeline.jsonl import OnBadRow
 from isodense.pipeline.params import Params
 
@@ -50,7 +50,7 @@ def load(params: UltrafeedbackParams, on_bad_row: OnBadRow) -> Iterator[dict[str
 def _all(params: UltrafeedbackParams, on_bad_row: OnBadRow) -> Iterator[dict[str, Any]]:
     snapshot = hub.Snapshot(REPO, params.revision)
     for name, path in snapshot.matching(f"data/{params.split}-*.parquet"):
-        for number, row in read_parquet(path):
+        for number, row in read(path, on_bad_row):
             pair = _pair(row)
             if isinstance(pair, str):
                 on_bad_row(examples.bad_row(pair, name, number, hub.SKIP))

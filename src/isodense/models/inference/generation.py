@@ -7,6 +7,7 @@ which continue from copies of the prompt's key-value cache.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,8 @@ from transformers import GenerationConfig
 
 from isodense.models.inference.policy import prompt_tokens, token_batches
 from isodense.prompts.conversations import Message
+
+Tools = Sequence[list[dict[str, Any]] | None] | None
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ def complete(
     batch_tokens: int,
     seed: int,
     on_batch: Callable[[int], Any] = lambda count: None,
+    tools: Tools = None,
 ) -> list[list[Completion]]:
     """Return `num_generations` completions of each prompt.
 
@@ -80,21 +84,22 @@ def complete(
         Seed of the draws; torch's random state is restored afterwards.
     on_batch : callable
         Called with the number of prompts after each batch.
+    tools : sequence of list of dict, optional
+        See :func:`isodense.models.inference.policy.prompt_tokens`.
 
     Returns
     -------
     list of list of Completion
         Completions of each prompt, in the order of the prompts.
     """
-    ids = prompt_tokens(tokenizer, prompts)
+    ids = prompt_tokens(tokenizer, prompts, tools)
     costs = [num_generations * (len(row) + max_tokens) for row in ids]
     ends = _end_tokens(model, tokenizer)
     settings = _settings(temperature, max_tokens)
     settings |= {"eos_token_id": sorted(ends), "pad_token_id": tokenizer.pad_token_id}
-    model.generation_config = GenerationConfig()  # the folder's may change the distribution
     completed: dict[int, list[Completion]] = {}
     devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
+    with torch.random.fork_rng(devices), _plain_generation(model):
         for number, batch in enumerate(token_batches(costs, batch_tokens)):
             torch.manual_seed(seed + number)
             answers = _generate(model, [ids[row] for row in batch], num_generations, settings)
@@ -103,6 +108,20 @@ def complete(
                 completed[row] = [_completion(answer, ends, tokenizer) for answer in group]
             on_batch(len(batch))
     return [completed[row] for row in range(len(ids))]
+
+
+@contextmanager
+def _plain_generation(model: Any) -> Iterator[None]:
+    """Take the folder's settings of generation away for a while, as they change the distribution.
+
+    They come back, since they have the ids that end a turn.
+    """
+    kept = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = kept
 
 
 def _generate(
@@ -125,6 +144,7 @@ def log_probs(
     temperature: float,
     batch_tokens: int,
     on_batch: Callable[[int], Any] = lambda count: None,
+    tools: Tools = None,
 ) -> np.ndarray:
     """Return the log-probability of each completion under a policy.
 
@@ -147,13 +167,15 @@ def log_probs(
         Padded tokens per batch, prompts and completions.
     on_batch : callable
         Called with the number of prompts after each batch.
+    tools : sequence of list of dict, optional
+        See :func:`isodense.models.inference.policy.prompt_tokens`.
 
     Returns
     -------
     ndarray of shape (n_prompts, num_generations), float64
         Log-probabilities in nats.
     """
-    ids = prompt_tokens(tokenizer, prompts)
+    ids = prompt_tokens(tokenizer, prompts, tools)
     copies = len(completions[0])
     costs = [
         copies * (len(prompt) + max(completion.tokens for completion in group))

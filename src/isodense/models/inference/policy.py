@@ -7,7 +7,7 @@ evaluation all tokenize here, so that a conversation has the same tokens in each
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,12 @@ from isodense.models.inference.load import (
 )
 from isodense.pipeline.errors import ModelError
 from isodense.prompts.conversations import Message
+
+# What a template raises: by raise_exception, or where a message is not as it expects.
+REFUSED = (TemplateError, TypeError, KeyError, AttributeError, ValueError)
+ROW_TOOLS = "(messages and messages[0].tools)"
+SET_TOOLS = "{%- set tools = messages[0].tools %}"
+SHOWN = 60  # characters of a refused prompt in an error
 
 
 def load_tokenizer(folder: str | Path) -> Any:
@@ -82,7 +88,11 @@ def load_policy(folder: str | Path, device: str = "cpu") -> Any:
     return model.eval().to(device)
 
 
-def prompt_tokens(tokenizer: Any, prompts: Sequence[list[Message]]) -> list[list[int]]:
+def prompt_tokens(
+    tokenizer: Any,
+    prompts: Sequence[list[Message]],
+    tools: Sequence[list[dict[str, Any]] | None] | None = None,
+) -> list[list[int]]:
     """Return the token ids of each prompt in the chat template, with the generation prompt.
 
     Parameters
@@ -90,21 +100,70 @@ def prompt_tokens(tokenizer: Any, prompts: Sequence[list[Message]]) -> list[list
     tokenizer : transformers.PreTrainedTokenizerBase
         Tokenizer of the policy.
     prompts : sequence of list of message
-        Conversations that end with a user message.
+        Conversations that end with a user message, or with what a tool returned.
+    tools : sequence of list of dict, optional
+        Of each prompt, the JSON schemas of the tools that the policy may call, or None.
 
     Raises
     ------
     ModelError
         If the chat template refuses a prompt (an unknown role, say).
     """
-    try:
-        rendered = tokenizer.apply_chat_template(
-            list(prompts), add_generation_prompt=True, tokenize=True, return_dict=True
-        )
-    except TemplateError as error:
-        raise ModelError(f"the policy's chat template refuses a prompt: {error}") from None
+    ids: list[list[int]] = []
+    if tools is None or not any(tools):
+        try:
+            return _rendered(tokenizer, list(prompts), None)
+        except REFUSED:
+            tools = [None] * len(prompts)  # find out which prompt it is
+    for number, (prompt, schemas) in enumerate(zip(prompts, tools, strict=True)):
+        try:
+            ids += _rendered(tokenizer, [prompt], schemas)
+        except REFUSED as error:
+            roles = ", ".join(message["role"] for message in prompt)
+            message = f"the policy's chat template refuses prompt {number} ({roles}): {error}"
+            raise ModelError(message, f"it begins {_beginning(prompt)!r}") from None
+    return ids
+
+
+def _rendered(
+    tokenizer: Any, prompts: list[list[Message]], tools: list[dict[str, Any]] | None
+) -> list[list[int]]:
+    rendered = tokenizer.apply_chat_template(
+        prompts,
+        tools=tools or None,  # some templates announce tools for an empty list, too
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+    )
     ids: list[list[int]] = rendered["input_ids"]
     return ids
+
+
+def _beginning(prompt: list[Message]) -> str:
+    text = next((message["content"] for message in prompt if message["content"]), "")
+    return text if len(text) <= SHOWN else text[:SHOWN] + "…"
+
+
+def with_row_tools(template: str | Mapping[str, str]) -> str:
+    """Return a template that takes its tools from the key ``tools`` of the first message.
+
+    For code that applies a template to many prompts at once, with the same tools for all, as TRL's
+    trainers do. Tools that are passed win.
+
+    Parameters
+    ----------
+    template : str or mapping of str to str
+        Jinja source, or named templates, of which ``tool_use`` is that of prompts with tools.
+    """
+    named = {"default": template} if isinstance(template, str) else dict(template)
+    plain = named.get("default", next(iter(named.values())))
+    if "tool_use" not in named:
+        return f"{{%- if not tools and {ROW_TOOLS} %}}{SET_TOOLS}{{%- endif %}}\n{plain}"
+    tool_use = named["tool_use"]
+    return (
+        f"{{%- if tools or {ROW_TOOLS} %}}{{%- if not tools %}}{SET_TOOLS}{{%- endif %}}\n"
+        f"{tool_use}{{% else %}}\n{plain}{{% endif %}}"
+    )
 
 
 def answer_tokens(tokenizer: Any, answers: Sequence[str]) -> list[list[int]]:

@@ -1,0 +1,1 @@
+"""What cannot fit, said before the first long stage rather than in a later one."""

@@ -1,0 +1,121 @@
+"""What the checks look at: the params of later stages, and a sample of the prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from isodense.evaluate.params import EvaluateParams
+from isodense.pipeline import params
+from isodense.pipeline.artifact import read_manifest
+from isodense.pipeline.tables import read_rows, schema_of
+from isodense.prompts.reader import OWN
+from isodense.reward.params import RewardParams
+from isodense.train.params import TrainParams
+
+SAMPLE = 100_000  # prompts whose tokens are counted, evenly spread over all
+
+Kind = tuple[tuple[str, ...], bool]  # the roles of a prompt, in order of appearance, and any tools
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the checks look at.
+
+    Attributes
+    ----------
+    reward, train, evaluate
+        Sections of the params.
+    policy, encoder : Path
+        Model folders, which may be missing where only some artifacts were pulled.
+    columns : list of str
+        Names of the columns that the data came with.
+    pairs : bool
+        Whether the examples hold preference pairs.
+    count, heldout : int
+        Number of prompts, and of those that are held out.
+    rows : list of dict
+        Rows of ``data/prompts`` with ``prompt``, ``split`` and ``tools``: a sample of `SAMPLE`.
+    kinds : dict
+        A prompt of every set of roles, with and without tools, over all prompts.
+    """
+
+    reward: RewardParams
+    train: TrainParams
+    evaluate: EvaluateParams
+    policy: Path
+    encoder: Path
+    columns: list[str]
+    pairs: bool
+    count: int
+    heldout: int
+    rows: list[dict[str, Any]]
+    kinds: dict[Kind, dict[str, Any]] = field(default_factory=dict)
+
+    def said(self) -> str:
+        """Return how many prompts were looked at."""
+        sample = f"a sample of {len(self.rows)} of " if len(self.rows) < self.count else ""
+        return f"{sample}{self.count} prompts"
+
+
+def read_inputs(
+    params_file: Path,
+    examples: Path,
+    prompts: Path,
+    encoder: Path,
+    policy: Path,
+    sample: int | None = None,
+) -> Inputs:
+    """Read params and prompts; each stage's section is validated.
+
+    Parameters
+    ----------
+    params_file : Path
+        The params file.
+    examples, prompts : Path
+        Artifacts; without the examples it is not known whether there are pairs, and none are
+        missed.
+    encoder, policy : Path
+        Model folders.
+    sample : int, optional
+        Prompts to count the tokens of; `SAMPLE` by default.
+
+    Raises
+    ------
+    ParamsError
+        If a section is not valid.
+    ArtifactError
+        If there are no prompts.
+    """
+    reward = params.load(params_file, "reward", RewardParams)
+    train = params.load(params_file, "train", TrainParams)
+    evaluate = params.load(params_file, "evaluate", EvaluateParams)
+    count = read_manifest(prompts, "prompts")["rows"]
+    size = min(sample or SAMPLE, count)
+    wanted = set(np.linspace(0, count - 1, size).round().astype(int).tolist())
+    rows: list[dict[str, Any]] = []
+    kinds: dict[Kind, dict[str, Any]] = {}
+    heldout = 0
+    for place, row in enumerate(read_rows(prompts, ["prompt", "split", "tools"])):
+        heldout += row["split"] == "heldout"
+        roles = tuple(dict.fromkeys(message["role"] for message in row["prompt"]))
+        kinds.setdefault((roles, bool(row.get("tools"))), row)
+        if place in wanted:
+            rows.append(row)
+    has_examples = (examples / "manifest.json").is_file()
+    return Inputs(
+        reward=reward,
+        train=train,
+        evaluate=evaluate,
+        policy=policy,
+        encoder=encoder,
+        columns=[name for name in schema_of(prompts).names if name not in OWN],
+        pairs=not has_examples or {"chosen", "rejected"} <= set(schema_of(examples).names),
+        count=count,
+        heldout=heldout,
+        rows=rows,
+        kinds=kinds,
+    )
