@@ -5,16 +5,18 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import yaml
 
-from isodense.download.examples import UnusableRow, bad_row
+from isodense.download.examples import UnusableRow, bad_row, example_id, iter_examples
 from isodense.download.messages import Unusable, prompt_fault
 from isodense.download.shapes import shape_of
 from isodense.pipeline.errors import DataError
 from isodense.prompts.conversations import encoder_text, prompt_id
 from tests.download.real_shapes import GOOD, PAGE, PAIR, REAL, USER, A, B, Q, Real, page, said
+from tests.tables import write_examples
 
 
 def example(row: dict, columns: dict | None = None) -> dict | str:
@@ -347,3 +349,16 @@ def test_a_damaged_first_row_has_a_shape_or_an_error(real: Real):
         else:
             assert isinstance(shape.example(row), dict | str)
             assert isinstance(shape.example(real.row), dict | str)
+
+
+def test_what_comes_out_is_written_and_read_as_it_is(tmp_path: Path):
+    rows = [
+        {"id": example_id(real.example), **real.example, "source": "s"}
+        for real in REAL
+        if isinstance(real.example, dict)
+    ]
+    assert len(rows) > 30
+    for number, row in enumerate(rows):
+        folder = tmp_path / str(number)
+        write_examples(folder, [row])
+        assert list(iter_examples(folder)) == [row]
