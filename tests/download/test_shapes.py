@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import yaml
 
-from isodense.download.examples import UnusableRow, bad_row
-from isodense.download.messages import Unusable
+from isodense.download.examples import UnusableRow, bad_row, example_id, iter_examples
+from isodense.download.messages import Unusable, prompt_fault
 from isodense.download.shapes import shape_of
 from isodense.pipeline.errors import DataError
+from isodense.prompts.conversations import encoder_text, prompt_id
 from tests.download.real_shapes import GOOD, PAGE, PAIR, REAL, USER, A, B, Q, Real, page, said
+from tests.tables import write_examples
 
 
 def example(row: dict, columns: dict | None = None) -> dict | str:
@@ -298,3 +302,63 @@ def test_without_a_column_for_the_prompt_there_is_no_guess(row: dict):
 def test_answers_of_no_known_type_are_an_error_rather_than_columns():
     with pytest.raises(DataError, match="chosen and rejected are int and int"):
         shape_of({"prompt": Q, "chosen": 0, "rejected": 1}, {}, "f")
+
+
+JUNK = (None, "", "x", 0, 1.5, True, b"x", [], ["x"], [None], [[]], {}, {"x": 1}, [{"type": "x"}])
+
+
+def damaged(value: object) -> Iterator[object]:
+    """Yield copies of a value in which one part, of any depth, is junk or absent."""
+    yield from JUNK
+    items = list(value.items() if isinstance(value, dict) else enumerate(value))
+    for key, part in items:
+        inner = damaged(part) if isinstance(part, dict | list) else JUNK
+        for other in inner:
+            changed = copy.copy(value)
+            changed[key] = other
+            yield changed
+        if isinstance(value, dict):
+            yield {name: kept for name, kept in items if name != key}
+
+
+@pytest.mark.parametrize("real", REAL, ids=[real.name for real in REAL])
+def test_a_damaged_row_is_an_example_or_has_a_reason(real: Real):
+    shape = shape_of(real.row, real.columns, "f")
+    for row in damaged(real.row):
+        if not isinstance(row, dict):
+            continue
+        found = shape.example(row)
+        if isinstance(found, dict):
+            assert prompt_fault(found["prompt"]) is None
+            assert ("chosen" in found) == ("rejected" in found)
+            assert type(found.get("label", "")) is str
+            assert encoder_text(found["prompt"])
+            assert prompt_id(found["prompt"], found.get("tools"))
+        else:
+            assert isinstance(found, str)
+            assert found
+
+
+@pytest.mark.parametrize("real", REAL, ids=[real.name for real in REAL])
+def test_a_damaged_first_row_has_a_shape_or_an_error(real: Real):
+    for row in (row for row in damaged(real.row) if isinstance(row, dict)):
+        try:
+            shape = shape_of(row, real.columns, "f")
+        except DataError as error:
+            assert error.path == "f"  # noqa: PT017
+        else:
+            assert isinstance(shape.example(row), dict | str)
+            assert isinstance(shape.example(real.row), dict | str)
+
+
+def test_what_comes_out_is_written_and_read_as_it_is(tmp_path: Path):
+    rows = [
+        {"id": example_id(real.example), **real.example, "source": "s"}
+        for real in REAL
+        if isinstance(real.example, dict)
+    ]
+    assert len(rows) > 30
+    for number, row in enumerate(rows):
+        folder = tmp_path / str(number)
+        write_examples(folder, [row])
+        assert list(iter_examples(folder)) == [row]

@@ -152,6 +152,8 @@ def _normal(entry: Message, number: int) -> Message | str:
     if calls:
         message["tool_calls"] = calls
     for name in ("name", "tool_call_id"):
+        if not isinstance(held.get(name, ""), str):
+            return f"the {name} of message {number} is {type(held[name]).__name__}"
         if held.get(name):
             message[name] = held[name]
     return message
@@ -236,6 +238,8 @@ def _call(call: Any) -> Message | None:
     arguments = function.get("arguments", function.get("parameters"))
     arguments = decoded(arguments) if isinstance(arguments, str) else without_null(arguments)
     own = call.get("id") if isinstance(inner, dict) else call.get("call_id", call.get("id"))
+    if not is_json(arguments) or not isinstance(own, str | None):
+        return None
     return {
         **({"id": own} if own else {}),
         "type": "function",
@@ -269,6 +273,15 @@ def json_messages(text: str) -> list[Message] | None:
     return found
 
 
+def is_json(value: Any) -> bool:
+    """Return whether a value can be written as JSON."""
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
 def without_null(value: Any) -> Any:
     """Return `value` without null entries of objects, which Parquet adds to fill its types."""
     if isinstance(value, dict):
@@ -294,7 +307,8 @@ def tool_schemas(value: Any) -> list[Message] | str:
         if isinstance(schema, dict) and isinstance(schema.get("name"), str):
             schema = {key: part for key, part in schema.items() if key != "type"}
             schema = {"type": "function", "function": schema}
-        if not isinstance(schema, dict) or not isinstance(schema.get("function"), dict):
+        is_schema = isinstance(schema, dict) and isinstance(schema.get("function"), dict)
+        if not is_schema or not is_json(schema):
             return "tools are not JSON schemas of functions"
         tools.append(schema)
     return tools

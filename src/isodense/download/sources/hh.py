@@ -21,7 +21,6 @@ from pydantic import Field
 from isodense.download import examples
 from isodense.download.markup import hh_messages
 from isodense.download.sources import hub
-from isodense.pipeline.errors import DataError
 from isodense.pipeline.jsonl import OnBadRow, read_jsonl
 from isodense.pipeline.params import Params
 
@@ -70,8 +69,7 @@ def _pairs(
     for line, row in rows:
         pair = pair_of(row.get("chosen"), row.get("rejected"))
         if isinstance(pair, str):
-            kind = examples.UnusableRow if _is_valid(row) else DataError
-            on_bad_row(kind(pair, name, line, hub.SKIP))
+            on_bad_row(examples.bad_row(pair, name, line, hub.SKIP))
         else:
             yield pair
 
@@ -102,8 +100,3 @@ def parse(text: Any) -> list[examples.Message] | str:
     if not isinstance(messages, str) and messages[-1]["role"] != "assistant":
         return "ends with the human, not with the assistant"
     return messages
-
-
-def _is_valid(row: dict[str, Any]) -> bool:
-    """Return whether both dialogues of a row can be parsed."""
-    return not any(isinstance(parse(row.get(name)), str) for name in ("chosen", "rejected"))

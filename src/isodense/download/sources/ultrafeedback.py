@@ -15,7 +15,6 @@ from pydantic import Field
 from isodense.download import examples
 from isodense.download.files import read
 from isodense.download.sources import hub
-from isodense.pipeline.errors import DataError
 from isodense.pipeline.jsonl import OnBadRow
 from isodense.pipeline.params import Params
 
@@ -54,8 +53,7 @@ def _all(params: UltrafeedbackParams, on_bad_row: OnBadRow) -> Iterator[dict[str
         for number, row in read(path, on_bad_row):
             pair = _pair(row)
             if isinstance(pair, str):
-                kind = DataError if _fault(row) else examples.UnusableRow
-                on_bad_row(kind(pair, name, number, hub.SKIP))
+                on_bad_row(examples.bad_row(pair, name, number, hub.SKIP))
             else:
                 yield pair
 
