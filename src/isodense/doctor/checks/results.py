@@ -21,8 +21,10 @@ def check_preflight(project: Project) -> Iterator[Finding]:
 
     if project.faults or not _made(project.folder("prompts")):
         return
-    folders = [project.folder(name) for name in ("examples", "prompts", "encoder", "policy")]
-    inputs = read_inputs(project.root / "params.yaml", *folders, sample=SAMPLE)
+    examples, encoder, policy = map(project.folder, ("examples", "encoder", "policy"))
+    prompts = project.folder("prompts")
+    file = project.root / "params.yaml"
+    inputs = read_inputs(file, examples, prompts, encoder, policy, sample=SAMPLE)
     findings = list(examine(inputs))
     for one in findings:
         yield Finding("preflight", one.level, f"stage {one.stage}: {one.text}", one.hint)
