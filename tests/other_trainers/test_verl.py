@@ -52,7 +52,7 @@ def config(**more: object):
 def factories():
     """Return verl's functions that build its data set and its sampler, wherever they are."""
     try:
-        from verl.trainer.ppo.utils import create_rl_dataset, create_rl_sampler  # from 0.8
+        from verl.trainer.ppo.utils import create_rl_dataset, create_rl_sampler  # 0.9
     except ImportError:
         from verl.trainer.main_ppo import create_rl_dataset, create_rl_sampler
     return create_rl_dataset, create_rl_sampler
