@@ -341,9 +341,15 @@ def test_two_processes_share_the_plan_and_resume_together(tmp_path: Path):
     write_inputs(tmp_path)
     (tmp_path / "worker.py").write_text(WORKER)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    path = f"{ROOT / 'src'}{os.pathsep}{ROOT}"
     done = subprocess.run(
         [*command, "--standalone", str(tmp_path / "worker.py"), str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "CI": "1", "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "PYTHONPATH": path,
+            "CI": "1",
+            "OMP_NUM_THREADS": "1",
+        },
         capture_output=True,
         text=True,
     )
