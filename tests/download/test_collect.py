@@ -39,6 +39,15 @@ SECTION = {
         "pairs_per_question": 1,
         "limit": None,
     },
+    "hub": {
+        "repo": None,
+        "revision": None,
+        "config": None,
+        "split": "train",
+        "files": None,
+        "columns": {},
+        "limit": None,
+    },
     "local": {"files": [], "columns": {}, "limit": None},
 }
 
@@ -202,6 +211,8 @@ def test_no_valid_examples_is_an_error_that_says_what_to_do(tmp_path: Path):
         ({"sources": ["sample", "sample"]}, "sources names 'sample' 2 times"),
         ({"sources": ["samples"]}, "sources[0]: 'samples' is not one of 'sample'"),
         ({"sources": ["local"]}, "list your files there"),
+        ({"sources": ["hub"]}, "hub.repo is null: set it, as to openai/gsm8k"),
+        ({"sources": ["hub"], "hub": SECTION["hub"] | {"repo": "a/b"}}, "hub.revision is null"),
         ({"on_bad_row": "ignore"}, "'ignore' is not one of"),
         ({"hh": SECTION["hh"] | {"subsets": ["red-team-attempts"]}}, "red-team-attempts"),
         ({"hh": SECTION["hh"] | {"limit": 0}}, "limit: 0 is below the minimum, 1"),

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from isodense.download.examples import UnusableRow, example_id
 from isodense.download.params import DownloadParams
-from isodense.download.sources import hh, local, sample, stack_exchange, ultrafeedback
+from isodense.download.sources import hh, hub, local, sample, stack_exchange, ultrafeedback
 from isodense.pipeline import stage
 from isodense.pipeline.artifact import ids_sha256, publishing, write_manifest
 from isodense.pipeline.errors import DataError
@@ -32,6 +32,7 @@ LOADERS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
     "hh": hh.load,
     "ultrafeedback": ultrafeedback.load,
     "stack_exchange": stack_exchange.load,
+    "hub": hub.load,
     "local": local.load,
 }
 DRAWN = {"sample"}  # sources that are drawn: nothing is read, so no row is bad

@@ -9,18 +9,21 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from isodense.download.sources.hh import HhParams
+from isodense.download.sources.hub import HubParams
 from isodense.download.sources.local import LocalParams
 from isodense.download.sources.sample import SampleParams
 from isodense.download.sources.stack_exchange import StackExchangeParams
 from isodense.download.sources.ultrafeedback import UltrafeedbackParams
 from isodense.pipeline.params import CrossFieldError, Params, as_dict
 
+Source = Literal["sample", "hh", "ultrafeedback", "stack_exchange", "hub", "local"]
+
 
 class DownloadParams(Params):
     """Section ``download`` of ``params.yaml``; only the sources listed are read."""
 
-    sources: list[Literal["sample", "hh", "ultrafeedback", "stack_exchange", "local"]] = Field(
-        min_length=1
+    sources: list[Literal["sample", "hh", "ultrafeedback", "stack_exchange", "hub", "local"]] = (
+        Field(min_length=1)
     )
     on_bad_row: Literal["error", "skip"]
     max_skipped: float = Field(ge=0.0, le=1.0)  # share of the rows
@@ -28,6 +31,7 @@ class DownloadParams(Params):
     hh: HhParams
     ultrafeedback: UltrafeedbackParams
     stack_exchange: StackExchangeParams
+    hub: HubParams
     local: LocalParams
 
     @model_validator(mode="after")
@@ -45,6 +49,7 @@ class DownloadParams(Params):
             for item, count in Counter(items).items()
             if count > 1
         ]
+        faults += self.hub.missing() if "hub" in self.sources else []
         if "local" in self.sources and not self.local.files:
             faults.append("sources names 'local', but local.files is []: list your files there")
         if faults:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
+from collections.abc import Mapping
 from typing import Any
 
 Message = dict[str, Any]
@@ -84,6 +85,11 @@ def prompt_id(messages: list[Message], tools: Any = None) -> str:
     found = canonical(messages)
     text = _compact({"messages": found, "tools": held} if held else found)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def id_of(row: Mapping[str, Any]) -> str:
+    """Return the id of the prompt in an example or a row of prompts, its tools included."""
+    return prompt_id(row["prompt"], row.get("tools"))
 
 
 def is_heldout(identifier: str, fraction: float) -> bool:

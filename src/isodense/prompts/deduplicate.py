@@ -28,7 +28,7 @@ from isodense.pipeline.artifact import publishing, write_manifest
 from isodense.pipeline.errors import DataError
 from isodense.pipeline.params import as_dict
 from isodense.pipeline.tables import write_rows
-from isodense.prompts.conversations import encoder_text, is_heldout, prompt_id
+from isodense.prompts.conversations import encoder_text, id_of, is_heldout
 from isodense.prompts.params import PromptsParams
 from isodense.prompts.reader import OWN, PromptSet, read_columns, stored
 
@@ -104,7 +104,7 @@ class Uniques:
         if not encoder_text(row["prompt"]):
             self.no_text += 1
             return
-        key = bytes.fromhex(prompt_id(row["prompt"], row.get("tools")))
+        key = bytes.fromhex(id_of(row))
         number = self.number_of.setdefault(key, len(self.counts))
         first = number == len(self.counts)
         if first:
@@ -154,7 +154,7 @@ def unique_rows(read: Read, known: Uniques, heldout: float, dropped: set[int]) -
     following = 0
     for row in read():
         text = encoder_text(row["prompt"])
-        identifier = prompt_id(row["prompt"], row.get("tools"))
+        identifier = id_of(row)
         number = known.number_of.get(bytes.fromhex(identifier))
         if not text or number != following:
             continue
@@ -267,7 +267,7 @@ def _warn(read: Read, known: Uniques) -> None:
     wanted = {number: name for name, (number, _) in known.first_conflict.items()}
     numbers = {}
     for row in read() if wanted else ():
-        key = bytes.fromhex(prompt_id(row["prompt"], row.get("tools")))
+        key = bytes.fromhex(id_of(row))
         number = known.number_of.get(key, -1)
         if number in wanted and number not in numbers:
             numbers[number] = row

@@ -24,7 +24,7 @@ import numpy as np
 from isodense.pipeline.artifact import content_sha256, publishing, read_manifest, write_manifest
 from isodense.pipeline.errors import TrainingError
 from isodense.pipeline.params import as_dict
-from isodense.prompts.conversations import prompt_id
+from isodense.prompts.conversations import id_of
 from isodense.prompts.reader import PromptSet
 from isodense.reward.base import Outcome, Task
 from isodense.reward.pairs import (
@@ -149,7 +149,7 @@ def _by_completions(task: Task, made: Outcome, out: Path) -> dict[str, Any]:
 
 def _say_partial(train: Sequence[dict[str, Any]], prompts: PromptSet) -> None:
     """Say how many training prompts have pairs, unless all have."""
-    having = len({prompt_id(pair["prompt"]) for pair in train})
+    having = len({id_of(pair) for pair in train})
     if having < (total := len(prompts.split("train"))):
         log.info("%d of %d training prompts have pairs", having, total)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from isodense.pipeline.artifact import require_same_ids
 from isodense.pipeline.errors import TrainingError
-from isodense.prompts.conversations import Message, prompt_id
+from isodense.prompts.conversations import Message, id_of
 from isodense.prompts.reader import PromptSet
 from isodense.sampling.weights import Weights
 
@@ -48,7 +48,7 @@ def split_pairs(
     split_of = {row["id"]: row["split"] for row in prompts.rows}
     parts: dict[str, list[dict[str, Any]]] = {"train": [], "heldout": [], "unknown": []}
     for pair in pairs:
-        parts[split_of.get(prompt_id(pair["prompt"]), "unknown")].append(pair)
+        parts[split_of.get(id_of(pair), "unknown")].append(pair)
     return parts
 
 
@@ -110,4 +110,4 @@ def pair_weights(
     if weights is None:
         return np.ones(len(pairs))
     require_same_ids(prompts.split("train").ids_sha256, weights.metadata, "the weights")
-    return weights.align([prompt_id(pair["prompt"]) for pair in pairs]) * len(pairs)
+    return weights.align([id_of(pair) for pair in pairs]) * len(pairs)

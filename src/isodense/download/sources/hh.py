@@ -20,7 +20,7 @@ from pydantic import Field
 
 from isodense.download import examples
 from isodense.download.markup import hh_messages
-from isodense.download.sources import hub
+from isodense.download.snapshot import SKIP, Snapshot
 from isodense.pipeline.jsonl import OnBadRow, read_jsonl
 from isodense.pipeline.params import Params
 
@@ -57,7 +57,7 @@ def load(params: HhParams, on_bad_row: OnBadRow) -> Iterator[dict[str, Any]]:
 
 
 def _all(params: HhParams, on_bad_row: OnBadRow) -> Iterator[dict[str, Any]]:
-    snapshot = hub.Snapshot(REPO, params.revision)
+    snapshot = Snapshot(REPO, params.revision)
     for subset in params.subsets:
         for name, path in snapshot.matching(f"{subset}/{params.split}.jsonl.gz"):
             yield from _pairs(name, read_jsonl(path, on_bad_row), on_bad_row)
@@ -69,7 +69,7 @@ def _pairs(
     for line, row in rows:
         pair = pair_of(row.get("chosen"), row.get("rejected"))
         if isinstance(pair, str):
-            on_bad_row(examples.bad_row(pair, name, line, hub.SKIP))
+            on_bad_row(examples.bad_row(pair, name, line, SKIP))
         else:
             yield pair
 

@@ -1,103 +1,195 @@
-"""Files of a data set on the Hugging Face Hub, at one commit.
+"""Any data set of the Hugging Face Hub, of any shape that is known or mapped.
 
-``huggingface_hub`` fetches them, not ``datasets.load_dataset``, which falls back to any cached
-revision when the Hub cannot be reached, fetches all splits when one is requested, and stores a
-second copy of all rows. Here the result is the requested revision or an error; a fetched file is
-used again without a network (``HF_HUB_OFFLINE=1`` works after one download); and files are fetched
-only when they are read, so a limit on pairs also limits the traffic. ``huggingface_hub`` retries
-and resumes downloads: five attempts without progress, then an error.
+Which files a configuration and a split consist of is said by the data set's card (``configs:``), or
+by the names of the files, which are matched as ``datasets.load_dataset`` does, by its functions.
 """
 
 from __future__ import annotations
 
-import fnmatch
-import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatch
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
+from pydantic import Field
+
+from isodense.download.files import SUFFIXES
+from isodense.download.snapshot import Snapshot
+from isodense.download.sources.local import examples_of
 from isodense.pipeline.errors import DataError
-from isodense.pipeline.hub_errors import clear_errors
+from isodense.pipeline.jsonl import OnBadRow
+from isodense.pipeline.params import Params
 
-SKIP = "set download.on_bad_row: skip, or pin another revision"
-HINT = (
-    "check the connection, HF_ENDPOINT (a mirror) and HF_HUB_OFFLINE, then run again: finished "
-    "files are kept; or fetch the files on another machine and name them in the `local` source"
-)
+REVISION = "a commit or tag of its `Files and versions`, so that everyone reads the same rows"
 
 
-class Snapshot:
-    """One commit of a data set, whose files are fetched on demand.
+class HubParams(Params):
+    """Section ``download.hub``.
+
+    Attributes
+    ----------
+    repo : str or None
+        ``owner/name``.
+    revision : str or None
+        A commit or a tag.
+    config : str or None
+        A configuration (subset) of the data set; None for the default one.
+    split : str
+    files : list of str or None
+        Patterns of the files to read instead of those of `config` and `split`.
+    columns : dict of str to str or None
+        See :class:`isodense.download.sources.local.LocalParams`.
+    limit : int or None
+        The most examples to take.
+    """
+
+    repo: str | None
+    revision: str | None
+    config: str | None
+    split: str
+    files: list[str] | None
+    columns: dict[str, str | None]
+    limit: int | None = Field(ge=1)
+
+    def missing(self) -> list[str]:
+        """Return what has to be set before the source can be read."""
+        if not self.repo:
+            return ["sources names 'hub', but hub.repo is null: set it, as to openai/gsm8k"]
+        return [] if self.revision else [f"hub.revision is null: set it to {REVISION}"]
+
+
+def load(params: HubParams, on_bad_row: OnBadRow) -> Iterator[dict[str, Any]]:
+    """Yield the examples of one split, in order of the files.
 
     Parameters
     ----------
-    repo : str
-        ``owner/name``.
-    revision : str
-        A commit, tag or branch; the file list of a commit is cached, so it works offline later.
+    params : HubParams
+        The data set, at which commit.
+    on_bad_row : callable
+        Called with a `DataError` for a malformed row.
 
     Raises
     ------
     DataError
-        If the Hub cannot be reached, or has no such data set or revision.
+        If the Hub cannot be reached, there is no such split, or its rows are of no known shape.
     """
+    return islice(_all(params, on_bad_row), params.limit)
 
-    def __init__(self, repo: str, revision: str) -> None:
-        import huggingface_hub
-        from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
-        if os.environ.get("CI"):
-            disable_progress_bars()
-        self.repo = repo
-        with clear_errors(repo, f"revision {revision!r}", HINT):
-            folder = huggingface_hub.snapshot_download(
-                repo, repo_type="dataset", revision=revision, allow_patterns=["README.md"]
-            )
-            self.commit = Path(folder).name
-            tree = huggingface_hub.get_cached_repo_tree(
-                repo, repo_type="dataset", revision=self.commit
-            )
-        self.files = sorted(file.path for file in tree)
+def _all(params: HubParams, on_bad_row: OnBadRow) -> Iterator[dict[str, Any]]:
+    snapshot = Snapshot(str(params.repo), str(params.revision))
+    for pattern in params.files or split_files(snapshot, params.config, params.split):
+        for name, path in snapshot.matching(pattern):
+            yield from examples_of(path, name, params.columns, on_bad_row, "download.hub")
 
-    def matching(self, pattern: str) -> Iterator[tuple[str, Path]]:
-        """Fetch the files that match a pattern, one by one, in order of name.
 
-        Parameters
-        ----------
-        pattern : str
-            Glob pattern, such as ``data/train-*.parquet``.
+def split_files(snapshot: Snapshot, config: str | None, split: str) -> list[str]:
+    """Return the paths of a split's files.
 
-        Yields
-        ------
-        tuple of (str, Path)
-            The file's name for messages, ``owner/name/path``, and the local path.
+    Parameters
+    ----------
+    snapshot : Snapshot
+    config : str or None
+        A configuration, or None for the default or only one.
+    split : str
 
-        Raises
-        ------
-        DataError
-            If no file matches, or one cannot be fetched.
-        """
-        names = fnmatch.filter(self.files, pattern)
-        if not names:
-            raise DataError(f"has no file {pattern}", self.repo, hint=self._choice(pattern))
-        for name in names:
-            yield f"{self.repo}/{name}", self._fetch(name)
+    Raises
+    ------
+    DataError
+        If there is no such configuration or split; it names those that there are.
+    """
+    configs = _configs(snapshot)
+    splits = _chosen(snapshot, configs, config)
+    files = {name: found for name, found in splits.items() if found}
+    if split not in files:
+        there = ", ".join(files) or "none that can be read"
+        message = f"has no split {split!r} (there is {there})"
+        raise DataError(message, snapshot.repo, hint="set download.hub.split, or name its files")
+    return files[split]
 
-    def _fetch(self, name: str) -> Path:
-        import huggingface_hub
 
-        with clear_errors(self.repo, name, HINT):
-            path = huggingface_hub.hf_hub_download(
-                self.repo, name, repo_type="dataset", revision=self.commit
-            )
-        return Path(path)
+def _chosen(
+    snapshot: Snapshot, configs: Mapping[str, dict[str, list[str]]], config: str | None
+) -> dict[str, list[str]]:
+    if config is None and len(configs) == 1:
+        config = next(iter(configs))
+    if config is None and "default" in configs:
+        config = "default"
+    if config in configs:
+        return configs[str(config)]
+    there = ", ".join(configs)
+    message = f"has no configuration {config!r}" if config else "has several configurations"
+    hint = f"set download.hub.config to one of {there}"
+    raise DataError(message, snapshot.repo, hint=hint)
 
-    def _choice(self, pattern: str) -> str:
-        """Return a hint that lists the existing files where a pattern matches none."""
-        folder = pattern.partition("*")[0].rpartition("/")[0]
-        while folder and not any(name.startswith(folder + "/") for name in self.files):
-            folder = folder.rpartition("/")[0]
-        inside = f"{folder}/" if folder else ""
-        names = (name.removeprefix(inside) for name in self.files if name.startswith(inside))
-        found = sorted({name.partition("/")[0] for name in names})
-        more = f" and {len(found) - 20} more" if len(found) > 20 else ""
-        return f"{folder or 'the data set'} holds {', '.join(found[:20])}{more}"
+
+def _configs(snapshot: Snapshot) -> dict[str, dict[str, list[str]]]:
+    """Return the files of each split of each configuration."""
+    data = [name for name in snapshot.files if Path(name).suffix.lower() != ".py"]
+    if not any(_is_data(name) for name in data):
+        script = next((name for name in snapshot.files if name.endswith(".py")), None)
+        reason = f"is made by a script, {script}, which is never run" if script else "has no data"
+        hint = "look for a copy as parquet (the branch refs/convert/parquet), and name its revision"
+        raise DataError(reason, snapshot.repo, hint=hint)
+    with tempfile.TemporaryDirectory() as folder:  # the names alone: datasets matches them on disk
+        for name in data:
+            path = Path(folder, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        declared = _declared(snapshot)
+        if not declared:
+            return {"default": _by_name(Path(folder))}
+        return {
+            name: {split: _resolved(Path(folder), patterns) for split, patterns in splits.items()}
+            for name, splits in declared.items()
+        }
+
+
+def _is_data(name: str) -> bool:
+    lower = name.lower()
+    return any(suffix in lower for suffix in SUFFIXES if suffix != ".txt")
+
+
+def _declared(snapshot: Snapshot) -> dict[str, dict[str, list[str]]]:
+    """Return the patterns of each split of each configuration that the card declares."""
+    from datasets.data_files import sanitize_patterns
+    from huggingface_hub import DatasetCard
+
+    try:
+        card = DatasetCard(snapshot.card).data.to_dict() if snapshot.card else {}
+        found: dict[str, dict[str, list[str]]] = {}
+        for entry in card.get("configs") or []:
+            inside = str(entry.get("data_dir", "")).strip("/")
+            patterns = sanitize_patterns(entry.get("data_files", "**"))
+            found[str(entry["config_name"])] = {
+                split: [f"{inside}/{pattern}" if inside else pattern for pattern in listed]
+                for split, listed in patterns.items()
+            }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        message = f"has a card whose configurations cannot be read ({error})"
+        raise DataError(message, snapshot.repo, hint="name download.hub.files") from None
+    return found
+
+
+def _by_name(folder: Path) -> dict[str, list[str]]:
+    """Return the files of each split by their names, as ``datasets`` finds them."""
+    from datasets.data_files import get_data_patterns
+
+    patterns = get_data_patterns(str(folder))
+    return {str(split): _resolved(folder, listed) for split, listed in patterns.items()}
+
+
+def _resolved(folder: Path, patterns: list[str]) -> list[str]:
+    from datasets.data_files import resolve_pattern
+
+    names: dict[str, None] = {}
+    for pattern in patterns:
+        try:
+            found = resolve_pattern(pattern, base_path=str(folder))
+        except FileNotFoundError:
+            continue
+        relative = (Path(path).relative_to(folder).as_posix() for path in found)
+        names |= dict.fromkeys(name for name in relative if not fnmatch(name, "*.md"))
+    return sorted(names)

@@ -24,7 +24,7 @@ from pydantic import Field
 
 from isodense.download import examples
 from isodense.download.files import read
-from isodense.download.sources import hub
+from isodense.download.snapshot import SKIP, Snapshot
 from isodense.pipeline.errors import DataError
 from isodense.pipeline.jsonl import OnBadRow
 from isodense.pipeline.params import Params
@@ -63,16 +63,16 @@ def load(params: StackExchangeParams, on_bad_row: OnBadRow) -> Iterator[dict[str
 
 
 def _all(params: StackExchangeParams, on_bad_row: OnBadRow) -> Iterator[dict[str, Any]]:
-    snapshot = hub.Snapshot(REPO, params.revision)
+    snapshot = Snapshot(REPO, params.revision)
     for site in params.sites:
         for name, path in snapshot.matching(f"data/{site}/*.parquet"):
             for number, row in read(path, on_bad_row):
                 found = pairs_of(row)
                 if isinstance(found, str):
-                    on_bad_row(DataError(found, name, number, hub.SKIP))
+                    on_bad_row(DataError(found, name, number, SKIP))
                 elif not found:
                     message = "the question has no text, or no answers that differ in score"
-                    on_bad_row(examples.UnusableRow(message, name, number, hub.SKIP))
+                    on_bad_row(examples.UnusableRow(message, name, number, SKIP))
                 else:
                     yield from found[: params.pairs_per_question]
 

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from isodense.download import examples
 from isodense.download.files import read
-from isodense.download.sources import hub
+from isodense.download.snapshot import SKIP, Snapshot
 from isodense.pipeline.jsonl import OnBadRow
 from isodense.pipeline.params import Params
 
@@ -48,12 +48,12 @@ def load(params: UltrafeedbackParams, on_bad_row: OnBadRow) -> Iterator[dict[str
 
 
 def _all(params: UltrafeedbackParams, on_bad_row: OnBadRow) -> Iterator[dict[str, Any]]:
-    snapshot = hub.Snapshot(REPO, params.revision)
+    snapshot = Snapshot(REPO, params.revision)
     for name, path in snapshot.matching(f"data/{params.split}-*.parquet"):
         for number, row in read(path, on_bad_row):
             pair = _pair(row)
             if isinstance(pair, str):
-                on_bad_row(examples.bad_row(pair, name, number, hub.SKIP))
+                on_bad_row(examples.bad_row(pair, name, number, SKIP))
             else:
                 yield pair
 

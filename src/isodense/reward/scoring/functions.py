@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from isodense.pipeline.errors import TrainingError
-from isodense.prompts.conversations import prompt_id
+from isodense.prompts.conversations import id_of
 from isodense.reward.scoring.function import RewardFunction
 
 OWN = ("id", "prompt", "chosen", "rejected", "source", "text", "count", "sources", "split")
@@ -167,7 +167,7 @@ class FunctionReward:
 
 def ids_of(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Return the prompt ids of rows of prompts, or of examples, whose own id is another."""
-    return [row["id"] if "split" in row else prompt_id(row["prompt"]) for row in rows]
+    return [row["id"] if "split" in row else id_of(row) for row in rows]
 
 
 def columns_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
