@@ -86,6 +86,11 @@ def test_calls_of_other_forms_are_calls(calls: object):
     assert normalised([given]) == [said("assistant", None, tool_calls=[call()])]
 
 
+def test_an_empty_list_of_calls_does_not_hide_a_legacy_call():
+    given = said("assistant", None, tool_calls=[], function_call={"name": "calc", "arguments": ""})
+    assert normalised([given]) == [said("assistant", None, tool_calls=[call()])]
+
+
 def test_arguments_that_are_no_json_stay_text():
     given = said("assistant", None, tool_calls=[{"function": {"name": "f", "arguments": "{2+2"}}])
     assert normalised([given])[0]["tool_calls"][0]["function"]["arguments"] == "{2+2"

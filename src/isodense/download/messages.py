@@ -41,6 +41,7 @@ CALLS = ("function_call", "tool_call")  # roles of ShareGPT, under which the tex
 KEYS = {"role", "content", "from", "value", "name", "tool_calls", "tool_call_id", "function_call"}
 ITEM_KEYS = {"type", "id", "status", "call_id", "arguments", "output"}  # of the Responses API
 MEDIA = {"image": "image", "audio": "audio", "video": "video", "file": "file", "document": "file"}
+TEXTS = ("text", "input_text", "output_text", "refusal")  # types of parts that are text
 TEXT_ONLY = "isodense embeds text only"
 NEXT = {"user": ("assistant",), "assistant": ("user", "tool"), "tool": ("tool", "assistant")}
 
@@ -76,11 +77,6 @@ def within(where: str, reason: str) -> str:
     return Unusable(text, reason.kind) if isinstance(reason, Unusable) else text
 
 
-def media(kind: str, where: str) -> Unusable:
-    """Return the reason why images, audio, video or files are refused."""
-    return Unusable(f"{where} has {kind} parts: {TEXT_ONLY}", f"{kind} parts")
-
-
 def normalised(value: Any, left_out: set[str] | None = None) -> list[Message] | str:
     """Return published messages in our form, or the reason why they have none.
 
@@ -95,15 +91,13 @@ def normalised(value: Any, left_out: set[str] | None = None) -> list[Message] | 
         return "not a list of messages"
     messages: list[Message] = []
     for number, entry in enumerate(value, start=1):
-        if not isinstance(entry, dict):
-            return f"message {number} is not a mapping with role and content"
-        message = _normal(entry, number)
-        if isinstance(message, str):
-            return message
+        try:
+            message = _normal(entry)
+        except _Refused as error:
+            return error.reason(number)
         if left_out is not None:
-            left_out |= {key for key, held in entry.items() if held not in (None, [])} - _known(
-                entry
-            )
+            known = KEYS | ITEM_KEYS if "type" in entry else KEYS
+            left_out |= {key for key, held in entry.items() if held not in (None, [], "")} - known
         if messages and _continues(entry, messages[-1]):
             messages[-1].setdefault("tool_calls", []).extend(message["tool_calls"])
         else:
@@ -111,14 +105,50 @@ def normalised(value: Any, left_out: set[str] | None = None) -> list[Message] | 
     return messages
 
 
-def _known(entry: Message) -> set[str]:
-    return KEYS | ITEM_KEYS if "type" in entry else KEYS
+class _Refused(ValueError):
+    """A message that has no form of ours: ``{}`` in the text stands for ``message 3``."""
+
+    def __init__(self, text: str, kind: str = "") -> None:
+        super().__init__(text)
+        self.text, self.kind = text, kind
+
+    def reason(self, number: int) -> str:
+        text = self.text.replace("{}", f"message {number}", 1)
+        return Unusable(text, self.kind) if self.kind else text
 
 
 def _continues(entry: Message, before: Message) -> bool:
     """Return whether an entry is one more call of the assistant's turn before it."""
     is_call = entry.get("type") == "function_call" or entry.get("from") in CALLS
     return is_call and before["role"] == "assistant"
+
+
+def _normal(entry: Any) -> Message:
+    if not isinstance(entry, dict):
+        raise _Refused("{} is not a mapping with role and content")
+    entry = _item(entry)
+    held = {key: value for key, value in entry.items() if value is not None}
+    written = held.get("role", held.get("from"))
+    key = "content" if "content" in entry or "role" in entry else "value"
+    if not isinstance(written, str):
+        raise _Refused("{} is not a mapping with role and content")
+    role = ALIASES.get(written.lower(), written.lower())
+    if role not in ROLES:
+        raise _Refused(f"{{}} has the role {written!r}, not one of {ROLES}")
+    is_call = written.lower() in CALLS
+    given = held.get("tool_calls") or held.get("function_call")
+    calls = _calls(held.get(key) if is_call else given)
+    if not calls and key not in entry:
+        raise _Refused("{} is not a mapping with role and content")
+    content = None if is_call else _text(held.get(key), role)
+    if content is None and not calls:
+        raise _Refused("the content of {} is NoneType")
+    message = {"role": role, "content": content} | ({"tool_calls": calls} if calls else {})
+    for name in ("name", "tool_call_id"):
+        if not isinstance(held.get(name, ""), str):
+            raise _Refused(f"the {name} of {{}} is {type(held[name]).__name__}")
+        message |= {name: held[name]} if held.get(name) else {}
+    return message
 
 
 def _item(entry: Message) -> Message:
@@ -131,53 +161,7 @@ def _item(entry: Message) -> Message:
     return entry
 
 
-def _normal(entry: Message, number: int) -> Message | str:
-    entry = _item(entry)
-    held = {key: value for key, value in entry.items() if value is not None}
-    raw, role = _role(held, number)
-    if role is None:
-        return raw
-    calls = _calls_of(held, raw, number)
-    if isinstance(calls, str):
-        return calls
-    key = "content" if "content" in entry or "role" in entry else "value"
-    if not calls and key not in entry:
-        return f"message {number} is not a mapping with role and content"
-    content = None if raw in CALLS else _text(held.get(key), role, number)
-    if isinstance(content, Reason):
-        return content.reason
-    if content is None and not calls:
-        return f"the content of message {number} is NoneType"
-    message: Message = {"role": role, "content": content}
-    if calls:
-        message["tool_calls"] = calls
-    for name in ("name", "tool_call_id"):
-        if not isinstance(held.get(name, ""), str):
-            return f"the {name} of message {number} is {type(held[name]).__name__}"
-        if held.get(name):
-            message[name] = held[name]
-    return message
-
-
-class Reason:
-    """A reason in place of a text."""
-
-    def __init__(self, reason: str) -> None:
-        self.reason = reason
-
-
-def _role(held: Message, number: int) -> tuple[str, str | None]:
-    """Return the role as written and ours, or a reason and None."""
-    written = held.get("role", held.get("from"))
-    if not isinstance(written, str):
-        return f"message {number} is not a mapping with role and content", None
-    role = ALIASES.get(written.lower(), written.lower())
-    if role not in ROLES:
-        return f"message {number} has the role {written!r}, not one of {ROLES}", None
-    return written.lower(), role
-
-
-def _text(content: Any, role: str, number: int) -> str | Reason | None:
+def _text(content: Any, role: str) -> str | None:
     """Return the content of a message as one text."""
     if content is None or isinstance(content, str):
         return content
@@ -185,44 +169,35 @@ def _text(content: Any, role: str, number: int) -> str | Reason | None:
         content = [content]
     if isinstance(content, list) and all(isinstance(part, dict) for part in content):
         if role != "tool" or all(isinstance(part.get("type"), str) for part in content):
-            return _joined(content, number)
+            return "\n".join(map(_part, content))
     if role == "tool":
         return json.dumps(content, ensure_ascii=False, default=str)
     kind = type(content).__name__
     if isinstance(content, list):
         kind = f"list of {type(content[0]).__name__}, not of text parts"
-    return Reason(f"the content of message {number} is {kind}")
+    raise _Refused(f"the content of {{}} is {kind}")
 
 
-def _joined(parts: list[Message], number: int) -> str | Reason:
-    texts = []
-    for part in parts:
-        held = {key: value for key, value in part.items() if value is not None}
-        kind = str(held.get("type") or next(iter(held), "nothing"))
-        found = next((name for word, name in MEDIA.items() if word in kind), None)
-        if found:
-            return Reason(media(found, f"message {number}"))
-        text = held.get("refusal" if kind == "refusal" else "text")
-        if kind not in ("text", "input_text", "output_text", "refusal") or not isinstance(
-            text, str
-        ):
-            return Reason(f"message {number} has parts of type {kind!r}, not text")
-        texts.append(text)
-    return "\n".join(texts)
+def _part(part: Message) -> str:
+    held = {key: value for key, value in part.items() if value is not None}
+    kind = str(held.get("type") or next(iter(held), "nothing"))
+    media = next((name for word, name in MEDIA.items() if word in kind), None)
+    if media:
+        raise _Refused(f"{{}} has {media} parts: {TEXT_ONLY}", f"{media} parts")
+    text = held.get("refusal" if kind == "refusal" else "text")
+    if kind not in TEXTS or not isinstance(text, str):
+        raise _Refused(f"{{}} has parts of type {kind!r}, not text")
+    return text
 
 
-def _calls_of(held: Message, role: str, number: int) -> list[Message] | str:
-    """Return the tool calls of a message, none or more, or a reason."""
-    if role in CALLS:
-        given = held.get("content", held.get("value"))
-    else:
-        given = held.get("tool_calls") or held.get("function_call") or []
+def _calls(given: Any) -> list[Message]:
+    """Return the tool calls of a message, none or more."""
     given = decoded(given)
     calls = []
-    for call in given if isinstance(given, list) else [given]:
+    for call in given if isinstance(given, list) else [given] if given else []:
         found = _call(decoded(call))
         if found is None:
-            return f"message {number} has a tool call that is no function with name and arguments"
+            raise _Refused("{} has a tool call that is no function with name and arguments")
         calls.append(found)
     return calls
 
