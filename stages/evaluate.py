@@ -5,16 +5,17 @@ Example
 python stages/evaluate.py --prompts data/prompts --density data/density --policy models/policy \
     --trained models/grpo --reward models/reward --encoder models/encoder \
     --metrics reports/metrics/evaluate.json --deciles reports/plots/reward_by_decile.csv \
-    --completions reports/completions.jsonl
+    --labels reports/plots/reward_by_label.csv --completions reports/completions.jsonl
 """
 
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from isodense.evaluate.evaluate import evaluate, load_heldout
-from isodense.evaluate.metrics import write_tables
+from isodense.evaluate.metrics import Comparison, write_tables
 from isodense.evaluate.params import EvaluateParams
 from isodense.pipeline import params, stage
 from isodense.pipeline.artifact import write_json
@@ -33,6 +34,7 @@ def main(argv: list[str]) -> str:
     parser.add_argument("--encoder", type=Path, required=True, help="encoder folder to read")
     parser.add_argument("--metrics", type=Path, required=True, help="metrics file to write")
     parser.add_argument("--deciles", type=Path, required=True, help="CSV plot to write")
+    parser.add_argument("--labels", type=Path, required=True, help="CSV of labels to write")
     parser.add_argument("--completions", type=Path, required=True, help="JSONL to write")
     args = parser.parse_args(argv)
     base = params.load(args.params, "base", BaseParams)
@@ -52,12 +54,28 @@ def main(argv: list[str]) -> str:
     )
     metrics = {"eval": result.metrics()}
     write_json(args.metrics, metrics)
-    write_tables(result, args.deciles, args.completions)
-    gain = metrics["eval"]["gain"]
-    return (
-        f"reward {gain['reward']:+.2f} ({gain['reward_low']:+.2f} to {gain['reward_high']:+.2f}) "
-        f"on {len(result.heldout.prompts)} held-out prompts"
-    )
+    write_tables(result, args.deciles, args.labels, args.completions)
+    return summary(result, metrics["eval"])
+
+
+def summary(result: Comparison, metrics: dict[str, Any]) -> str:
+    """Return in words what training did."""
+    gain = metrics["gain"]
+    line = f"reward {change(gain, 'reward')} on {metrics['prompts']} held-out prompts"
+    if "pass_at_1" in gain:
+        before, after = (metrics[policy]["pass_at_1"] for policy in ("base", "trained"))
+        line += f"; solved {before:.1%} before, {after:.1%} after ({change(gain, 'pass_at_1')})"
+    if not result.changed:
+        line += "; training had no signal, so both policies are the same"
+    return line
+
+
+def change(gain: dict[str, Any], name: str) -> str:
+    """Return a gain with its interval, where one is known."""
+    mean, low, high = (gain[key] for key in (name, f"{name}_low", f"{name}_high"))
+    if mean is None:
+        return "unknown, for want of an opinion of any reward function,"
+    return f"{mean:+.2f}" if low is None else f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
 if __name__ == "__main__":

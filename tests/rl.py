@@ -79,6 +79,7 @@ FLAGS = {
     "evaluate": "--prompts data/prompts --density data/density --policy models/policy "
     "--trained models/grpo --reward models/reward --encoder models/encoder "
     "--metrics reports/metrics/evaluate.json --deciles reports/plots/reward_by_decile.csv "
+    "--labels reports/plots/reward_by_label.csv "
     "--completions reports/completions.jsonl",
 }
 

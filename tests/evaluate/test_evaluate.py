@@ -6,23 +6,21 @@ import numpy as np
 import pytest
 import yaml
 
-import isodense.evaluate.evaluate
 from isodense.evaluate.evaluate import (
     evaluate,
     load_heldout,
     open_encoder,
-    respond_once,
     sample,
 )
 from isodense.evaluate.metrics import Comparison, Heldout
 from isodense.evaluate.params import EvaluateParams
+from isodense.models.inference import completions
 from isodense.models.inference.policy import load_policy
 from isodense.pipeline import params
 from isodense.pipeline.artifact import content_sha256, read_manifest, write_manifest
 from isodense.pipeline.errors import ArtifactError, ParamsError, TrainingError
 from isodense.prompts.reader import PromptSet, load_prompts
 from tests import tiny
-from tests.cached import CHANGES, change
 from tests.rl import SECTIONS, write_density, write_inputs, write_reward
 
 SAMPLED = EvaluateParams(
@@ -80,9 +78,10 @@ def test_answers_of_the_untrained_policy_are_drawn_once(
 ):
     first = compare(world, "other", SAMPLED, cache="kept")
     asked = []
-    draw = isodense.evaluate.evaluate.respond
+    draw = completions.completions_of
     monkeypatch.setattr(
-        "isodense.evaluate.evaluate.respond",
+        completions,
+        "completions_of",
         lambda policy, *rest: asked.append(policy.name) or draw(policy, *rest),
     )
     assert compare(world, "other", SAMPLED, cache="kept").metrics() == first.metrics()
@@ -90,36 +89,6 @@ def test_answers_of_the_untrained_policy_are_drawn_once(
     assert compare(world, "other", SAMPLED, cache="fresh").metrics() == first.metrics()
     compare(world, "other", SAMPLED, seed=1, cache="kept")
     assert asked == ["other", "policy", "other", "policy", "other"]
-
-
-@pytest.mark.parametrize("what", [*CHANGES, "policy", "prompts", "temperature"])
-def test_kept_completions_are_those_of_all_that_shapes_them(
-    world: Path, what: str, monkeypatch: pytest.MonkeyPatch
-):
-    def responded(policy="models/policy", first=0, **changes):
-        asked = [row["prompt"] for row in load_prompts(world / "data/prompts").rows[first:][:3]]
-        params = SAMPLED.model_copy(update=changes)
-        return respond_once(world / policy, asked, params, 0, "cpu", world / f"cache-{what}")
-
-    responded()
-    drawn = []
-    draw = isodense.evaluate.evaluate.respond
-    monkeypatch.setattr(
-        "isodense.evaluate.evaluate.respond", lambda *given: drawn.append(1) or draw(*given)
-    )
-    responded()
-    assert not drawn
-    if what in CHANGES:
-        change(what, "isodense.evaluate.evaluate", "transformers", monkeypatch)
-        responded()
-    elif what == "policy":
-        tiny.policy(world / "third", seed=3)
-        responded("third")
-    elif what == "prompts":
-        responded(first=1)
-    else:
-        responded(temperature=0.5)
-    assert drawn == [1]
 
 
 @pytest.mark.parametrize("settings", [GREEDY, SAMPLED])
@@ -189,6 +158,57 @@ def test_vectors_are_of_the_completions_in_order_and_empty_ones_have_one(world: 
         (alone,) = encoder.encode([made[row][place].text or "."])
         np.testing.assert_allclose(vectors[row, place], alone, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=2), 1, atol=1e-5)
+
+
+REWARD = """
+def even(completions, level, **kwargs):
+    return [float(len(one[-1]["content"]) % 2 == 0) for one in completions]
+
+
+def long(completions, **kwargs):
+    return [None if not one[-1]["content"] else 0.25 for one in completions]
+"""
+
+
+def test_verifiable_rewards_are_measured_by_solved_prompts_labels_and_functions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rewards").mkdir()
+    (tmp_path / "rewards/parity_of_length.py").write_text(REWARD)
+    columns = {"level": lambda row: row, "label": lambda row: f"kind {row % 3}"}
+    prompts = write_inputs(tmp_path, pairs=0, **columns)
+    functions = ["rewards.parity_of_length:even", "rewards.parity_of_length:long"]
+    check = {"prompts": 4, "num_generations": 2, "max_completion_tokens": 4, "temperature": 1.0}
+    write_reward(tmp_path, prompts, 0, kind="function", functions=functions, check=check)
+    tiny.encoder(tmp_path / "models/encoder")
+    source = content_sha256(read_manifest(tmp_path / "models/policy", "models"))
+    made = tiny.policy(tmp_path / "other", seed=5)
+    write_manifest(made, "train", inputs={"policy": source}, changed=False)
+    found = compare(tmp_path, "other", SAMPLED)
+    metrics = found.metrics()
+    assert not found.changed
+    even = [[len(one.text) % 2 == 0 for one in group] for group in found.base.completions]
+    share = np.mean(even)
+    assert metrics["base"]["pass_at_1"] == pytest.approx(share, abs=1e-6)
+    assert metrics["base"]["pass_at_3"] == pytest.approx(np.any(even, axis=1).mean(), abs=1e-6)
+    assert metrics["base"]["functions"]["even"] == pytest.approx(share, abs=1e-6)
+    assert metrics["base"]["functions"]["long"] == 0.25
+    gain = metrics["trained"]["pass_at_1"] - metrics["base"]["pass_at_1"]
+    assert metrics["gain"]["pass_at_1"] == pytest.approx(gain, abs=1e-5)
+    labels = [row["label"] for row in found.heldout.prompts.rows]
+    kinds = sorted(set(labels))
+    means = [
+        np.mean([e for e, label in zip(even, labels, strict=True) if label == kind])
+        for kind in kinds
+    ]
+    assert metrics["labels"] == len(kinds)
+    assert metrics["base"]["pass_at_1_over_labels"] == pytest.approx(np.mean(means), abs=1e-6)
+    table = found.by_label()
+    assert [row["pass_at_1"] for row in table[::2]] == pytest.approx(means, abs=1e-6)
+    assert sum(row["prompts"] for row in table[::2]) == 12
+    (first, *_) = found.completions()
+    assert set(first["base_functions"]) == {"even", "long"}
 
 
 def test_greedy_completions_of_a_prompt_would_all_be_equal(tmp_path: Path):

@@ -129,7 +129,9 @@ def test_the_divergence_is_per_completion_and_per_token():
 def test_tables_hold_every_prompt_and_both_policies(tmp_path: Path):
     base, trained = answers(np.zeros((20, 2))), answers(np.ones((20, 2)), "x")
     comparison = Comparison(heldout(20), base, trained, None)
-    write_tables(comparison, tmp_path / "plots/deciles.csv", tmp_path / "completions.jsonl")
+    paths = [tmp_path / "plots" / name for name in ("deciles.csv", "labels.csv")]
+    write_tables(comparison, *paths, tmp_path / "completions.jsonl")
+    assert paths[1].read_text() == "label,prompts,policy,reward,low,high\n"
     with (tmp_path / "plots/deciles.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     columns = ["decile", "density", "policy", "reward", "low", "high", "frac_reward_zero_std"]
@@ -151,3 +153,60 @@ def test_tables_hold_every_prompt_and_both_policies(tmp_path: Path):
         "trained": ["x"] * 2,
         "trained_reward": [1.0, 1.0],
     }
+
+
+def graded(rewards: np.ndarray) -> Answers:
+    made = answers(rewards)
+    return Answers(made.completions, made.rewards, made.vectors, {"f": made.rewards}, 0.5)
+
+
+def labelled(labels: list[str | None], kinds: bool = True) -> Heldout:
+    plain = heldout(len(labels)).prompts.rows
+    rows = [row | {"label": label} for row, label in zip(plain, labels, strict=True)]
+    return Heldout(PromptSet(rows), np.arange(len(labels), dtype=np.float32), kinds)
+
+
+def test_solved_prompts_are_averaged_over_prompts_and_over_labels():
+    base = graded(np.array([[0, 0], [0, 1], [1, 1], [0, 0]]))
+    trained = graded(np.array([[0, 1], [0, 1], [1, 1], [1, 1]]))
+    found = Comparison(labelled(["a", "a", "a", "b"]), base, trained, None).metrics()
+    assert found["base"]["pass_at_1"] == pytest.approx(3 / 8)
+    assert found["base"]["pass_at_2"] == pytest.approx(2 / 4)
+    assert found["trained"]["pass_at_1"] == pytest.approx(6 / 8)
+    assert found["gain"]["pass_at_1"] == pytest.approx(3 / 8)
+    expected = stats.ttest_1samp([0.5, 0, 0, 1], 0).confidence_interval()
+    assert found["gain"]["pass_at_1_low"] == pytest.approx(expected.low, abs=1e-5)
+    assert found["labels"] == 2
+    assert found["base"]["reward_over_labels"] == pytest.approx((0.5 + 0) / 2)
+    assert found["trained"]["pass_at_1_over_labels"] == pytest.approx((2 / 3 + 1) / 2, abs=1e-6)
+    assert found["gain"]["pass_at_1_over_labels"] == pytest.approx((1 / 6 + 1) / 2, abs=1e-6)
+    json.dumps(found, allow_nan=False)
+    table = Comparison(labelled(["a", "a", "a", "b"]), base, trained, None).by_label()
+    assert [(row["label"], row["policy"], row["prompts"]) for row in table] == [
+        ("a", "base", 3),
+        ("a", "trained", 3),
+        ("b", "base", 1),
+        ("b", "trained", 1),
+    ]
+    assert table[2]["low"] is None  # one prompt has no interval
+
+
+def test_labels_that_are_no_kinds_are_not_averaged_over():
+    made = graded(np.ones((4, 2)))
+    found = Comparison(labelled(["a", "b", "c", "d"], kinds=False), made, made, None).metrics()
+    assert "labels" not in found
+    assert not [name for name in found["gain"] if "over_labels" in name]
+
+
+def test_completions_without_an_opinion_do_not_count():
+    nan = np.nan
+    base = graded(np.array([[0, nan], [nan, nan], [1, 1], [nan, 1]]))
+    trained = graded(np.array([[1, nan], [1, 1], [1, 1], [nan, nan]]))
+    found = Comparison(labelled([None] * 4), base, trained, None)
+    assert found.base.reward.tolist()[0::2] == [0, 1]
+    metrics = found.metrics()
+    assert metrics["base"]["reward"] == pytest.approx(2 / 3, abs=1e-6)
+    assert metrics["gain"]["reward"] == pytest.approx(0.5)  # of the two with rewards of both
+    assert metrics["base"]["frac_reward_zero_std"] == 1
+    assert metrics["base"]["pass_at_1"] == pytest.approx((0 + 0 + 1 + 0.5) / 4)
+    json.dumps([metrics, found.completions(), found.deciles()], allow_nan=False)

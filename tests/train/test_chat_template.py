@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -57,11 +58,11 @@ def seen_by_trl(policy: Path, rows, folder: Path, **changes: object) -> tuple[di
     config = make_config(section, 0, "cpu", folder / "run")
     asked: list = []
 
-    def score(prompts, completions):
-        asked.extend(prompts)
+    def score(scored, completions):
+        asked.extend(row["prompt"] for row in scored)
         return np.arange(len(completions), dtype=np.float32)
 
-    trainer = make_trainer(policy, score, config, rows)
+    trainer = make_trainer(policy, SimpleNamespace(score=score), config, rows)
     given: list = []
     generate = trainer.model.generate
 
@@ -89,8 +90,7 @@ def test_all_readers_see_the_same_tokens(policies, tmp_path: Path):
     assert len({before - after for before, after in zip(lengths, longer, strict=True)}) == 1
     assert lengths[0] > longer[0]
 
-    plain, _, _ = tokenize(tokenizer, prompts[:1], ["blue"], 256)  # the reward's
-    assert plain[0] == expected[0]
+    assert tokenize(tokenizer, prompts, ["blue"] * 3, 256, tools)[0] == expected  # the reward's
     for row, length in zip(ROWS, lengths, strict=True):  # the filter's
         kept = PromptSet([row, {"id": "short", "prompt": tiny.user("a")}])
         weights = np.array([0.5, 0.5])

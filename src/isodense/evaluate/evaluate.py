@@ -10,10 +10,7 @@ would agree; ``completions.jsonl`` holds every answer for reading.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,24 +23,16 @@ from isodense.pipeline.artifact import (
     load_array,
     read_manifest,
     require_same_ids,
-    write_json,
 )
-from isodense.pipeline.cache import Store, cache_key
 from isodense.pipeline.errors import ArtifactError, TrainingError
-from isodense.pipeline.params import as_dict
-from isodense.prompts.conversations import Message
 from isodense.prompts.reader import PromptSet
 from isodense.sampling.weights import HELDOUT_DENSITY
 
 if TYPE_CHECKING:
     from isodense.embeddings.encoder import Encoder
     from isodense.models.inference.generation import Completion
+    from isodense.reward.scoring.load import Reward
 
-Score = Callable[[Sequence[dict[str, Any]], Sequence[str]], np.ndarray]
-
-CODE = ("evaluate", "models/inference")  # packages that compute the completions
-LIBRARIES = ("torch", "transformers")
-COMPLETIONS = "completions.json"  # in the cache
 ENCODER_TOKENS = 256  # of a completion that the encoder reads; the last ones
 ENCODER_MULTIPLE = 16  # lengths that encoders take
 
@@ -76,7 +65,7 @@ def load_heldout(prompts: PromptSet, density: str | Path) -> Heldout:
     if values.shape != (len(heldout),) or not np.isfinite(values).all():
         message = f"{path} does not hold one finite number for each of {len(heldout)} prompts"
         raise ArtifactError(message, "run `dvc repro density`")
-    return Heldout(heldout, values)
+    return Heldout(heldout, values, prompts.labels_are_kinds)
 
 
 def sample(heldout: Heldout, size: int) -> Heldout:
@@ -87,7 +76,7 @@ def sample(heldout: Heldout, size: int) -> Heldout:
     """
     chosen = np.sort(np.argsort(np.array(heldout.prompts.ids), kind="stable")[:size])
     rows = [heldout.prompts.rows[row] for row in chosen]
-    return Heldout(PromptSet(rows), heldout.density[chosen])
+    return Heldout(PromptSet(rows), heldout.density[chosen], heldout.kinds)
 
 
 def evaluate(
@@ -123,139 +112,56 @@ def evaluate(
     ArtifactError
         If `trained` was not trained from `policy`, or the reward belongs to another policy.
     """
+    from isodense.models.inference.completions import (
+        complete_once,
+        completions_of,
+        log_probs_of,
+    )
     from isodense.reward.scoring.load import load_reward
 
     manifest = read_manifest(trained, "train")
     if manifest["inputs"]["policy"] != content_sha256(read_manifest(policy, "models")):
         message = f"{trained} was trained from another policy than {policy}"
         raise ArtifactError(message, "run `dvc repro train`")
-    score = load_reward(reward, policy, device).score
+    scores = load_reward(reward, policy, device)
     vectors = open_encoder(encoder, device)
     heldout = sample(heldout, params.max_prompts)
-    asked = [row["prompt"] for row in heldout.prompts.rows]
+    rows, settings = heldout.prompts.rows, _settings(params, seed)
     made = [
-        respond_once(policy, asked, params, seed, device, cache),
-        respond(trained, asked, params, seed, device),
+        complete_once(policy, rows, settings, device, cache),
+        completions_of(trained, rows, settings, device),
     ]
     ratios = None
-    if params.temperature > 0:
-        ratios = log_ratios(policy, trained, asked, made[1], params, device)
-    rows = heldout.prompts.rows
-    base, after = (judge(rows, completions, score, vectors) for completions in made)
-    return Comparison(heldout, base, after, ratios)
+    if params.temperature > 0:  # of one completion per prompt: each costs two forward passes
+        first = [group[:1] for group in made[1]]
+        drawn = {"temperature": params.temperature, "batch_tokens": params.batch_tokens}
+        under = [
+            log_probs_of(folder, policy, rows, first, device, **drawn)[:, 0]
+            for folder in (trained, policy)
+        ]
+        ratios = under[0] - under[1]
+    above = read_manifest(reward, "reward").get("solved_above")
+    base, after = (judge(rows, completions, scores, vectors, above) for completions in made)
+    return Comparison(heldout, base, after, ratios, changed=manifest.get("changed", True))
 
 
-def respond(
-    policy: Path, asked: Sequence[list[Message]], params: EvaluateParams, seed: int, device: str
-) -> list[list[Completion]]:
-    """Return a policy's completions of each prompt.
-
-    Parameters
-    ----------
-    policy : Path
-        A model folder.
-    asked : sequence of list of message
-        The prompts.
-    params : EvaluateParams
-        The stage's section.
-    seed : int
-        Seed of draws at a temperature above 0.
-    device : str
-        A torch device.
-    """
-    from isodense.models.inference.generation import complete
-    from isodense.models.inference.policy import load_policy, load_tokenizer
-
-    with _bar(f"answers of {policy}", len(asked)) as update:
-        return complete(
-            load_policy(policy, device),
-            load_tokenizer(policy),
-            asked,
-            num_generations=params.num_generations,
-            max_tokens=params.max_completion_tokens,
-            temperature=params.temperature,
-            batch_tokens=params.batch_tokens,
-            seed=seed,
-            on_batch=update,
-        )
-
-
-def respond_once(
-    policy: Path,
-    asked: Sequence[list[Message]],
-    params: EvaluateParams,
-    seed: int,
-    device: str,
-    cache: Path,
-) -> list[list[Completion]]:
-    """Do as :func:`respond` does, unless the same was done before and is in `cache`."""
-    from isodense.models.inference.generation import Completion
-
-    store = Store(cache, "completions")
-    key = cache_key(
-        inputs={"policy": read_manifest(policy, "models"), "prompts": list(asked)},
-        params={**as_dict(params), "seed": seed},
-        code=CODE,
-        libraries=LIBRARIES,
-        device=device,
-    )
-    entry = store.entry(key)
-    if not entry.holds(COMPLETIONS):
-        made = respond(policy, asked, params, seed, device)
-        with entry.writing(COMPLETIONS) as path:
-            write_json(path, [[asdict(completion) for completion in group] for group in made])
-    groups = json.loads(entry.path(COMPLETIONS).read_text(encoding="utf-8"))
-    store.clean()
-    return [
-        [Completion(**fields | {"ids": tuple(fields["ids"])}) for fields in group]
-        for group in groups
-    ]
-
-
-def log_ratios(
-    policy: Path,
-    trained: Path,
-    asked: Sequence[list[Message]],
-    completions: Sequence[Sequence[Completion]],
-    params: EvaluateParams,
-    device: str,
-) -> np.ndarray:
-    """Return how much likelier each prompt's first completion is under `trained` than `policy`.
-
-    Both are taken at the temperature of the draws. One completion per prompt is enough: what is
-    sought is a mean over prompts, and each costs another forward pass of both policies.
-
-    Returns
-    -------
-    ndarray of shape (n_prompts,), float64
-        Differences of log-probabilities, in nats.
-    """
-    from isodense.models.inference.generation import log_probs
-    from isodense.models.inference.policy import load_policy, load_tokenizer
-
-    first = [group[:1] for group in completions]
-    found = []
-    for folder in (trained, policy):
-        with _bar(f"likelihood under {folder}", len(asked)) as update:
-            found.append(
-                log_probs(
-                    load_policy(folder, device),
-                    load_tokenizer(policy),
-                    asked,
-                    first,
-                    temperature=params.temperature,
-                    batch_tokens=params.batch_tokens,
-                    on_batch=update,
-                )[:, 0]
-            )
-    return found[0] - found[1]
+def _settings(params: EvaluateParams, seed: int) -> dict[str, Any]:
+    """Return how both policies answer: arguments of `complete`."""
+    return {
+        "num_generations": params.num_generations,
+        "max_tokens": params.max_completion_tokens,
+        "temperature": params.temperature,
+        "batch_tokens": params.batch_tokens,
+        "seed": seed,
+    }
 
 
 def judge(
     rows: Sequence[dict[str, Any]],
     completions: list[list[Completion]],
-    score: Score,
+    reward: Reward,
     encoder: Encoder,
+    solved_above: float | None = None,
 ) -> Answers:
     """Score and embed a policy's completions.
 
@@ -265,17 +171,30 @@ def judge(
         Rows of the prompts.
     completions : list of list of Completion
         As many of each prompt.
-    score : callable
-        The reward: ``(rows, completions) -> ndarray of shape (n,)``.
+    reward : Reward
     encoder : Encoder
+    solved_above : float, optional
+        See :class:`isodense.evaluate.metrics.Answers`.
     """
-    texts = [made.text for group in completions for made in group]
-    copies = len(completions[0])
-    rewards = score([row for row in rows for _ in range(copies)], texts)
+    from isodense.reward.scoring.functions import FunctionReward
+
+    flat = [made for group in completions for made in group]
+    texts, shape = [made.text for made in flat], (len(completions), len(completions[0]))
+    owners = [row for row in rows for _ in range(shape[1])]
+    functions: dict[str, np.ndarray] = {}
+    if isinstance(reward, FunctionReward):
+        each = reward.each(owners, texts, [made.ids for made in flat])
+        rewards = reward.total(each)
+        functions = {
+            one.label: values.reshape(shape)
+            for one, values in zip(reward.functions, each.T, strict=True)
+        }
+    else:
+        rewards = reward.score(owners, texts)
     # Some encoders have no token, hence no vector, for an empty text.
     vectors = encoder.encode([text if text.strip() else "." for text in texts])
-    shape = (len(completions), copies)
-    return Answers(completions, rewards.reshape(shape), vectors.reshape(*shape, encoder.dim))
+    vectors = vectors.reshape(*shape, encoder.dim)
+    return Answers(completions, rewards.reshape(shape), vectors, functions, solved_above)
 
 
 def open_encoder(folder: Path, device: str) -> Encoder:
@@ -286,13 +205,3 @@ def open_encoder(folder: Path, device: str) -> Encoder:
     context = context_length(folder) or ENCODER_TOKENS
     limit = min(ENCODER_TOKENS, context - context % ENCODER_MULTIPLE)
     return load_encoder(folder, max_tokens=limit, device=device)
-
-
-@contextmanager
-def _bar(title: str, total: int) -> Iterator[Callable[[int], Any]]:
-    from tqdm import tqdm
-
-    from isodense.pipeline.stage import progress
-
-    with tqdm(total=total, unit="prompt", desc=title, **progress()) as bar:
-        yield bar.update

@@ -1,21 +1,25 @@
-"""Metrics of two policies on the same prompts: rewards, diversity, phrases, divergence.
+"""Metrics of two policies on the same prompts: rewards, solved prompts, diversity, divergence.
 
 Every prompt has the same number of completions by each policy. The reward of a prompt is the mean
-reward of its completions; intervals are 95% t intervals over prompts, for the gain over paired
-differences. Prompts are also binned by density into deciles (fewer, if a decile would hold under
-``BIN`` prompts), the most isolated prompts first. ``docs/stages/evaluate.md`` defines each metric.
+reward of its completions that have one; intervals are 95% t intervals over prompts, for the gain
+over paired differences. Means over labels weigh each kind of prompt alike, and their intervals are
+over the labels' means. Prompts are also binned by density into deciles (fewer, if a decile would
+hold under ``BIN`` prompts), the most isolated prompts first. ``docs/stages/evaluate.md`` defines
+each metric.
 """
 
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from isodense.evaluate.diversity import self_bleu, vendi
+from isodense.evaluate.solved import pass_at, sizes
 from isodense.evaluate.text_metrics import distinct, repetition, stock_phrases, words
 from isodense.pipeline.jsonl import write_jsonl
 from isodense.prompts.reader import PromptSet
@@ -36,10 +40,25 @@ class Heldout:
         Prompts of the split ``"heldout"``.
     density : ndarray of shape (n_prompts,), float32
         Log density among the training prompts.
+    kinds : bool
+        Whether labels name kinds of prompts.
     """
 
     prompts: PromptSet
     density: np.ndarray
+    kinds: bool = False
+
+    @property
+    def labels(self) -> dict[str, np.ndarray]:
+        """Row numbers of the prompts of each label, sorted by label; none unless labels are kinds.
+
+        Prompts without a label are left out.
+        """
+        rows: dict[str, list[int]] = {}
+        for number, row in enumerate(self.prompts.rows if self.kinds else []):
+            if row.get("label"):
+                rows.setdefault(row["label"], []).append(number)
+        return {label: np.array(rows[label]) for label in sorted(rows)}
 
 
 @dataclass(frozen=True)
@@ -52,13 +71,20 @@ class Answers:
         `num_generations` completions of each prompt.
     rewards : ndarray of shape (n_prompts, num_generations), float32
         Reward of each completion.
+        NaN where no reward function has an opinion.
     vectors : ndarray of shape (n_prompts, num_generations, dim), float32
         Unit embeddings of the completions.
+    functions : dict of str to ndarray of shape (n_prompts, num_generations), float32
+        What each reward function gives, of kind function.
+    solved_above : float or None
+        A completion with a higher reward is solved; None where rewards do not tell.
     """
 
     completions: list[list[Completion]]
     rewards: np.ndarray
     vectors: np.ndarray
+    functions: dict[str, np.ndarray] = field(default_factory=dict)
+    solved_above: float | None = None
 
     @property
     def grouped(self) -> bool:
@@ -68,15 +94,26 @@ class Answers:
     @property
     def reward(self) -> np.ndarray:
         """Mean reward of each prompt: ndarray of shape (n_prompts,), float64."""
-        return self.rewards.mean(axis=1, dtype=np.float64)
+        return mean_known(self.rewards, axis=1)
+
+    @property
+    def pass_at(self) -> dict[str, np.ndarray]:
+        """Estimates of pass@k of each prompt, by ``pass_at_k``; none where rewards do not tell."""
+        if self.solved_above is None:
+            return {}
+        solved, count = (self.rewards > self.solved_above).sum(axis=1), self.rewards.shape[1]
+        return {f"pass_at_{k}": pass_at(solved, count, k) for k in sizes(count)}
 
     @property
     def frac_reward_zero_std(self) -> np.ndarray:
         """Whether all completions of a prompt have the same reward: (n_prompts,), bool.
 
-        All advantages of such a group are 0. Rewards are compared up to rounding.
+        All advantages of such a group are 0. Rewards are compared up to rounding; completions
+        without one do not count.
         """
-        return np.isclose(self.rewards, self.rewards[:, :1]).all(axis=1)
+        unknown = np.isnan(self.rewards)
+        first = np.take_along_axis(self.rewards, unknown.argmin(axis=1)[:, None], axis=1)
+        return (np.isclose(self.rewards, first) | unknown).all(axis=1)
 
     def describe(self) -> dict[str, Any]:
         """Return the mean reward with an interval, and metrics of the completions' texts.
@@ -100,9 +137,15 @@ class Answers:
         if self.grouped:
             found["vendi_within"] = np.mean([vendi(group) for group in self.vectors])
             found["frac_reward_zero_std"] = self.frac_reward_zero_std.mean()
-        return named_interval("reward", self.reward) | {
-            name: round(float(value), 6) for name, value in found.items()
-        }
+        measured = {"reward": self.reward, **self.pass_at}
+        result: dict[str, Any] = {}
+        for name, values in measured.items():
+            result |= named_interval(name, values)
+        result |= {name: round(float(value), 6) for name, value in found.items()}
+        if self.functions:
+            means = {name: mean_known(values) for name, values in self.functions.items()}
+            result["functions"] = {name: _rounded(mean) for name, mean in means.items()}
+        return result
 
 
 @dataclass(frozen=True)
@@ -118,12 +161,15 @@ class Comparison:
     log_ratios : ndarray of shape (n_prompts,), float64, or None
         Log-probability of the trained policy's first completion of each prompt, under the trained
         minus under the base policy, in nats; None if completions are greedy (temperature 0).
+    changed : bool
+        Whether training changed the policy; without any signal it does not.
     """
 
     heldout: Heldout
     base: Answers
     trained: Answers
     log_ratios: np.ndarray | None
+    changed: bool = True
 
     @property
     def gain(self) -> np.ndarray:
@@ -132,18 +178,34 @@ class Comparison:
 
     def metrics(self) -> dict[str, Any]:
         """Return the metrics of both policies, the divergence, and the gain by density decile."""
+        labels = self.heldout.labels
         found: dict[str, Any] = {"prompts": len(self.heldout.prompts)}
+        found |= {"labels": len(labels)} if labels else {}
         for name, answers in (("base", self.base), ("trained", self.trained)):
             found[name] = answers.describe()
+            measured = {"reward": answers.reward, **answers.pass_at}
+            found[name] |= over_labels(measured, labels)
             if answers.grouped:
                 found[name]["frac_reward_zero_std_by_decile"] = self._by_decile(
                     answers.frac_reward_zero_std
                 )
         found["trained"] |= self.divergence()
-        by_decile = {"by_decile": self._by_decile(self.gain)}
-        return found | {"gain": named_interval("reward", self.gain) | by_decile}
+        gains = {"reward": self.gain, **self.gain_of_pass_at}
+        gain: dict[str, Any] = {}
+        for name, values in gains.items():
+            gain |= named_interval(name, values)
+        gain |= over_labels(gains, labels) | {"by_decile": self._by_decile(self.gain)}
+        if "pass_at_1" in gains:
+            gain["pass_at_1_by_decile"] = self._by_decile(gains["pass_at_1"])
+        return found | {"gain": gain}
 
-    def divergence(self) -> dict[str, float]:
+    @property
+    def gain_of_pass_at(self) -> dict[str, np.ndarray]:
+        """Each pass@k of the trained minus that of the base policy, prompt by prompt."""
+        base = self.base.pass_at
+        return {name: values - base[name] for name, values in self.trained.pass_at.items()}
+
+    def divergence(self) -> dict[str, float | None]:
         """Return an estimate of KL(trained || base) in nats, per completion and per token.
 
         The estimate is the mean log-ratio over completions drawn from the trained policy. It is
@@ -164,11 +226,23 @@ class Comparison:
                 mean, low, high = interval(answers.reward[members])
                 row = {"decile": number, "density": density, "policy": policy}
                 row |= {"reward": mean, "low": low, "high": high}
+                row |= _interval_of_pass(answers, members)
                 if answers.grouped:
                     row["frac_reward_zero_std"] = round(
                         float(answers.frac_reward_zero_std[members].mean()), 6
                     )
                 rows.append(row)
+        return rows
+
+    def by_label(self) -> list[dict[str, Any]]:
+        """Return mean reward and pass@1 of each label and policy, with intervals."""
+        rows = []
+        for label, members in self.heldout.labels.items():
+            for policy, answers in (("base", self.base), ("trained", self.trained)):
+                mean, low, high = interval(answers.reward[members])
+                row = {"label": label, "prompts": len(members), "policy": policy}
+                row |= {"reward": mean, "low": low, "high": high}
+                rows.append(row | _interval_of_pass(answers, members))
         return rows
 
     def completions(self) -> list[dict[str, Any]]:
@@ -180,32 +254,84 @@ class Comparison:
             for policy, answers in (("base", self.base), ("trained", self.trained)):
                 row[policy] = [completion.text for completion in answers.completions[number]]
                 rewards = answers.rewards[number].tolist()
-                row[f"{policy}_reward"] = [round(reward, 6) for reward in rewards]
+                row[f"{policy}_reward"] = [_rounded(reward) for reward in rewards]
+                for name, values in answers.functions.items():
+                    given = [_rounded(reward) for reward in values[number].tolist()]
+                    row.setdefault(f"{policy}_functions", {})[name] = given
             rows.append(row)
         return rows
 
-    def _by_decile(self, values: np.ndarray) -> dict[str, float]:
+    def _by_decile(self, values: np.ndarray) -> dict[str, float | None]:
         """Return the mean of `values`, one per prompt, in each density bin."""
         return {
-            f"{number:02d}": round(float(values[members].mean()), 6)
+            f"{number:02d}": _rounded(mean_known(values[members]))
             for number, members in enumerate(bins(self.heldout.density), start=1)
         }
 
 
-def write_tables(comparison: Comparison, deciles: Path, completions: Path) -> None:
-    """Write the table of deciles as CSV and the completions as JSON lines."""
-    rows = comparison.deciles()
-    for path in (deciles, completions):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with deciles.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+def write_tables(comparison: Comparison, deciles: Path, labels: Path, completions: Path) -> None:
+    """Write the tables of deciles and of labels as CSV and the completions as JSON lines."""
+    completions.parent.mkdir(parents=True, exist_ok=True)
+    _write_csv(deciles, comparison.deciles(), [])
+    header = ["label", "prompts", "policy", "reward", "low", "high"]
+    _write_csv(labels, comparison.by_label(), header)
     write_jsonl(completions, comparison.completions())
 
 
-def interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Return the mean of at least two values, and the ends of a 95% t interval, low and high.
+def _write_csv(path: Path, rows: list[dict[str, Any]], header: list[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]) if rows else header, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _interval_of_pass(answers: Answers, members: np.ndarray) -> dict[str, Any]:
+    """Return pass@1 of some prompts with its interval, where rewards tell."""
+    values = answers.pass_at.get("pass_at_1")
+    return {} if values is None else named_interval("pass_at_1", values[members])
+
+
+def over_labels(
+    measured: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    """Return means over labels of the labels' means, as ``…_over_labels`` with intervals.
+
+    Parameters
+    ----------
+    measured : mapping of str to ndarray of shape (n_prompts,)
+    labels : mapping of str to ndarray of int
+        Row numbers of each label; with fewer than two, nothing is returned.
+    """
+    found: dict[str, Any] = {}
+    for name, values in measured.items() if len(labels) > 1 else ():
+        means = np.array([mean_known(values[members]) for members in labels.values()])
+        found |= named_interval(f"{name}_over_labels", means)
+    return found
+
+
+def mean_known(values: np.ndarray, axis: int | None = None) -> Any:
+    """Return the mean of the values that are not NaN, in float64; NaN where there is none.
+
+    Examples
+    --------
+    >>> mean_known(np.array([[1, np.nan], [np.nan, np.nan]]), axis=1).tolist()
+    [1.0, nan]
+    """
+    known = ~np.isnan(values)
+    total, count = np.where(known, values, 0.0).sum(axis=axis, dtype=np.float64), known.sum(axis)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _rounded(value: float) -> float | None:
+    """Return what JSON can hold of a number: six digits, and null for NaN."""
+    return None if np.isnan(value) else round(float(value), 6)
+
+
+def interval(values: np.ndarray) -> tuple[float | None, float | None, float | None]:
+    """Return the mean of the values that are not NaN, and a 95% t interval, low and high.
+
+    One value has no interval, and none has no mean: None stands for what is not known.
 
     Examples
     --------
@@ -216,13 +342,16 @@ def interval(values: np.ndarray) -> tuple[float, float, float]:
     from scipy.special import stdtrit
 
     values = np.asarray(values, dtype=np.float64)
+    values = values[~np.isnan(values)]
+    if len(values) < 2:
+        return (round(float(values[0]), 6) if len(values) else None), None, None
     mean = values.mean()
     half = stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / np.sqrt(len(values))
     low, middle, high = (round(float(value), 6) for value in (mean - half, mean, mean + half))
     return middle, low, high
 
 
-def named_interval(name: str, values: np.ndarray) -> dict[str, float]:
+def named_interval(name: str, values: np.ndarray) -> dict[str, float | None]:
     """Return mean and 95% t interval as metrics: `name`, `name`_low, `name`_high."""
     mean, low, high = interval(values)
     return {name: mean, f"{name}_low": low, f"{name}_high": high}

@@ -30,7 +30,7 @@ from isodense.pipeline.params import as_dict
 from isodense.pipeline.tables import write_rows
 from isodense.prompts.conversations import encoder_text, id_of, is_heldout
 from isodense.prompts.params import PromptsParams
-from isodense.prompts.reader import OWN, PromptSet, read_columns, stored
+from isodense.prompts.reader import FEW_LABELS, OWN, PromptSet, read_columns, stored
 
 log = logging.getLogger("isodense")
 
@@ -290,7 +290,7 @@ def _short(value: Any) -> str:
 
 
 def _warn_of_labels(found: Statistics) -> None:
-    if len(found.labels) > max(20, len(found.counts) / 2):
+    if len(found.labels) > max(FEW_LABELS, len(found.counts) / 2):
         log.warning(
             "label has %d values for %d prompts: it should name kinds of prompts. If it holds the "
             "answers, map it: columns: {ground_truth: label, label: null}",

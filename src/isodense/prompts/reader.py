@@ -20,6 +20,7 @@ from isodense.pipeline.errors import ArtifactError
 from isodense.pipeline.tables import read_batches, read_rows
 
 OWN = ("id", "prompt", "text", "count", "sources", "split", "label")  # not the data's own columns
+FEW_LABELS = 20  # that a small set may have although it is not twice as large
 Split = Literal["train", "heldout"]
 
 
@@ -57,6 +58,12 @@ class PromptSet:
     def labels(self) -> list[str] | None:
         """Labels in row order; None unless every row has one."""
         return _all_known([row.get("label") for row in self.rows])
+
+    @property
+    def labels_are_kinds(self) -> bool:
+        """Whether labels can name kinds of prompts: there are some, and not one for each prompt."""
+        known = [row["label"] for row in self.rows if row.get("label")]
+        return 0 < len(set(known)) <= max(FEW_LABELS, len(known) / 2)
 
     @property
     def columns(self) -> list[str]:

@@ -23,7 +23,7 @@ from isodense.pipeline.cache import Entry, Store, cache_key, sequences_sha256
 from isodense.pipeline.stage import progress
 from isodense.prompts.conversations import Message
 from isodense.reward.params import RewardParams
-from isodense.reward.scoring.load import Features, tokenize
+from isodense.reward.scoring.load import Features, Tools, tokenize
 
 BLOCK = 256  # answers
 RECIPE = 2  # to be raised with any change to the features' values; see tests/recipes.py
@@ -41,6 +41,7 @@ def load_features(
     params: RewardParams,
     device: str,
     cache: Path,
+    tools: Tools = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the feature of each answer, computing what is not in the cache.
 
@@ -58,6 +59,8 @@ def load_features(
         A torch device.
     cache : Path
         The cache's root.
+    tools : sequence of list of dict, optional
+        See :func:`isodense.models.inference.policy.prompt_tokens`.
 
     Returns
     -------
@@ -71,7 +74,8 @@ def load_features(
     ModelError
         If the policy cannot give the features asked for.
     """
-    asked, answered, cut = tokenize(load_tokenizer(policy), prompts, answers, params.max_tokens)
+    tokenizer, limit = load_tokenizer(policy), params.max_tokens
+    asked, answered, cut = tokenize(tokenizer, prompts, answers, limit, tools)
     texts = [(tuple(a), tuple(b)) for a, b in zip(asked, answered, strict=True)]
     distinct = sorted(set(texts), key=lambda text: (-len(text[0]), text))  # long prompts first
     store = Store(cache, "reward-features")

@@ -111,7 +111,7 @@ def fit(
             params=used,
             inputs=inputs,
             check=check,
-            solved_above=params.solved_above,
+            **({"solved_above": params.solved_above} if params.kind == "function" else {}),
             **made.fields,
         )
     if not by_pairs:

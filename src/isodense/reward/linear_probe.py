@@ -156,7 +156,10 @@ def make(task: Task, out: Path) -> Outcome:
 
     pairs = task.train + task.heldout
     prompts, answers = sides(pairs)
-    rows, cut = load_features(prompts, answers, task.policy, task.params, task.device, task.cache)
+    tools = [pair.get("tools") for pair in pairs] * 2
+    rows, cut = load_features(
+        prompts, answers, task.policy, task.params, task.device, task.cache, tools
+    )
     chosen, rejected = np.split(rows, 2)
     size = len(task.train)
     head = fit_head(chosen[:size], rejected[:size], task.params.l2, task.weights)

@@ -110,8 +110,7 @@ def draw_sample(task: Task, reward: Reward) -> Sample:
         "batch_tokens": task.params.batch_tokens,
         "seed": task.seed,
     }
-    asked = [row["prompt"] for row in rows]
-    groups = complete_once(task.policy, asked, arguments, task.device, task.cache)
+    groups = complete_once(task.policy, rows, arguments, task.device, task.cache)
     owners = [row for row in rows for _ in range(settings.num_generations)]
     made = [one for group in groups for one in group]
     texts, shape = [one.text for one in made], (len(rows), settings.num_generations)
@@ -132,7 +131,7 @@ def choose(task: Task, size: int, max_tokens: int) -> list[dict[str, Any]]:
     chosen: list[dict[str, Any]] = []
     passed_over = 0
     for row in sorted(train.rows, key=lambda row: str(row["id"])):
-        tokens = len(prompt_tokens(tokenizer, [row["prompt"]])[0])
+        tokens = len(prompt_tokens(tokenizer, [row["prompt"]], [row.get("tools")])[0])
         if limit is None or tokens <= limit:
             chosen.append(row)
         else:

@@ -1,50 +1,57 @@
-"""Completions of a policy, kept in the cache: the same prompts and settings are answered once."""
+"""Completions of a policy for rows of prompts, and keeping them: what was answered stays so."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from isodense.models.inference.generation import Completion, complete
+from isodense.models.inference.generation import Completion, complete, log_probs
 from isodense.models.inference.policy import load_policy, load_tokenizer
 from isodense.pipeline.artifact import read_manifest, write_json
 from isodense.pipeline.cache import Store, cache_key
 from isodense.pipeline.stage import progress
-from isodense.prompts.conversations import Message
 
 CODE = ("models/inference",)  # packages that compute the completions
 LIBRARIES = ("torch", "transformers")
 FILE = "completions.json"
 
+Rows = Sequence[Mapping[str, Any]]
 
-def complete_once(
-    policy: Path,
-    prompts: Sequence[list[Message]],
-    settings: dict[str, Any],
-    device: str,
-    cache: Path,
+
+def completions_of(
+    policy: Path, rows: Rows, settings: dict[str, Any], device: str
 ) -> list[list[Completion]]:
-    """Return a policy's completions of each prompt, computing what is not in the cache.
+    """Return a policy's completions of each prompt.
 
     Parameters
     ----------
     policy : Path
-        The policy's artifact.
-    prompts : sequence of list of message
-        Conversations that end with a user message.
+        A model folder.
+    rows : sequence of dict
+        Rows of prompts: ``prompt`` and, where there are any, ``tools``.
     settings : dict
         Keyword arguments of :func:`isodense.models.inference.generation.complete`.
     device : str
         A torch device.
-    cache : Path
-        The cache's root.
     """
+    with _bar(f"answers of {policy}", len(rows)) as update:
+        model, tokenizer = load_policy(policy, device), load_tokenizer(policy)
+        prompts, tools = _asked(rows)
+        return complete(model, tokenizer, prompts, **settings, tools=tools, on_batch=update)
+
+
+def complete_once(
+    policy: Path, rows: Rows, settings: dict[str, Any], device: str, cache: Path
+) -> list[list[Completion]]:
+    """Do as :func:`completions_of` does, unless the same was done before and is in `cache`."""
     store = Store(cache, "completions")
+    prompts, tools = _asked(rows)
     key = cache_key(
-        inputs={"policy": read_manifest(policy, "models"), "prompts": list(prompts)},
+        inputs={"policy": read_manifest(policy, "models"), "prompts": prompts, "tools": tools},
         params=settings,
         code=CODE,
         libraries=LIBRARIES,
@@ -52,14 +59,59 @@ def complete_once(
     )
     entry = store.entry(key)
     if not entry.holds(FILE):
-        from tqdm import tqdm
-
-        title = f"answers of {policy}"
-        with tqdm(total=len(prompts), unit="prompt", desc=title, **progress()) as bar:
-            model, tokenizer = load_policy(policy, device), load_tokenizer(policy)
-            made = complete(model, tokenizer, prompts, on_batch=bar.update, **settings)
+        made = completions_of(policy, rows, settings, device)
         with entry.writing(FILE) as path:
             write_json(path, [[asdict(one) for one in group] for group in made])
     groups = json.loads(entry.path(FILE).read_text(encoding="utf-8"))
     store.clean()
     return [[Completion(**one | {"ids": tuple(one["ids"])}) for one in group] for group in groups]
+
+
+def log_probs_of(
+    policy: Path,
+    template: Path,
+    rows: Rows,
+    completions: Sequence[Sequence[Completion]],
+    device: str,
+    **settings: Any,
+) -> Any:
+    """Return the log-probability of each completion under a policy.
+
+    Parameters
+    ----------
+    policy : Path
+        A model folder.
+    template : Path
+        The model folder whose tokenizer and chat template render the prompts.
+    rows : sequence of dict
+        Rows of prompts.
+    completions : sequence of sequence of Completion
+        As many of each prompt.
+    device : str
+        A torch device.
+    **settings
+        See :func:`isodense.models.inference.generation.log_probs`.
+
+    Returns
+    -------
+    ndarray of shape (n_prompts, num_generations), float64
+        In nats.
+    """
+    with _bar(f"likelihood under {policy}", len(rows)) as update:
+        model, tokenizer = load_policy(policy, device), load_tokenizer(template)
+        prompts, tools = _asked(rows)
+        return log_probs(
+            model, tokenizer, prompts, completions, **settings, tools=tools, on_batch=update
+        )
+
+
+def _asked(rows: Rows) -> tuple[list[Any], list[Any]]:
+    return [row["prompt"] for row in rows], [row.get("tools") for row in rows]
+
+
+@contextmanager
+def _bar(title: str, total: int) -> Iterator[Any]:
+    from tqdm import tqdm
+
+    with tqdm(total=total, unit="prompt", desc=title, **progress()) as bar:
+        yield bar.update

@@ -35,6 +35,7 @@ from isodense.prompts.conversations import Message
 
 HEAD = "head.safetensors"
 Pooling = Literal["last", "mean", "both"]
+Tools = Sequence[list[dict[str, Any]] | None] | None  # of each prompt
 
 LENGTH_MULTIPLE = 8
 ROWS_MULTIPLE = 4
@@ -88,16 +89,17 @@ class Features:
         block.register_forward_hook(self._keep)
 
     def tokenize(
-        self, prompts: Sequence[list[Message]], completions: Sequence[str]
+        self, prompts: Sequence[list[Message]], completions: Sequence[str], tools: Tools = None
     ) -> tuple[list[list[int]], list[list[int]], list[bool]]:
         """Return the tokens of prompts and answers, and which were cut: see :func:`tokenize`."""
-        return tokenize(self._tokenizer, prompts, completions, self.max_tokens)
+        return tokenize(self._tokenizer, prompts, completions, self.max_tokens, tools)
 
     def __call__(
         self,
         prompts: Sequence[list[Message]],
         completions: Sequence[str],
         on_batch: Any = None,
+        tools: Tools = None,
     ) -> np.ndarray:
         """Return the feature of each answer.
 
@@ -109,6 +111,8 @@ class Features:
             One answer per prompt.
         on_batch : callable, optional
             Called with the number of answers after each batch.
+        tools : sequence of list of dict, optional
+            See :func:`isodense.models.inference.policy.prompt_tokens`.
 
         Returns
         -------
@@ -116,7 +120,7 @@ class Features:
         """
         if not len(completions):
             return np.empty((0, self.dim), dtype=np.float32)
-        asked, answered, _ = self.tokenize(prompts, completions)
+        asked, answered, _ = self.tokenize(prompts, completions, tools)
         return self.of_tokens(asked, answered, on_batch)
 
     def of_tokens(
@@ -263,7 +267,9 @@ class HeadReward:
     def score(self, rows: Sequence[dict[str, Any]], completions: Sequence[str]) -> np.ndarray:
         """Return the reward of each answer; see :class:`Reward`."""
         prompts = [row["prompt"] for row in rows]
-        return self.features(prompts, completions) @ self.weight + np.float32(self.bias)
+        tools = [row.get("tools") for row in rows]
+        rewards: np.ndarray = self.features(prompts, completions, tools=tools) @ self.weight
+        return rewards + np.float32(self.bias)
 
 
 def load_reward(
@@ -314,13 +320,14 @@ def tokenize(
     prompts: Sequence[list[Message]],
     completions: Sequence[str],
     limit: int,
+    tools: Tools = None,
 ) -> tuple[list[list[int]], list[list[int]], list[bool]]:
     """Return the tokens of prompts and answers, and which conversations were cut.
 
     A conversation of more than `limit` tokens loses the start of its prompt; an answer that is too
     long by itself loses its end as well.
     """
-    asked = prompt_tokens(tokenizer, prompts)
+    asked = prompt_tokens(tokenizer, prompts, tools)
     answered = [row[: limit - 1] for row in answer_tokens(tokenizer, completions)]
     room = [limit - len(answer) for answer in answered]
     cut = [len(prompt) > left for prompt, left in zip(asked, room, strict=True)]
