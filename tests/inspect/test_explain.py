@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import io
 import json
 import shutil
@@ -320,6 +321,21 @@ def run(capsys, data, *words):
     args = parser.parse_args(["explain", *words, "--data", str(data)])
     args.run(args)
     return capsys.readouterr().out
+
+
+def test_columns_of_the_data_are_shown_and_printed_as_json(data, tmp_path, prompts, capsys):
+    copy = shutil.copytree(data, tmp_path / "data")
+    day = datetime.datetime(2026, 1, 2)
+    columns = {"answer": "4 " * 100, "level": 3, "asked": day}
+    tamper(copy / "prompts", lambda rows: [row | columns for row in rows])
+    name = prompts.split("train").ids[0]
+    out = run(capsys, copy, name, "--width", "60")
+    assert "answer: 4 4 4" in out
+    assert "level: 3" in " ".join(out.split())
+    assert "4 " * 70 not in " ".join(out.split())
+    report = json.loads(run(capsys, copy, name, "--json"))
+    assert report["prompt"]["level"] == 3
+    assert report["prompt"]["asked"] == "2026-01-02 00:00:00"
 
 
 def test_the_text_shows_weight_density_copies_and_neighbours(data, prompts, capsys):

@@ -143,12 +143,12 @@ def extremes(prompts: Prompts, folder: Path) -> tuple[list[dict[str, Any]], list
     order = train[np.argsort(-prompts.relative[train], kind="stable")]
     most, least = order[:SHOWN], order[::-1][:SHOWN]
     whole = read_at(folder, [*most.tolist(), *least.tolist()])
-    made = {row: _row(prompts, row) | {"columns": _columns(whole[row])} for row in whole}
+    made = {row: _row(prompts, row) | {"columns": columns_line(whole[row])} for row in whole}
     return [made[row] for row in most.tolist()], [made[row] for row in least.tolist()]
 
 
-def _columns(row: dict[str, Any]) -> str:
-    """Return the data's own columns of a prompt, as the page shows them."""
+def columns_line(row: dict[str, Any]) -> str:
+    """Return the data's own columns of a prompt on one line, each cut to some length."""
     kept = {name: value for name, value in row.items() if name not in OWN}
     parts = [
         (name, value if isinstance(value, str) else repr(value))

@@ -48,7 +48,11 @@ def run(args: argparse.Namespace) -> None:
     )
     query = _standard_input() if args.prompt == "-" else args.prompt
     report = explain(query, folders, args.neighbors, args.text)
-    text = json.dumps(report, indent=2) + "\n" if args.json else _described(report, args.width)
+    text = (
+        json.dumps(report, indent=2, default=str) + "\n"
+        if args.json
+        else _described(report, args.width)
+    )
     sys.stdout.write(text)
 
 
@@ -66,11 +70,14 @@ def _described(report: dict[str, Any], width: int | None) -> str:
     from rich.text import Text
 
     from isodense.pipeline.terminal import paragraph, rendered, table
+    from isodense.report.prompts import columns_line
 
     density, weight = report["density"], report["weight"]
+    columns = columns_line(report["prompt"])
     parts = [
         rendered(Text(_title(report), "bold", no_wrap=True, overflow="ignore")),
         rendered(paragraph(report["prompt"]["text"], width, indent=2), indent=2),
+        rendered(paragraph(columns, width, indent=2), indent=2) if columns else "",
         "\n",
         _weight_line(report["kind"], weight),
         f"density     as of {density['distinct_prompts']:.1f} distinct prompts in the same place, "
