@@ -103,7 +103,7 @@ def test_a_finished_project_has_no_problem_and_nothing_is_changed(
         "files that stages depend on are committed",
         "draws in all",
         "storage: " + str(store),
-        "exceed train.max_prompt_tokens",
+        "preflight: ",
         "GB free for",
         "[ok]   reward: right in",
         "of the true neighbours found",

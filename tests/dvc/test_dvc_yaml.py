@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from isodense.doctor.checks.project import section_class
-from isodense.evaluate import evaluate
+from isodense.models.inference import completions
 from isodense.pipeline import params
 from isodense.pipeline.runtime import BaseParams
 from isodense.reward import trl
@@ -92,7 +92,11 @@ def test_every_reader_exists():
 
 
 def test_caches_of_risky_pieces_hash_the_rooms_that_compute_them():
-    for stage, code in (("train", train.CODE), ("evaluate", evaluate.CODE), ("reward", trl.CODE)):
+    for stage, code in (
+        ("train", train.CODE),
+        ("evaluate", completions.CODE),
+        ("reward", trl.CODE),
+    ):
         folders = {Path(f"src/isodense/{room}") for room in code}
         found = {Path(room) for room in rooms(stage)}
         assert all({folder, folder.parent} & found for folder in folders)

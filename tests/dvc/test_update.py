@@ -68,8 +68,8 @@ def test_with_nothing_new_it_compares_with_a_revision(project):
 
 def test_a_faulty_file_changes_nothing(project):
     before = state(project)
-    (project.root / "bad.jsonl").write_text('{"question": "?"}\n')
-    for name, words in (("bad.jsonl", "of no known form"), ("none.jsonl", "is not a file")):
+    (project.root / "bad.jsonl").write_text('{"quest": "?"}\n')
+    for name, words in (("bad.jsonl", "of no known shape"), ("none.jsonl", "is not a file")):
         output = project.run("isodense", "update", name, check=False)
         assert words in output
         assert "Running stage" not in output
@@ -87,4 +87,4 @@ def test_when_dvc_fails_params_and_lock_are_as_before_and_the_data_comes_back(pr
     assert state(project) == before
     project.run("dvc", "checkout")
     pairs = json.loads((project.root / "data/examples/manifest.json").read_text())
-    assert pairs["rows"] == 123
+    assert pairs["rows"] == 124

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from isodense.evaluate.metrics import Answers, Comparison, Heldout, bins, interval, write_tables
+from isodense.evaluate.metrics import (
+    Answers,
+    Comparison,
+    Heldout,
+    bins,
+    interval,
+    named_share,
+    write_tables,
+)
 from isodense.models.inference.generation import Completion
 from isodense.prompts.reader import PromptSet
 
@@ -210,3 +218,21 @@ def test_completions_without_an_opinion_do_not_count():
     assert metrics["base"]["frac_reward_zero_std"] == 1
     assert metrics["base"]["pass_at_1"] == pytest.approx((0 + 0 + 1 + 0.5) / 4)
     json.dumps([metrics, found.completions(), found.deciles()], allow_nan=False)
+
+
+def test_the_interval_of_a_share_stays_among_shares_and_never_vanishes():
+    none = named_share("p", np.zeros(8))
+    assert (none["p"], none["p_low"]) == (0, 0)
+    assert none["p_high"] == pytest.approx(0.324, abs=1e-3)  # Wilson's of 0 in 8
+    half = named_share("p", np.array([0.0, 1.0] * 50))
+    assert (half["p_low"], half["p_high"]) == pytest.approx((0.404, 0.596), abs=1e-3)
+
+
+def test_the_first_function_alone_decides_what_is_solved():
+    made = graded(np.array([[0.0, 1.0]]))
+    both = {"right": made.rewards, "long": np.full((1, 2), 50, np.float32)}
+    total = made.rewards + 0.1 * both["long"]
+    found = Answers(made.completions, total, made.vectors, both, 0.5)
+    assert found.pass_at["pass_at_1"].tolist() == [0.5]
+    silent = Answers(made.completions, total, made.vectors, both, None)
+    assert silent.pass_at == {}

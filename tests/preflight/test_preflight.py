@@ -230,3 +230,18 @@ def test_a_function_that_lacks_its_column_is_named(project: Project, monkeypatch
     (text,) = said(project.findings(), "reward")
     assert "needs the column answr" in text
     assert "solution" in text
+
+
+def test_prompts_without_a_value_that_a_function_takes_are_counted(project: Project, monkeypatch):
+    (project.root / "rewards").mkdir()
+    source = "def graded(completions, solution):\n    return [0.0] * len(completions)\n"
+    (project.root / "rewards/grades.py").write_text(source)
+    monkeypatch.chdir(project.root)
+    monkeypatch.syspath_prepend(str(project.root / "rewards"))
+    made = rows(pairs=False)
+    for row in made[:3]:
+        row.pop("solution")
+    project.write(made)
+    project.configure(reward={"kind": "function", "functions": ["grades:graded"]})
+    (text,) = said(project.findings(), "reward")
+    assert text == f"warning: 3 of {COUNT} prompts have no solution"

@@ -75,7 +75,7 @@ def test_the_manifest_holds_what_the_kind_reads_and_the_check(folder: Path, repo
         "length_only": report["length_only"]["accuracy"],
         "over_length_low": report["over_length"]["low"],
     }
-    assert manifest["solved_above"] == 0.5
+    assert "solved_above" not in manifest  # a head's rewards have no natural threshold
     assert set(manifest["inputs"]) == {"pairs", "policy"}
 
 

@@ -149,3 +149,15 @@ def test_values_that_json_lacks_are_written_as_text():
     assert first["columns"] == {"when": {"day": "2026-01-02"}}
     assert (first["reward"], first["rewards"]) == (1, {"one": 1})
     assert (second["reward"], second["rewards"]) == (None, {"one": None})
+
+
+def test_the_first_function_alone_decides_and_null_says_nothing():
+    made = [[Completion("4", (1,), False)] * 2] * 2
+    each = np.array([[[0, 9], [1, 9]], [[0, 9], [0, 9]]], dtype=np.float32)
+    sample = Sample([{}] * 2, made, each, each.sum(axis=2), ["right", "long"])
+    found = describe(sample, 0.5)
+    assert (found["never_solved"], found["sometimes_solved"]) == (0.5, 0.5)
+    silent = describe(sample, None)
+    assert not [name for name in silent if name.endswith("solved")]
+    assert "solved" not in said(silent)
+    assert said(found).count("solved") == 1

@@ -11,7 +11,7 @@ each metric.
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from isodense.evaluate.solved import pass_at, sizes
 from isodense.evaluate.text_metrics import distinct, repetition, stock_phrases, words
 from isodense.pipeline.jsonl import write_jsonl
 from isodense.prompts.reader import PromptSet
+from isodense.reward.scoring.check import wilson
 
 if TYPE_CHECKING:
     from isodense.models.inference.generation import Completion
@@ -77,7 +78,7 @@ class Answers:
     functions : dict of str to ndarray of shape (n_prompts, num_generations), float32
         What each reward function gives, of kind function.
     solved_above : float or None
-        A completion with a higher reward is solved; None where rewards do not tell.
+        A completion to which the first function gives more is solved; None where none tells.
     """
 
     completions: list[list[Completion]]
@@ -101,7 +102,8 @@ class Answers:
         """Estimates of pass@k of each prompt, by ``pass_at_k``; none where rewards do not tell."""
         if self.solved_above is None:
             return {}
-        solved, count = (self.rewards > self.solved_above).sum(axis=1), self.rewards.shape[1]
+        decisive = next(iter(self.functions.values()), self.rewards)
+        solved, count = (decisive > self.solved_above).sum(axis=1), decisive.shape[1]
         return {f"pass_at_{k}": pass_at(solved, count, k) for k in sizes(count)}
 
     @property
@@ -137,10 +139,9 @@ class Answers:
         if self.grouped:
             found["vendi_within"] = np.mean([vendi(group) for group in self.vectors])
             found["frac_reward_zero_std"] = self.frac_reward_zero_std.mean()
-        measured = {"reward": self.reward, **self.pass_at}
-        result: dict[str, Any] = {}
-        for name, values in measured.items():
-            result |= named_interval(name, values)
+        result: dict[str, Any] = named_interval("reward", self.reward)
+        for name, values in self.pass_at.items():
+            result |= named_share(name, values)
         result |= {name: round(float(value), 6) for name, value in found.items()}
         if self.functions:
             means = {name: mean_known(values) for name, values in self.functions.items()}
@@ -184,7 +185,7 @@ class Comparison:
         for name, answers in (("base", self.base), ("trained", self.trained)):
             found[name] = answers.describe()
             measured = {"reward": answers.reward, **answers.pass_at}
-            found[name] |= over_labels(measured, labels)
+            found[name] |= over_labels(measured, labels, answers.pass_at)
             if answers.grouped:
                 found[name]["frac_reward_zero_std_by_decile"] = self._by_decile(
                     answers.frac_reward_zero_std
@@ -289,11 +290,13 @@ def _write_csv(path: Path, rows: list[dict[str, Any]], header: list[str]) -> Non
 def _interval_of_pass(answers: Answers, members: np.ndarray) -> dict[str, Any]:
     """Return pass@1 of some prompts with its interval, where rewards tell."""
     values = answers.pass_at.get("pass_at_1")
-    return {} if values is None else named_interval("pass_at_1", values[members])
+    return {} if values is None else named_share("pass_at_1", values[members])
 
 
 def over_labels(
-    measured: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray]
+    measured: Mapping[str, np.ndarray],
+    labels: Mapping[str, np.ndarray],
+    shares: Collection[str] = (),
 ) -> dict[str, Any]:
     """Return means over labels of the labels' means, as ``…_over_labels`` with intervals.
 
@@ -302,11 +305,14 @@ def over_labels(
     measured : mapping of str to ndarray of shape (n_prompts,)
     labels : mapping of str to ndarray of int
         Row numbers of each label; with fewer than two, nothing is returned.
+    shares : collection of str
+        Names of what lies in [0, 1].
     """
     found: dict[str, Any] = {}
     for name, values in measured.items() if len(labels) > 1 else ():
         means = np.array([mean_known(values[members]) for members in labels.values()])
-        found |= named_interval(f"{name}_over_labels", means)
+        named = named_share if name in shares else named_interval
+        found |= named(f"{name}_over_labels", means)
     return found
 
 
@@ -355,6 +361,18 @@ def named_interval(name: str, values: np.ndarray) -> dict[str, float | None]:
     """Return mean and 95% t interval as metrics: `name`, `name`_low, `name`_high."""
     mean, low, high = interval(values)
     return {name: mean, f"{name}_low": low, f"{name}_high": high}
+
+
+def named_share(name: str, values: np.ndarray) -> dict[str, float | None]:
+    """Return the mean of values in [0, 1] and a 95% interval as metrics, as `named_interval` does.
+
+    The interval is Wilson's (1927), as if each value were 0 or 1: it stays in [0, 1], says
+    something where all values are equal, and is never too narrow, since no values in [0, 1] with
+    that mean vary more.
+    """
+    low, high = wilson(float(values.sum()), len(values))
+    found = {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
+    return {key: round(value, 6) for key, value in found.items()}
 
 
 def bins(density: np.ndarray, most: int = 10) -> list[np.ndarray]:

@@ -68,11 +68,18 @@ def check_columns(inputs: Inputs) -> Iterator[Finding]:
     functions = getattr(inputs.reward, "functions", None)
     if inputs.reward.kind != "function" or not functions:
         return
-    from isodense.reward.scoring.functions import missing_columns
+    from isodense.reward.scoring.functions import find_functions, lacking
 
     try:
-        for line in missing_columns(functions, inputs.columns):
+        found = find_functions(functions)
+        for line in lacking(found, inputs.columns):
             yield Finding("problem", "reward", line)
+        for name in (name for name in inputs.columns if inputs.nulls.get(name)):
+            takers = ", ".join(one.label for one in found if one.names(name))
+            if takers:
+                text = f"{inputs.nulls[name]} of {inputs.count} prompts have no {name}"
+                hint = f"{takers} gets None for these: let it return None (no opinion) there"
+                yield Finding("warning", "reward", text, hint)
     except IsodenseError as error:
         yield Finding("problem", "reward", error.message, error.hint)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from isodense.evaluate.params import EvaluateParams
 from isodense.pipeline import params
 from isodense.pipeline.artifact import read_manifest
-from isodense.pipeline.tables import read_rows, schema_of
+from isodense.pipeline.tables import read_batches, read_rows, schema_of
 from isodense.prompts.reader import OWN
 from isodense.reward.params import RewardParams
 from isodense.train.params import TrainParams
@@ -39,6 +40,8 @@ class Inputs:
         Number of prompts, and of those that are held out.
     rows : list of dict
         Rows of ``data/prompts`` with ``prompt``, ``split`` and ``tools``: a sample of `SAMPLE`.
+    nulls : dict of str to int
+        Number of prompts without a value, by column.
     kinds : dict
         A prompt of every set of roles, with and without tools, over all prompts.
     """
@@ -53,6 +56,7 @@ class Inputs:
     count: int
     heldout: int
     rows: list[dict[str, Any]]
+    nulls: dict[str, int] = field(default_factory=dict)
     kinds: dict[Kind, dict[str, Any]] = field(default_factory=dict)
 
     def said(self) -> str:
@@ -105,6 +109,10 @@ def read_inputs(
         kinds.setdefault((roles, bool(row.get("tools"))), row)
         if place in wanted:
             rows.append(row)
+    columns = [name for name in schema_of(prompts).names if name not in OWN]
+    nulls = Counter[str]()
+    for batch in read_batches(prompts, columns):
+        nulls.update({name: batch.column(name).null_count for name in batch.schema.names})
     has_examples = (examples / "manifest.json").is_file()
     return Inputs(
         reward=reward,
@@ -112,10 +120,11 @@ def read_inputs(
         evaluate=evaluate,
         policy=policy,
         encoder=encoder,
-        columns=[name for name in schema_of(prompts).names if name not in OWN],
+        columns=columns,
         pairs=not has_examples or {"chosen", "rejected"} <= set(schema_of(examples).names),
         count=count,
         heldout=heldout,
         rows=rows,
+        nulls=nulls,
         kinds=kinds,
     )

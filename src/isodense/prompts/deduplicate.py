@@ -293,7 +293,7 @@ def _warn_of_labels(found: Statistics) -> None:
     if len(found.labels) > max(FEW_LABELS, len(found.counts) / 2):
         log.warning(
             "label has %d values for %d prompts: it should name kinds of prompts. If it holds the "
-            "answers, map it: columns: {ground_truth: label, label: null}",
+            "answers, keep them in a column of another name (download.*.columns)",
             len(found.labels),
             len(found.counts),
         )

@@ -298,7 +298,7 @@ def _reward_cards(found: dict[str, Any]) -> Iterator[Card]:
         note = f"of held-out pairs, 95% interval {pairs['low']:.0%} to {pairs['high']:.0%}"
         note += f"; length alone {length['accuracy']:.0%}" if length else ""
         yield "reward model accuracy", f"{pairs['accuracy']:.0%}", note
-    if "sampled" in found:
+    if "never_solved" in found.get("sampled", {}):
         sampled = found["sampled"]
         note = (
             f"of {sampled['prompts']} training prompts the untrained policy solves sometimes, and "

@@ -204,7 +204,7 @@ class RewardParams(Params):
     full: FullParams
     model: SourceParams
     functions: list[FunctionParams]
-    solved_above: float
+    solved_above: float | None
     check: CheckParams
 
     @model_validator(mode="after")

@@ -147,7 +147,7 @@ def choose(task: Task, size: int, max_tokens: int) -> list[dict[str, Any]]:
     return chosen
 
 
-def describe(sample: Sample, solved_above: float) -> dict[str, Any]:
+def describe(sample: Sample, solved_above: float | None) -> dict[str, Any]:
     """Return the metrics of a sample.
 
     Prompts of which no completion has a reward are left out of means and shares; their share is
@@ -166,20 +166,24 @@ def describe(sample: Sample, solved_above: float) -> dict[str, Any]:
     known = ~np.isnan(sample.total)
     rated = known.any(axis=1)
     total, known = sample.total[rated].astype(np.float64), known[rated]
-    solved = np.where(known, total > solved_above, False).sum(axis=1)
+    decisive = (sample.each[..., 0] if sample.labels else sample.total)[rated]
+    solved = (decisive > np.inf if solved_above is None else decisive > solved_above).sum(axis=1)
     mean, low, high = t_interval(np.nanmean(total, axis=1))
     spread = np.nanmax(total, axis=1) - np.nanmin(total, axis=1)
     cut = [one.truncated for group in sample.completions for one in group]
     never, always = solved == 0, solved == known.sum(axis=1)
+    shares = {
+        "never_solved": float(never.mean()),
+        "sometimes_solved": float((~never & ~always).mean()),
+        "always_solved": float(always.mean()),
+    }
     return {
         "prompts": len(sample.rows),
         "num_generations": sample.total.shape[1],
         "reward": mean,
         "reward_low": low,
         "reward_high": high,
-        "never_solved": float(never.mean()),
-        "sometimes_solved": float((~never & ~always).mean()),
-        "always_solved": float(always.mean()),
+        **({} if solved_above is None else shares),
         "frac_reward_zero_std": float((spread <= SAME).mean()),
         "clipped_ratio": float(np.mean(cut)),
         "no_opinion": float((~rated).mean()),
@@ -191,7 +195,7 @@ def warning(sampled: dict[str, Any]) -> str | None:
     count = sampled["prompts"]
     if sampled["frac_reward_zero_std"] < 1:
         return None
-    if sampled["never_solved"] == 1:
+    if sampled.get("never_solved") == 1:
         found = (
             f"no completion of {count} prompts was solved and no group has two different rewards"
         )
@@ -199,7 +203,7 @@ def warning(sampled: dict[str, Any]) -> str | None:
             "easier prompts, a stronger policy, more tokens for a completion "
             f"({sampled['clipped_ratio']:.0%} were cut), or a further function with partial credit"
         )
-    elif sampled["always_solved"] == 1:
+    elif sampled.get("always_solved") == 1:
         found = f"every completion of {count} prompts was solved: there is nothing left to learn"
         hint = "harder prompts, or a stricter reward"
     else:

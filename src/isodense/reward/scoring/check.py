@@ -182,22 +182,28 @@ def no_signal(manifest: dict[str, Any]) -> str | None:
     found = check.get("sampled") if isinstance(check, dict) else None
     if not isinstance(found, dict) or found["frac_reward_zero_std"] < 1:
         return None
+    solved = ""
+    if "never_solved" in found:
+        never, always = found["never_solved"], found["always_solved"]
+        solved = f" (never solved: {never:.0%}, always: {always:.0%})"
     return (
         f"in the check of the reward no group of {found['prompts']} prompts had two different "
-        f"rewards (never solved: {found['never_solved']:.0%}, always: {found['always_solved']:.0%})"
-        ": GRPO may get no signal"
+        f"rewards{solved}: GRPO may get no signal"
     )
 
 
 def said(sampled: dict[str, Any]) -> str:
     """Return the check on completions in words: the summary line of the stage."""
-    shares = ("never_solved", "sometimes_solved", "always_solved")
     rated = round(sampled["prompts"] * (1 - sampled["no_opinion"]))
-    never, sometimes, always = (round(sampled[share] * rated) for share in shares)
+    solved = ""
+    if "never_solved" in sampled:
+        shares = ("never_solved", "sometimes_solved", "always_solved")
+        never, sometimes, always = (round(sampled[share] * rated) for share in shares)
+        solved = f": {never} never solved, {sometimes} sometimes, {always} always"
     return (
         f"reward {sampled['reward']:.3f} ({sampled['reward_low']:.3f} to "
         f"{sampled['reward_high']:.3f}) of {sampled['num_generations']} completions each of "
-        f"{rated} training prompts: {never} never solved, {sometimes} sometimes, {always} always; "
+        f"{rated} training prompts{solved}; "
         f"{sampled['frac_reward_zero_std']:.0%} of the groups have one reward throughout"
     )
 
