@@ -7,7 +7,6 @@ reason; a stand-in whose line is gone from the page fails. Other blocks have to 
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 import shutil
@@ -23,9 +22,7 @@ from tests.tables import stored_rows
 BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOT_RUN = {"text", "yaml", "json"}  # output and data
 BACK = "git checkout -q . && dvc checkout -q"
-OWN_DATA = (
-    "dvc exp run -S 'download.sources=[local]' -S 'download.local.files=[data/raw/pairs.jsonl.gz]'"
-)
+OWN_REWARD = "-S reward.kind=function -S 'reward.functions=[rewards.gsm8k:correct]'"
 STAND_INS = {  # line, less its comment: (what runs instead, why)
     "make test": ("make -n test", "it is this run of the tests"),
     "isodense compare --arms uniform density --seeds 3": (
@@ -40,8 +37,8 @@ STAND_INS = {  # line, less its comment: (what runs instead, why)
         f"dvc exp run -S train.sampling=uniform -S train.seed=1 train && {BACK}",
         "time: without the evaluation",
     ),
-    OWN_DATA: (
-        f"{OWN_DATA} prompts && {BACK}",
+    OWN_REWARD: (
+        f"{OWN_REWARD} prompts && {BACK}",
         "time: it stops at the prompts",
     ),
 }
@@ -81,9 +78,8 @@ def prepare(project):
     for part in ("part1", "part2"):  # sets that were embedded apart
         for name in ("prompts", "embeddings"):
             shutil.copytree(root / "data" / name, root / part / "data" / name)
-    answers = {"chosen": "Eight minutes.", "rejected": "No."}
-    rows = [{"prompt": f"How do I boil {count} eggs?", **answers} for count in range(2, 22)]
-    with gzip.open(root / "data/raw/pairs.jsonl.gz", "wt") as stream:
+    rows = [{"question": f"What is {n} + {n}?", "answer": f"#### {2 * n}"} for n in range(20)]
+    with (root / "data/raw/problems.jsonl").open("w") as stream:
         stream.writelines(json.dumps(row) + "\n" for row in rows)
 
 
