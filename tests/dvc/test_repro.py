@@ -66,6 +66,7 @@ def test_a_density_experiment_reruns_density_and_what_follows(project):
     project.run("dvc", "checkout", "-q")
 
 
+@pytest.mark.slow
 def test_a_comparison_is_experiments_that_are_not_run_twice(project):
     command = ["isodense", "compare", "--arms", "uniform", "density", "--seeds", "2"]
     command += ["-S", "train.max_steps=1", "--output", "compared"]

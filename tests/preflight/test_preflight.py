@@ -206,6 +206,7 @@ def test_wrong_params_of_later_stages_are_said_first(project: Project):
         project.findings()
 
 
+@pytest.mark.slow
 def test_a_problem_stops_the_pipeline_unless_it_need_not_get_that_far(project: Project):
     project.write(rows(pairs=False))
     done = project.run()

@@ -286,6 +286,7 @@ def test_what_trl_refuses_is_one_clear_error(world, changes, said):
         run(world, "refused", length, **changes)
 
 
+@pytest.mark.slow
 def test_kill_9_of_the_stage_loses_only_the_steps_since_the_checkpoint(tmp_path: Path):
     write_reward(tmp_path, write_inputs(tmp_path))
     changes = {"train": {"max_steps": 8, "save_steps": 1}}
