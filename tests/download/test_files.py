@@ -261,3 +261,90 @@ def test_files_that_hold_no_rows_are_refused(tmp_path, name, content, words):
         written(tmp_path / name, content)
     with pytest.raises(DataError, match=words):
         rows_of(tmp_path / name)
+
+
+# --- what was read wrong in silence, or ended in a traceback --------------------------------------
+
+
+@pytest.mark.parametrize("name", ["passages", "tests", "choices"])
+def test_a_single_row_that_holds_a_list_of_objects_is_a_row(tmp_path, name):
+    row = {"question": "REAL", name: [{"text": "x"}, {"text": "y"}]}
+    for suffix in ("json", "jsonl"):
+        path = written(tmp_path / f"a.{suffix}", json.dumps(row))
+        assert rows_of(path) == [(1, row)]
+
+
+def test_an_object_that_may_be_a_row_or_hold_rows_is_refused(tmp_path):
+    both = written(tmp_path / "a.json", json.dumps({"prompt": "x", "data": ROWS}))
+    with pytest.raises(DataError, match="it is not clear whether data holds the rows"):
+        rows_of(both)
+    two = written(tmp_path / "b.json", json.dumps({"train": ROWS, "test": ROWS}))
+    with pytest.raises(DataError, match="whether train and test holds the rows"):
+        rows_of(two)
+
+
+def test_notes_in_a_folder_of_data_are_left_out_and_texts_alone_are_data(tmp_path, caplog):
+    for name in ("a/rows.jsonl", "a/LICENSE.txt", "a/notes.txt", "a/dataset_infos.json", "b/p.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    with caplog.at_level("INFO", logger="isodense"):
+        assert expand([str(tmp_path / "a")]) == [tmp_path / "a/rows.jsonl"]
+    assert "left out LICENSE.txt, dataset_infos.json, notes.txt" in caplog.text
+    assert expand([str(tmp_path / "b")]) == [tmp_path / "b/p.txt"]
+
+
+def test_linked_folders_are_gone_through_and_loops_end(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far/x.jsonl").write_text("{}")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/link").symlink_to(tmp_path / "far")
+    (tmp_path / "in/loop").symlink_to(tmp_path / "in")
+    assert expand([str(tmp_path / "in")]) == [tmp_path / "in/link/x.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("x\n".encode("utf-16"), "is no UTF-8 text"),
+        ("x y\n".encode("utf-16-le"), "is no UTF-8 text"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "pointer of Git LFS"),
+        (b"<!DOCTYPE html>\n<p>", "is a web page"),
+        (b'{"prompt": "x"}\n{"prompt": "y"}\n', "is called a text and holds JSON"),
+    ],
+)
+def test_what_is_no_text_of_prompts_is_refused(tmp_path, content, words):
+    with pytest.raises(DataError, match=words):
+        rows_of(written(tmp_path / "a.txt", content))
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    table = pa.Table.from_arrays([pa.array(["x"]), pa.array(["y"])], names=["prompt", "prompt"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="has two columns 'prompt'"):
+        rows_of(tmp_path / "a.parquet")
+
+
+def test_a_map_with_a_key_twice_names_the_row(tmp_path):
+    kind = pa.map_(pa.string(), pa.int64())
+    pq.write_table(
+        pa.table({"m": pa.array([[("k", 1)], [("k", 1), ("k", 2)]], kind)}), tmp_path / "a"
+    )
+    with pytest.raises(DataError, match="key 'k' twice"):
+        rows_of(tmp_path / "a")
+
+
+@pytest.mark.parametrize("name", ["", " ", "a**b", "x" * 5000, "~nobody-here/x", "a\0b"])
+def test_names_that_cannot_be_read_are_one_error(name):
+    with pytest.raises(DataError):
+        [rows_of(path) for path in expand([name])]
+
+
+def test_a_first_line_nested_without_end_is_one_error(tmp_path):
+    path = written(tmp_path / "a.jsonl", "{" + '"a":[' * 100_000)
+    with pytest.raises(DataError, match=":1: not JSON"):
+        rows_of(path)
+
+
+def test_a_header_that_is_no_csv_is_one_error(tmp_path):
+    with pytest.raises(DataError, match=":1: "):
+        rows_of(written(tmp_path / "a.csv", '"a;b;c",d\tx"y,"\n1,2\n'))

@@ -362,3 +362,16 @@ def test_what_comes_out_is_written_and_read_as_it_is(tmp_path: Path):
         folder = tmp_path / str(number)
         write_examples(folder, [row])
         assert list(iter_examples(folder)) == [row]
+
+
+def test_a_displaced_column_takes_the_place_of_no_other():
+    row = {"prompt": "old", "prompt_": "older", "question": "asked"}
+    shape = shape_of(row, {"prompt": "question"}, "f")
+    found = shape.example(row)
+    assert found["prompt"] == [{"role": "user", "content": "asked"}]
+    assert {found["prompt_"], found["prompt__"]} == {"old", "older"}
+
+
+def test_a_nested_column_can_be_left_out():
+    row = {"question": "asked", "meta": {"level": 3, "embedding": [0.5]}}
+    assert shape_of(row, {"meta.embedding": None}, "f").example(row)["meta"] == {"level": 3}

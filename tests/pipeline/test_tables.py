@@ -124,3 +124,22 @@ def test_missing_and_damaged_shards_are_named(tmp_path):
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(ArtifactError, match=r"shard-00000\.parquet cannot be read"):
         list(read_rows(tmp_path))
+
+
+def test_values_nested_too_deep_are_left_out_row_by_row(tmp_path):
+    deep: object = 1
+    for _ in range(90):
+        deep = {"a": deep}
+    rows = [{"id": "a", "x": {"a": 1}}, {"id": "b", "x": deep}, {"id": "c"}]
+    left_out = []
+    assert write_rows(tmp_path, rows, lambda row, error: left_out.append(str(error))) == 2
+    assert left_out == ["column x: nested more than 50 deep"]
+
+
+@pytest.mark.parametrize("group", [1, 8])
+def test_integers_that_no_real_number_holds_are_an_error_not_another_value(
+    tmp_path, monkeypatch, group
+):
+    monkeypatch.setattr(tables, "GROUP", group)
+    with pytest.raises(MixedTypes, match="column x"):
+        write_rows(tmp_path, [{"x": 2**60 + 1}, {"x": 0.5}], lambda *_: None)

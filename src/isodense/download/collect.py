@@ -1,7 +1,7 @@
 """The download stage: examples from every source in use, as one table that TRL reads as it is.
 
 Rows are written as they are read, so a source may be larger than memory; only the 16-byte ids of
-examples are kept, to count identical ones, which stay: how often a prompt was asked matters later.
+examples are held, to count identical ones, which stay: how often a prompt was asked matters later.
 Sources come in the order of ``download.sources``, so adding one at the end appends.
 """
 
@@ -121,7 +121,6 @@ def collect(
         ``id, prompt, source`` and, if the source has them, ``chosen``, ``rejected``, ``label`` and
         other columns.
     """
-    seen: set[bytes] = set()
     for source in params.sources:
         tally.sources[source] = 0
         needs = rng_for(source) if source in DRAWN else tally.bad_row
@@ -133,8 +132,6 @@ def collect(
                 message, hint = "a text holds half of a surrogate pair", "mend or remove the row"
                 tally.bad_row(DataError(message, where, line, hint))
                 continue
-            tally.repeated += bytes.fromhex(identifier) in seen
-            seen.add(bytes.fromhex(identifier))
             tally.sources[source] += 1
             tally.pairs += _is_pair(example)
             yield {"id": identifier, **example, "source": source}
@@ -169,8 +166,13 @@ def publish(
     with publishing(out) as folder:
         rows = collect(params, rng_for, tally)
         bar = tqdm(rows, desc="examples", unit=" examples", **stage.progress())
-        write_rows(folder, bar, tally.mixed)
+        try:
+            write_rows(folder, bar, tally.mixed)
+        except MixedTypes as error:  # in rows that were taken already, as a later one showed
+            hint = "give the column one type, or leave it out: columns: {its name: null}"
+            raise DataError(str(error), "download.sources", hint=hint) from None
         _check(params, tally)
+        tally.repeated = tally.sources.total() - len({bytes.fromhex(one) for one in _ids(folder)})
         facts = {
             "rows": tally.sources.total(),
             "pairs": tally.pairs,

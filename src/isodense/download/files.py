@@ -12,13 +12,14 @@ import glob
 import io
 import json
 import logging
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isodense.download.json_documents import read_array, read_object, sole_value
-from isodense.pipeline.compressed import Damaged, open_bytes
+from isodense.pipeline.compressed import Damaged, compression, open_bytes
 from isodense.pipeline.errors import DataError
 from isodense.pipeline.jsonl import OnBadRow, read_jsonl
 
@@ -34,7 +35,11 @@ BATCH = 1024  # rows of a parquet or Arrow file in memory
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zstd")
 TEXT = (".csv", ".tsv", ".txt")
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".feather", *TEXT)
+ABOUT = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
+NOTES = ("license", "licence", "readme", "requirements", "changelog", "notice")
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+LFS = b"version https://git-lfs.github.com/spec/"
+HTML = re.compile(rb"\s*<(!doctype html|html)", re.IGNORECASE)
 ARCHIVES = {b"PK\x03\x04": "a zip archive", b"7z\xbc\xaf": "a 7z archive"}
 LONG = 2**31 - 1  # of a CSV field, in characters
 
@@ -57,26 +62,36 @@ def expand(names: Sequence[str]) -> list[Path]:
     """
     found: list[Path] = []
     for name in names:
-        if URL.match(name):
-            hint = (
-                "fetch it first (`dvc import-url URL data/raw/`, which also versions it); "
-                "for a data set of the Hugging Face Hub use the source hub"
-            )
-            raise DataError("is a URL, and files are read from disk", name, hint=hint)
-        path = Path(name).expanduser()
-        if not path.exists() and glob.has_magic(name):
-            root = Path(path.anchor)
-            matches = root.glob(str(path.relative_to(root) if path.anchor else path))
-            files = sorted(match for match in matches if match.is_file())
-            if not files:
-                hint = "correct the pattern; ** goes through folders"
-                raise DataError("matches no file", name, hint=hint)
-            found += files
-        elif path.is_dir():
-            found += _in_folder(path)
-        else:
-            found.append(path)
+        try:
+            found += _expanded(name)
+        except DataError:
+            raise
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise DataError(f"cannot be read ({reason})", name, hint="see to it") from None
     return found
+
+
+def _expanded(name: str) -> list[Path]:
+    """Return the files that one name stands for."""
+    if not name.strip():
+        raise DataError("is an empty name", "download.local.files", hint="name a file")
+    if URL.match(name):
+        hint = (
+            "fetch it first (`dvc import-url URL data/raw/`, which also versions it); "
+            "for a data set of the Hugging Face Hub use the source hub"
+        )
+        raise DataError("is a URL, and files are read from disk", name, hint=hint)
+    path = Path(name).expanduser()
+    if not path.exists() and glob.has_magic(name):
+        root = Path(path.anchor)
+        matches = root.glob(str(path.relative_to(root) if path.anchor else path))
+        files = sorted(match for match in matches if match.is_file())
+        if not files:
+            hint = "correct the pattern; ** goes through folders"
+            raise DataError("matches no file", name, hint=hint)
+        return files
+    return _in_folder(path) if path.is_dir() else [path]
 
 
 def _in_folder(folder: Path) -> list[Path]:
@@ -87,14 +102,46 @@ def _in_folder(folder: Path) -> list[Path]:
         splits = ", ".join(json.loads((folder / "dataset_dict.json").read_text("utf-8"))["splits"])
         hint = f"name one of them: {folder}/SPLIT, of {splits}"
         raise DataError("holds several splits", folder, hint=hint)
-    inside = sorted(path for path in folder.rglob("*") if path.is_file())
+    inside = sorted(_walk(folder))
     shown = [path for path in inside if not _is_hidden(path.relative_to(folder))]
-    files = [path for path in shown if _suffix(path) in SUFFIXES]
+    files = data_files(shown)
     if other := [path.name for path in shown if path not in files]:
         log.info("%s: left out %s", folder, ", ".join(other[:5]) + ", …" * (len(other) > 5))
     if not files:
         raise DataError(f"holds no data file ({', '.join(SUFFIXES)})", folder, hint="name files")
     return files
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Yield the files in a folder and in those below it, linked ones included.
+
+    Raises
+    ------
+    OSError
+        If a folder cannot be read.
+    """
+
+    def failed(error: OSError) -> None:
+        raise error
+
+    seen: set[str] = set()
+    for place, folders, names in os.walk(folder, onerror=failed, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (Path(place, name) for name in names)
+
+
+def data_files(paths: Iterable[Path]) -> list[Path]:
+    """Return the files that hold rows, by their names; plain texts only where nothing else does.
+
+    A text beside tables is a licence, a note or a list of requirements.
+    """
+    known = [path for path in paths if _suffix(path) in SUFFIXES and path.name not in ABOUT]
+    tables = [path for path in known if _suffix(path) != ".txt"]
+    return tables or [path for path in known if path.stem.lower() not in NOTES]
 
 
 def _is_hidden(path: Path) -> bool:
@@ -129,8 +176,14 @@ def read(path: Path, on_bad_row: OnBadRow) -> Rows:
             start = stream.read(512)
     except FileNotFoundError:
         raise DataError("no such file", path, hint="check the path in params.yaml") from None
-    except OSError as error:
-        raise DataError(f"cannot be read ({error.strerror})", path, hint="see to it") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"cannot be read ({reason})", path, hint="see to it") from None
+    if start.startswith(LFS):
+        hint = "`git lfs pull` fetches what it stands for"
+        raise DataError("is a pointer of Git LFS, not the file itself", path, hint=hint)
+    if HTML.match(start):
+        raise DataError("is a web page, not data", path, hint="fetch the file itself")
     kind = next((name for magic, name in ARCHIVES.items() if start.startswith(magic)), None)
     if kind or start[257:262] == b"ustar":
         hint = "unpack it and name the files; a spreadsheet can be saved as CSV"
@@ -139,6 +192,8 @@ def read(path: Path, on_bad_row: OnBadRow) -> Rows:
         return _parquet(path)
     if start.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
         return _arrow(path)
+    if compression(start) is None and (b"\0" in start or start[:2] in (b"\xff\xfe", b"\xfe\xff")):
+        raise DataError("is no UTF-8 text, but UTF-16 or binary", path, hint="save it as UTF-8")
     return _text(path, on_bad_row)
 
 
@@ -147,7 +202,19 @@ def _text(path: Path, on_bad_row: OnBadRow) -> Rows:
     if suffix in (".parquet", ".arrow", ".feather"):
         raise DataError(f"is no {suffix[1:]} file", path, hint="fetch it again, or rename it")
     known = {".csv": _csv, ".tsv": _csv, ".txt": _lines}
+    if suffix == ".txt" and _begins_like_json(path):
+        hint = "rename it to .jsonl or .json"
+        raise DataError("is called a text and holds JSON", path, hint=hint)
     return _guarded(path, known.get(suffix) or _json_reader(path), on_bad_row)
+
+
+def _begins_like_json(path: Path) -> bool:
+    with open_bytes(path) as stream:
+        first = stream.readline(2**20)
+    try:
+        return isinstance(json.loads(first.decode("utf-8-sig")), dict | list)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _guarded(path: Path, reader: Callable[[Path, OnBadRow], Rows], on_bad_row: OnBadRow) -> Rows:
@@ -185,7 +252,10 @@ def _csv(path: Path, on_bad_row: OnBadRow) -> Rows:
         first = text.readline()
         marks = "\t" if _suffix(path) == ".tsv" else max(",;\t", key=first.count)
         rows = csv.reader(_chained(first, text), delimiter=marks, strict=True)
-        header = next(rows, [])
+        try:
+            header = next(rows, [])
+        except csv.Error as error:
+            raise DataError(f"not CSV ({error})", path, 1, "correct the header") from None
         if not header or len(set(header)) < len(header) or "" in header:
             message = f"the first line names no columns, or one twice: {header}"
             raise DataError(message, path, 1, "give the file a header")
@@ -266,6 +336,11 @@ def _of_batches(path: Path, batches: Iterator[Any]) -> Rows:
     number = 0
     try:
         for batch in batches:
+            if len(set(batch.schema.names)) < len(batch.schema.names):
+                twice = next(
+                    name for name in batch.schema.names if batch.schema.names.count(name) > 1
+                )
+                raise DataError(f"has two columns {twice!r}", path, hint="rename one of them")
             decoders = _decoders(batch.schema)
             for start in range(0, len(batch), BATCH):
                 for row in batch.slice(start, BATCH).to_pylist(maps_as_pydicts="strict"):
@@ -274,6 +349,9 @@ def _of_batches(path: Path, batches: Iterator[Any]) -> Rows:
                         number,
                         row | {name: decode(row[name]) for name, decode in decoders.items()},
                     )
+    except KeyError:
+        message = f"has a map that has a key twice, after row {number}"
+        raise DataError(message, path, hint="mend the row") from None
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         first = str(error).splitlines()[0]
         message = f"is damaged or cut short after row {number} ({first})"

@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from isodense.download.shapes.known import KNOWN
 from isodense.pipeline.compressed import open_bytes
 from isodense.pipeline.errors import DataError
 from isodense.pipeline.jsonl import OnBadRow
 
+AROUND = frozenset("data rows examples instances items records train test validation".split())
 CHUNK = 2**20  # characters read at once
 SPACE = " \t\r\n"
 HINT = "correct it there: an array cannot be read past a fault"
 
 Rows = Iterator[tuple[int, dict[str, Any]]]
+
+log = logging.getLogger("isodense")
 
 
 class Buffer:
@@ -122,16 +127,16 @@ def sole_value(path: Path) -> bool:
         try:
             text.peek()
             value = text.value()
-        except ValueError:
+        except (ValueError, RecursionError):
             return False
-        return not text.peek() and _rows_of(value) is not None
+        return not text.peek() and _rows_of(value, path) is not None
 
 
 def read_object(path: Path, on_bad_row: OnBadRow) -> Rows:
     """Yield the objects in the list of a JSON object, counted from 1; see `files.read`."""
     with open_bytes(path) as stream:
         value = json.load(io.TextIOWrapper(stream, encoding="utf-8-sig"))
-    for number, row in enumerate(_rows_of(value) or [], start=1):
+    for number, row in enumerate(_rows_of(value, path) or [], start=1):
         if isinstance(row, dict):
             yield number, row
         else:
@@ -139,21 +144,30 @@ def read_object(path: Path, on_bad_row: OnBadRow) -> Rows:
             on_bad_row(DataError(message, path, number, "correct it, or skip such rows"))
 
 
-def _rows_of(value: Any) -> list[Any] | None:
-    """Return the one list of objects that a JSON object holds, beside what describes it.
+def _rows_of(value: Any, path: Path) -> list[Any] | None:
+    """Return the list of rows that a JSON object holds under one of `AROUND`, or None.
 
-    Messages are a list of objects, too: a row that has them is a row.
+    Raises
+    ------
+    DataError
+        If the object could be a row itself, or holds two such lists.
     """
     if not isinstance(value, dict):
         return None
-    lists = [
-        part
-        for part in value.values()
-        if isinstance(part, list) and part and isinstance(part[0], dict)
-    ]
-    if len(lists) != 1 or {"role", "from", "content"} & lists[0][0].keys():
+    found = [name for name in value if name.lower() in AROUND and _is_table(value[name])]
+    if not found:
         return None
-    return lists[0]
+    if len(found) > 1 or any(shape.fits(value) for shape in KNOWN):
+        names = " and ".join(found)
+        message = f"is one JSON object, of which it is not clear whether {names} holds the rows"
+        raise DataError(message, path, hint="save the rows as JSON lines, one object a line")
+    rows: list[Any] = value[found[0]]
+    log.info("%s: the rows are the %d objects in %s", path, len(rows), found[0])
+    return rows
+
+
+def _is_table(part: Any) -> bool:
+    return isinstance(part, list) and bool(part) and isinstance(part[0], dict)
 
 
 def _parsed(text: Buffer, path: Path) -> Any:

@@ -65,7 +65,7 @@ class Snapshot:
             )
         self.files = sorted(file.path for file in tree)
         readme = Path(folder, "README.md")
-        self.card = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+        self.card = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
 
     def matching(self, pattern: str) -> Iterator[tuple[str, Path]]:
         """Fetch the files that match a pattern, one by one, in order of name.
@@ -85,7 +85,7 @@ class Snapshot:
         DataError
             If no file matches, or one cannot be fetched.
         """
-        names = fnmatch.filter(self.files, pattern)
+        names = [pattern] if pattern in self.files else fnmatch.filter(self.files, pattern)
         if not names:
             raise DataError(f"has no file {pattern}", self.repo, hint=self._choice(pattern))
         for name in names:

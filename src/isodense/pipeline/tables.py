@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ROWS = 65_536  # of a shard
+DEPTH = 50  # of objects and lists in one another; Arrow's files hold 64
 GROUP = 8_192  # rows of a row group, the least that is read at once
 TOOLS = "tools"
 CONVERSATIONS = ("prompt", "chosen", "rejected")
@@ -112,9 +113,16 @@ def _table(rows: list[Row], schema: pa.Schema | None = None) -> pa.Table:
         values = [row.get(name) for row in rows]
         try:
             arrays[name] = pa.array(values, schema.field(name).type if schema else None)
+            if _depth(arrays[name].type) > DEPTH:
+                raise MixedTypes(f"column {name}: nested more than {DEPTH} deep")
         except (pa.ArrowException, OverflowError, TypeError) as error:
             raise MixedTypes(f"column {name}: {_said(error)}") from None
     return pa.table(arrays)
+
+
+def _depth(kind: pa.DataType) -> int:
+    parts = [kind.field(number).type for number in range(kind.num_fields)]
+    return 1 + max(map(_depth, parts), default=0)
 
 
 def _unified(schema: pa.Schema, other: pa.Schema) -> pa.Schema:
@@ -160,7 +168,10 @@ def _cast(table: pa.Table, schema: pa.Schema) -> pa.Table:
         try:
             columns.append(column.cast(field.type))
         except pa.ArrowException:  # objects without keys
-            columns.append(pa.array(map(_without_empty, column.to_pylist()), field.type))
+            try:
+                columns.append(pa.array(map(_without_empty, column.to_pylist()), field.type))
+            except (pa.ArrowException, OverflowError, TypeError) as error:
+                raise MixedTypes(f"column {field.name}: {_said(error)}") from None
     return pa.table(columns, schema=schema)
 
 

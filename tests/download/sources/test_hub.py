@@ -140,3 +140,67 @@ def test_faults_name_the_file_of_the_repository(hub: Hub, tmp_path: Path):
     hub.faults[REPO] = Fault(status=404)
     with pytest.raises(DataError, match=REPO):
         Snapshot(REPO, "2" * 40)
+
+
+def test_a_configuration_that_is_a_folder_keeps_its_splits_apart(hub: Hub, tmp_path: Path):
+    card = "---\nconfigs:\n- {config_name: a, data_dir: d}\n- {config_name: b, data_dir: e}\n---\n"
+    files = {"d/train-0.jsonl": asked("a"), "d/test-0.jsonl": asked("t"), "e/x.jsonl": asked("b")}
+    serve(hub, tmp_path, files | {"README.md": card})
+    assert texts(config="a") == ["a"]
+    assert texts(config="a", split="test") == ["t"]
+    assert texts(config="b") == ["b"]
+
+
+def test_notes_beside_the_data_are_no_rows(hub: Hub, tmp_path: Path):
+    notes = {"LICENSE.txt": "one\ntwo\n", "requirements.txt": "numpy\n"}
+    serve(hub, tmp_path, notes | {"train.jsonl": asked("a")})
+    assert texts() == ["a"]
+
+
+def test_a_name_with_brackets_is_that_file(hub: Hub, tmp_path: Path):
+    serve(hub, tmp_path, {"train[1].jsonl": asked("a"), "train1.jsonl": asked("b")})
+    assert texts(files=["train[1].jsonl"]) == ["a"]
+    assert texts(files=["train1.jsonl"]) == ["b"]
+
+
+@pytest.mark.parametrize(
+    "configs",
+    [
+        "configs: [\t{",
+        "configs:\n- {config_name: a, data_dir: ../..}",
+        "configs:\n- {config_name: a, data_files: /etc/x.jsonl}",
+        "configs:\n- {config_name: a, data_files: ../x.jsonl}",
+        "configs:\n" + 2 * "- {config_name: a, data_files: x.jsonl}\n",
+        "configs: !!python/object/apply:os.getcwd []",
+    ],
+)
+def test_a_card_that_cannot_be_read_is_named(hub: Hub, tmp_path: Path, configs: str):
+    serve(hub, tmp_path, {"x.jsonl": asked("a"), "README.md": f"---\n{configs}\n---\n"})
+    with pytest.raises(DataError, match=f"{REPO}: has a card whose configurations cannot be read"):
+        load(config="a")
+    assert texts(files=["x.jsonl"]) == ["a"]
+
+
+def test_the_default_configuration_is_the_one_that_the_card_marks(hub: Hub, tmp_path: Path):
+    card = (
+        "---\nconfigs:\n- {config_name: a, data_files: a.jsonl}\n"
+        "- {config_name: b, data_files: b.jsonl, default: true}\n---\n"
+    )
+    serve(hub, tmp_path, {"a.jsonl": asked("a"), "b.jsonl": asked("b"), "README.md": card})
+    assert texts() == ["b"]
+
+
+def test_faults_inside_a_file_name_the_repository_not_the_cache(hub: Hub, tmp_path: Path):
+    serve(hub, tmp_path, {"train.jsonl": '{"question": "a", "answer": "4"}\n{broken\n'})
+    with pytest.raises(DataError) as caught:
+        load()
+    assert str(caught.value).startswith(f"{REPO}/train.jsonl:2: not JSON")
+
+
+@pytest.mark.parametrize("repo", ["https://host/datasets/a/b", "a/b/c", "a b", "../a"])
+def test_what_is_no_name_of_a_data_set_is_said_with_the_params(repo: str):
+    section = {name: None for name in source.HubParams.model_fields}
+    params = source.HubParams(**section | {"repo": repo, "split": "train", "columns": {}})
+    assert params.missing() == [
+        f"hub.repo: {repo!r} is no name of a data set: write owner/name, no address"
+    ]

@@ -82,18 +82,28 @@ class ColumnMap:
         if not self.columns:
             return row
         view: Row = {}
+        names: dict[str, str] = {}
         for name, value in row.items():
             if name not in self._gone:
-                view[free(name, self.given)] = value
+                names[name] = self._kept(name, row)
+                view[names[name]] = value
+        for column in self._gone - row.keys():
+            outer, *inner = column.split(".")
+            if self.columns.get(column, "") is None and outer in names:
+                view[names[outer]] = without(view[names[outer]], inner)
         for name, column in self.given.items():
             if column in row:
                 view[name] = row[column]
                 continue
             view[name] = lookup(row, column)
-            outer = free(column.split(".")[0], self.given)
+            outer = names.get(column.split(".")[0], "")
             if name in TAKEN and outer in view:
                 view[outer] = without(view[outer], column.split(".")[1:]) or None
         return view
+
+    def _kept(self, name: str, row: Row) -> str:
+        """Return under which name a column stays: another one where its own is given away."""
+        return free(name, {*self.given, *row} - ({name} - self.given.keys()))
 
 
 def free(name: str, taken: Iterable[str]) -> str:

@@ -7,7 +7,8 @@ by the names of the files, which are matched as ``datasets.load_dataset`` does, 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from itertools import islice
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 from pydantic import Field
 
-from isodense.download.files import SUFFIXES
+from isodense.download.files import data_files
 from isodense.download.snapshot import Snapshot
 from isodense.download.sources.local import examples_of
 from isodense.pipeline.errors import DataError
@@ -57,7 +58,21 @@ class HubParams(Params):
         """Return what has to be set before the source can be read."""
         if not self.repo:
             return ["sources names 'hub', but hub.repo is null: set it, as to openai/gsm8k"]
+        if fault := _repo_fault(self.repo):
+            return [f"hub.repo: {fault}"]
         return [] if self.revision else [f"hub.revision is null: set it to {REVISION}"]
+
+
+def _repo_fault(repo: str) -> str | None:
+    """Return why a name cannot be that of a data set, or None."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError:
+        return f"{repo!r} is no name of a data set: write owner/name, no address"
+    return None
 
 
 def load(params: HubParams, on_bad_row: OnBadRow) -> Iterator[dict[str, Any]]:
@@ -115,8 +130,9 @@ def _chosen(
 ) -> dict[str, list[str]]:
     if config is None and len(configs) == 1:
         config = next(iter(configs))
-    if config is None and "default" in configs:
-        config = "default"
+    if config is None:
+        marked = [name for name, entry in _declared(snapshot).items() if entry.get("default")]
+        config = marked[0] if marked else "default" if "default" in configs else None
     if config in configs:
         return configs[str(config)]
     there = ", ".join(configs)
@@ -127,58 +143,92 @@ def _chosen(
 
 def _configs(snapshot: Snapshot) -> dict[str, dict[str, list[str]]]:
     """Return the files of each split of each configuration."""
-    data = [name for name in snapshot.files if Path(name).suffix.lower() != ".py"]
-    if not any(_is_data(name) for name in data):
+    names = [name for name in snapshot.files if Path(name).suffix.lower() != ".py"]
+    if not data_files(map(Path, names)):
         script = next((name for name in snapshot.files if name.endswith(".py")), None)
         reason = f"is made by a script, {script}, which is never run" if script else "has no data"
         hint = "look for a copy as parquet (the branch refs/convert/parquet), and name its revision"
         raise DataError(reason, snapshot.repo, hint=hint)
-    with tempfile.TemporaryDirectory() as folder:  # the names alone: datasets matches them on disk
-        for name in data:
+    declared = _declared(snapshot)
+    if not declared:
+        return {"default": _by_name(names)}
+    return {name: _files_of(entry, names, snapshot) for name, entry in declared.items()}
+
+
+def _files_of(
+    entry: dict[str, Any], names: Sequence[str], snapshot: Snapshot
+) -> dict[str, list[str]]:
+    """Return the files of each split of one configuration that the card declares."""
+    from datasets.data_files import sanitize_patterns
+
+    inside = str(entry.get("data_dir") or "").strip("/")
+    try:
+        patterns = entry.get("data_files")
+        found = {} if patterns is None else sanitize_patterns(patterns)
+        listed = [Path(inside), *(Path(str(one)) for part in found.values() for one in part)]
+        if any(".." in path.parts or path.is_absolute() for path in listed):
+            raise ValueError("it names files outside the repository")
+        if patterns is None:
+            return _by_name(names, inside)
+        start = f"{inside}/" if inside else ""
+        with _tree(names) as folder:
+            return {
+                split: _resolved(folder, [f"{start}{one}" for one in part])
+                for split, part in found.items()
+            }
+    except (ValueError, TypeError) as error:
+        raise _unreadable_card(snapshot, error) from None
+
+
+@contextmanager
+def _tree(names: Sequence[str]) -> Iterator[Path]:
+    """Give a folder of empty files of these names, since `datasets` matches names on disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names:
             path = Path(folder, name)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
-        declared = _declared(snapshot)
-        if not declared:
-            return {"default": _by_name(Path(folder))}
-        return {
-            name: {split: _resolved(Path(folder), patterns) for split, patterns in splits.items()}
-            for name, splits in declared.items()
-        }
+        yield Path(folder)
 
 
-def _is_data(name: str) -> bool:
-    lower = name.lower()
-    return any(suffix in lower for suffix in SUFFIXES if suffix != ".txt")
+def _unreadable_card(snapshot: Snapshot, error: Exception) -> DataError:
+    message = f"has a card whose configurations cannot be read ({str(error).splitlines()[0]})"
+    return DataError(message, snapshot.repo, hint="name the files in download.hub.files")
 
 
-def _declared(snapshot: Snapshot) -> dict[str, dict[str, list[str]]]:
-    """Return the patterns of each split of each configuration that the card declares."""
-    from datasets.data_files import sanitize_patterns
+def _declared(snapshot: Snapshot) -> dict[str, dict[str, Any]]:
+    """Return what the card declares of each configuration; the default one may be marked."""
+    import yaml
     from huggingface_hub import DatasetCard
 
     try:
         card = DatasetCard(snapshot.card).data.to_dict() if snapshot.card else {}
-        found: dict[str, dict[str, list[str]]] = {}
-        for entry in card.get("configs") or []:
-            inside = str(entry.get("data_dir", "")).strip("/")
-            patterns = sanitize_patterns(entry.get("data_files", "**"))
-            found[str(entry["config_name"])] = {
-                split: [f"{inside}/{pattern}" if inside else pattern for pattern in listed]
-                for split, listed in patterns.items()
-            }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        message = f"has a card whose configurations cannot be read ({error})"
-        raise DataError(message, snapshot.repo, hint="name download.hub.files") from None
-    return found
+        entries = [(str(entry["config_name"]), entry) for entry in card.get("configs") or []]
+        if len(dict(entries)) < len(entries):
+            raise ValueError("it declares a configuration twice")
+    except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise _unreadable_card(snapshot, error) from None
+    return dict(entries)
 
 
-def _by_name(folder: Path) -> dict[str, list[str]]:
-    """Return the files of each split by their names, as ``datasets`` finds them."""
-    from datasets.data_files import get_data_patterns
+def _by_name(names: Sequence[str], inside: str = "") -> dict[str, list[str]]:
+    """Return the files of each split by their names, as ``datasets`` finds them in a folder.
 
-    patterns = get_data_patterns(str(folder))
-    return {str(split): _resolved(folder, listed) for split, listed in patterns.items()}
+    Notes and licences are left out first: they are no split.
+    """
+    from datasets.data_files import EmptyDatasetError, get_data_patterns
+
+    start = f"{inside}/" if inside else ""
+    within = [Path(name.removeprefix(start)) for name in names if name.startswith(start)]
+    with _tree([path.as_posix() for path in data_files(within)]) as folder:
+        try:
+            patterns = get_data_patterns(str(folder))
+        except EmptyDatasetError:
+            return {}
+        return {
+            str(split): [start + name for name in _resolved(folder, listed)]
+            for split, listed in patterns.items()
+        }
 
 
 def _resolved(folder: Path, patterns: list[str]) -> list[str]:

@@ -94,19 +94,39 @@ def examples_of(
     DataError
         If the file cannot be read, has no rows, or is of no known shape.
     """
+    faults = 0
+
+    def bad(error: DataError) -> None:
+        nonlocal faults
+        faults += 1
+        on_bad_row(_renamed(error, path, name))
+
     shape = unknown = None
-    for line, row in files.read(path, on_bad_row):
-        if shape is None:
-            try:
-                shape = shape_of(row, columns, name, params)
-            except DataError as error:  # the first row alone may be malformed
-                unknown = unknown or error
-                on_bad_row(error)
-                continue
-        example = shape.example(row)
-        if isinstance(example, str):
-            on_bad_row(bad_row(example, name, line, HINT))
-        else:
-            yield example | {ORIGIN: (name, line)}
-    if shape is None:
-        raise unknown or DataError("has no rows", name, hint="leave the file out")
+    try:
+        for line, row in files.read(path, bad):
+            if shape is None:
+                try:
+                    shape = shape_of(row, columns, name, params)
+                except DataError as error:  # the first row alone may be malformed
+                    unknown = unknown or error
+                    bad(error)
+                    continue
+            example = shape.example(row)
+            if isinstance(example, str):
+                bad(bad_row(example, name, line, HINT))
+            else:
+                yield example | {ORIGIN: (name, line)}
+    except DataError as error:
+        raise _renamed(error, path, name) from None
+    if unknown is not None and shape is None:
+        raise unknown
+    if shape is None and not faults:
+        raise DataError("has no rows", name, hint="leave the file out")
+
+
+def _renamed(error: DataError, path: Path, name: str) -> DataError:
+    """Return an error that calls a file by `name` instead of its path in a cache."""
+    if str(path) == name or str(error.path) != str(path):
+        return error
+    said = error.message.removeprefix(str(path)).partition(": ")[2]
+    return DataError(said, name, error.line, error.hint)
