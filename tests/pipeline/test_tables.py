@@ -126,11 +126,13 @@ def test_missing_and_damaged_shards_are_named(tmp_path):
         list(read_rows(tmp_path))
 
 
-def test_values_nested_too_deep_are_left_out_row_by_row(tmp_path):
+@pytest.mark.parametrize("times", [60, 90, 500])
+@pytest.mark.parametrize("wrap", [lambda value: {"a": value}, lambda value: [value]])
+def test_values_nested_too_deep_are_left_out_row_by_row(tmp_path, times, wrap):
     deep: object = 1
-    for _ in range(90):
-        deep = {"a": deep}
-    rows = [{"id": "a", "x": {"a": 1}}, {"id": "b", "x": deep}, {"id": "c"}]
+    for _ in range(times):
+        deep = wrap(deep)
+    rows = [{"id": "a", "x": wrap(1)}, {"id": "b", "x": deep}, {"id": "c"}]
     left_out = []
     assert write_rows(tmp_path, rows, lambda row, error: left_out.append(str(error))) == 2
     assert left_out == ["column x: nested more than 50 deep"]

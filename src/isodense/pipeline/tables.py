@@ -113,16 +113,19 @@ def _table(rows: list[Row], schema: pa.Schema | None = None) -> pa.Table:
         values = [row.get(name) for row in rows]
         try:
             arrays[name] = pa.array(values, schema.field(name).type if schema else None)
-            if _depth(arrays[name].type) > DEPTH:
+            if _is_deep(arrays[name].type):
                 raise MixedTypes(f"column {name}: nested more than {DEPTH} deep")
-        except (pa.ArrowException, OverflowError, TypeError) as error:
+        except (pa.ArrowException, OverflowError, TypeError, RecursionError) as error:
             raise MixedTypes(f"column {name}: {_said(error)}") from None
     return pa.table(arrays)
 
 
-def _depth(kind: pa.DataType) -> int:
-    parts = [kind.field(number).type for number in range(kind.num_fields)]
-    return 1 + max(map(_depth, parts), default=0)
+def _is_deep(kind: pa.DataType) -> bool:
+    """Return whether a type has more than `DEPTH` types in one another."""
+    level = [kind]
+    for _ in range(DEPTH):
+        level = [part.field(number).type for part in level for number in range(part.num_fields)]
+    return bool(level)
 
 
 def _unified(schema: pa.Schema, other: pa.Schema) -> pa.Schema:
