@@ -29,6 +29,7 @@ from isodense.pipeline.artifact import (
     content_sha256,
     load_array,
     publishing,
+    read_checked,
     read_manifest,
     write_manifest,
 )
@@ -115,7 +116,7 @@ def embed(
     rank = rank or Rank.current()
     load = load or (lambda: load_with(encoder, as_dict(params), device))
     model, where = read_manifest(encoder, "models"), resolve_device(device)
-    manifest = read_manifest(prompts, "prompts")
+    manifest = read_checked(prompts, "prompts")
     store = Store(cache, "embeddings")
 
     def key(texts: list[str]) -> str:

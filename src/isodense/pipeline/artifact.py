@@ -184,6 +184,14 @@ def checked(folder: str | Path, manifest: dict[str, Any], name: str) -> Path:
     return path
 
 
+def read_checked(folder: str | Path, kind: str) -> dict[str, Any]:
+    """Do as :func:`read_manifest` does, and compare all files as :func:`checked` does."""
+    manifest = read_manifest(folder, kind)
+    for name in manifest["files"]:
+        checked(folder, manifest, name)
+    return manifest
+
+
 def verify_files(folder: str | Path, manifest: dict[str, Any]) -> None:
     """Compare the SHA-256 of every file of an artifact with its manifest, reading each anew.
 
