@@ -41,7 +41,7 @@ def main(argv: list[str]) -> str:
     report = statistics(found, graph, section, train.counts)
     if manifest.get("recall") is not None:
         report["recall"] = manifest["recall"]
-    labels = train.labels
+    labels = train.labels if train.labels_are_kinds else None
     if labels is not None:
         report["labels"] = label_statistics(found.weights, labels)
     write_json(args.metrics, {"density": report})

@@ -109,3 +109,14 @@ def test_the_command_takes_one_format_at_most():
     assert parser.parse_args(["experiments", "--md", "--sort", "gain"]).form == "md"
     with pytest.raises(SystemExit):
         parser.parse_args(["experiments", "--md", "--csv"])
+
+
+def test_what_verifiable_rewards_measure_has_columns_where_it_is_known():
+    assert "pass@1" not in table(ROWS)
+    solved = {"eval.trained.pass_at_1": 0.25, "reward.sampled.sometimes_solved": 0.125}
+    solved |= {"eval.trained.pass_at_1_low": 0.2, "eval.trained.pass_at_1_high": 0.3}
+    head, _, line = table([ROWS[0], Experiment("maths", "m", "main", "", {}, solved)]).splitlines()
+    headings = "accuracy solvable reward gain pass@1 distinct-2"
+    assert headings in " ".join(head.split())
+    assert "0.250 ±0.050" in line
+    assert "0.12 " in line

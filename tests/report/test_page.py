@@ -6,6 +6,7 @@ import base64
 import gzip
 import html.parser
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -43,7 +44,7 @@ HOSTILE = [
     "long " * 20_000,
 ]
 METRICS = {
-    "prompts": {"pairs": 2000},
+    "prompts": {"examples": 2000},
     "density": {
         "prompts": 3,
         "labels": {"entropy": 0.903, "entropy_uniform": 0.821},
@@ -460,3 +461,75 @@ def test_metrics_of_stages_are_merged(tmp_path):
     (tmp_path / "a.json").write_text('{"a": {"x": 1}}')
     (tmp_path / "b.json").write_text('{"b": 2}')
     assert read_metrics([tmp_path / "a.json", tmp_path / "b.json"]) == {"a": {"x": 1}, "b": 2}
+
+
+# --- prompts to verify, without pairs -------------------------------------------------------------
+
+VERIFIED = {
+    "download": {"bad_rows": 0, "unusable": {"image parts": 3}},
+    "prompts": {"examples": 60, "no_text": 1, "conflicting": {"answer": 2}},
+    "reward": {
+        "kind": "function",
+        "sampled": {
+            "prompts": 32,
+            "never_solved": 0.75,
+            "sometimes_solved": 0.25,
+            "always_solved": 0.0,
+            "frac_reward_zero_std": 0.78,
+        },
+    },
+    "train": {"changed": 0},
+    "eval": {
+        "prompts": 9,
+        "base": {"reward": 0.25, "pass_at_1": 0.25, "pass_at_4": 0.5, "tokens": 30},
+        "trained": {"reward": None, "pass_at_1": 0.375, "pass_at_4": 0.625, "tokens": 31},
+        "gain": {
+            "reward": None,
+            "reward_low": None,
+            "reward_high": None,
+            "pass_at_1": 0.125,
+            "pass_at_1_low": 0.01,
+            "pass_at_1_high": 0.24,
+        },
+    },
+}
+
+
+def test_prompts_to_verify_are_shown_by_what_is_solved_and_with_their_columns(tmp_path):
+    folder = write_artifacts(tmp_path / "data")
+    prompts = rows(True, ASIDE)
+    for row in prompts:
+        row |= {"answer": f"<i>{EVIL}</i>", "level": 3, "long": "x" * 500}
+    shutil.rmtree(tmp_path / "data/prompts")
+    write_prompts(tmp_path / "data/prompts", prompts)
+    (tmp_path / "metrics.json").write_text(json.dumps(VERIFIED))
+    write_report(
+        Sources(folder.prompts, folder.density, metrics=[tmp_path / "metrics.json"]),
+        tmp_path / "page.html",
+    )
+    page = read(tmp_path / "page.html")
+    assert "Training had no signal" in page.text
+    assert "25.0% → 37.5%" in page.text
+    assert "gain +12.5%, 95% interval +1.0% to +24.0%" in page.text
+    assert "pass@4" in page.text
+    assert "solved before training" in page.text
+    assert "never 75%" in page.text
+    assert "reward model accuracy" not in page.text
+    assert "1 without text" in page.text
+    assert "3 image parts" in page.text
+    assert "by column: answer (2)" in page.text
+    most = between(page.text, "id says why", "Least weighted prompts")
+    assert "level: 3; long: " + "x" * 119 + "…" in most
+    assert "<i>" in most  # as text
+    assert "i" not in page.tags
+
+
+def test_labels_that_name_no_kinds_are_not_shown_as_such(tmp_path):
+    folder = write_artifacts(tmp_path / "data")
+    prompts = [row | {"label": f"answer {n}"} for n, row in enumerate(rows(False, ASIDE))]
+    shutil.rmtree(tmp_path / "data/prompts")
+    write_prompts(tmp_path / "data/prompts", prompts)
+    write_report(Sources(folder.prompts, folder.density), tmp_path / "page.html")
+    page = read(tmp_path / "page.html")
+    assert "Share of each known label" not in page.blocks["charts"]
+    assert "answer 1" not in page.text

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from isodense.evaluate.metrics import mean_known
 from isodense.experiments.arms import ARMS
 from isodense.experiments.differences import Row, figure, markdown, tabulate
 from isodense.pipeline.artifact import write_json
@@ -228,13 +229,13 @@ def judged(
     """
     asked = [by_id[row["id"]] for row in rows for _ in row["trained"]]
     scores = score(asked, [text for row in rows for text in row["trained"]])
-    by_prompt = np.asarray(scores, dtype=np.float64).reshape(len(rows), -1).mean(axis=1)
+    by_prompt = mean_known(np.asarray(scores, dtype=np.float64).reshape(len(rows), -1), axis=1)
     order = np.argsort([row["density"] for row in rows], kind="stable")
     third = max(1, len(rows) // 3)
     return {
-        "all": float(by_prompt.mean()),
-        "sparse": float(by_prompt[order[:third]].mean()),
-        "crowded": float(by_prompt[order[-third:]].mean()),
+        "all": float(mean_known(by_prompt)),
+        "sparse": float(mean_known(by_prompt[order[:third]])),
+        "crowded": float(mean_known(by_prompt[order[-third:]])),
     }
 
 

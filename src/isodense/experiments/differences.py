@@ -17,6 +17,9 @@ MEASURES = {
     "… sparsest third of the prompts": "judge.sparse",
     "… most crowded third": "judge.crowded",
     "gain in the arm's reward": "eval.gain.reward",
+    "reward, mean over labels": "eval.trained.reward_over_labels",
+    "pass@1": "eval.trained.pass_at_1",
+    "pass@1, mean over labels": "eval.trained.pass_at_1_over_labels",
     "accuracy of the reward": "reward.heldout.accuracy",
     "distinct-2": "eval.trained.distinct_2",
     "self-BLEU": "eval.trained.self_bleu",
@@ -121,6 +124,8 @@ def _grid(rows: Sequence[Row], clear: str) -> list[list[str]]:
 def _cell(row: dict[str, Any], what: str, sign: str, clear: str) -> str:
     prefix = f"{what}_" if what else ""
     mean, low, high = (row[key] for key in (what or "mean", f"{prefix}low", f"{prefix}high"))
+    if low is None:  # of one seed
+        return f"{mean:{sign}.3f}".replace("-", "−")
     digits = 3 if max(abs(mean), abs(low), abs(high)) < 10 else 1
     shown = [f"{value:{sign}.{digits}f}".replace("-", "−") for value in (mean, low, high)]
     if low == high:  # the same with every seed
@@ -144,7 +149,8 @@ def figure(rows: Sequence[Row], path: Path) -> None:
         for place, arm in enumerate(arms):
             (row,) = (row for row in rows if (row.measure, row.arm) == (measure, arm))
             mean, low, high = interval(row.differences)
-            axis.plot([low, high], [place, place], color=BLUE, linewidth=2)
+            if low is not None and high is not None:
+                axis.plot([low, high], [place, place], color=BLUE, linewidth=2)
             axis.plot(row.differences, [place] * len(row.differences), "|", color=GREY)
             axis.plot(mean, place, "o", color=BLUE)
         axis.axvline(0, color=GREY, linestyle="--", linewidth=1)

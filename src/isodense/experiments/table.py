@@ -47,20 +47,26 @@ class Measure:
         Digits after the decimal point.
     interval : bool
         Whether the metrics ``<path>_low`` and ``<path>_high`` are the ends of an interval.
+    optional : bool
+        Whether the column is left out where no experiment has the metric.
     """
 
     heading: str
     path: str
     digits: int
     interval: bool = False
+    optional: bool = False
 
 
 MEASURES = (
     Measure("ESS", "density.ess", 0),
     Measure("exponent", "density.exponent", 2),
     Measure("accuracy", "reward.heldout.accuracy", 3),
+    Measure("solvable", "reward.sampled.sometimes_solved", 2, optional=True),
     Measure("reward", "eval.trained.reward", 2, interval=True),
     Measure("gain", "eval.gain.reward", 2, interval=True),
+    Measure("pass@1", "eval.trained.pass_at_1", 3, interval=True, optional=True),
+    Measure("pass@1 gain", "eval.gain.pass_at_1", 3, interval=True, optional=True),
     Measure("distinct-2", "eval.trained.distinct_2", 3),
     Measure("Vendi", "eval.trained.vendi", 1),
 )
@@ -216,7 +222,11 @@ def changed_params(rows: Sequence[Experiment]) -> list[str]:
 def columns(rows: Sequence[Experiment]) -> list[str]:
     """Return the headings of the table, by which :func:`ordered` can sort."""
     states = ["state"] if any(row.state for row in rows) else []
-    measures = [measure.heading for measure in MEASURES]
+    measures = [
+        measure.heading
+        for measure in MEASURES
+        if not measure.optional or any(measure.path in row.metrics for row in rows)
+    ]
     return ["experiment", *PARAMS, *changed_params(rows), *measures, *states]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -62,8 +62,7 @@ class PromptSet:
     @property
     def labels_are_kinds(self) -> bool:
         """Whether labels can name kinds of prompts: there are some, and not one for each prompt."""
-        known = [row["label"] for row in self.rows if row.get("label")]
-        return 0 < len(set(known)) <= max(FEW_LABELS, len(known) / 2)
+        return are_kinds([row.get("label") for row in self.rows])
 
     @property
     def columns(self) -> list[str]:
@@ -112,6 +111,11 @@ class Columns:
     def labels(self) -> list[str] | None:
         """Labels in row order; None unless every row has one."""
         return _all_known(self.row_labels)
+
+    @property
+    def labels_are_kinds(self) -> bool:
+        """Whether labels can name kinds of prompts: there are some, and not one for each prompt."""
+        return are_kinds(self.row_labels)
 
     @property
     def ids_sha256(self) -> str:
@@ -226,3 +230,9 @@ def _checked(folder: str | Path, prompts: Loaded, manifest: dict[str, Any]) -> L
 
 def _all_known(labels: list[str | None]) -> list[str] | None:
     return None if not labels or None in labels else labels  # type: ignore[return-value]
+
+
+def are_kinds(labels: Iterable[str | None]) -> bool:
+    """Return whether labels can name kinds of prompts: there are some, not one for each prompt."""
+    known = [label for label in labels if label]
+    return 0 < len(set(known)) <= max(FEW_LABELS, len(known) / 2)

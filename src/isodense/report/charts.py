@@ -127,9 +127,10 @@ def decile_charts(path: Path) -> list[dict[str, Any]]:
             "color": color,
             "shift": shift,  # so that the intervals stand side by side
             "x": [int(row["decile"]) for row in mine[name]],
-            "y": _column(mine[name], "reward"),
-            "low": _column(mine[name], "low"),
-            "high": _column(mine[name], "high"),
+            **{
+                key: _rounded(_column(mine[name], column))
+                for key, column in (("y", "reward"), ("low", "low"), ("high", "high"))
+            },
         }
         for name, (color, shift) in shifts.items()
     ]
@@ -213,7 +214,7 @@ def _table(path: Path, delimiter: str) -> list[dict[str, str]]:
 
 def _column(rows: list[dict[str, str]], name: str) -> list[float]:
     try:
-        return [float(row[name]) for row in rows]
+        return [float(row[name] or "nan") for row in rows]
     except (KeyError, TypeError, ValueError):
         message = f"a column {name!r} of numbers is missing"
         raise DataError(message, "a table of plots", hint="run `dvc repro evaluate`") from None

@@ -12,7 +12,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -39,9 +40,12 @@ from isodense.sampling.weights import Weights, load_weights
 
 EXAMPLES = 12  # held-out prompts whose completions are shown
 POLICIES = ("base", "trained")
+PASS_AT = re.compile(r"pass_at_\d+")
 
 MEASURES = (  # of both policies: metric, name on the page, format, what it says
     ("reward", "reward", ".2f", "what training raises; mean over the prompts"),
+    ("reward_over_labels", "reward over labels", ".2f", "mean over the labels' means"),
+    ("pass_at_1_over_labels", "pass@1 over labels", ".1%", "mean over the labels' means"),
     ("frac_reward_zero_std", "frac_reward_zero_std", ".0%", "groups whose rewards are all equal"),
     ("kl", "KL to the base policy", ".2f", "nats per completion, estimated"),
     ("kl_per_token", "KL per token", ".3f", "nats"),
@@ -135,7 +139,7 @@ def write_report(
         "deciles": [] if sources.deciles is None else decile_charts(sources.deciles),
         "training": [] if sources.training is None else training_charts(sources.training),
     }
-    most, least = extremes(prompts)
+    most, least = extremes(prompts, sources.prompts)
     metrics = read_metrics(sources.metrics)
     evaluation = metrics.get("eval")
     duplicates = weight_statistics(weights.weights, weights.clusters)
@@ -148,7 +152,7 @@ def write_report(
         blocks=_inert(blocks),
         block=block,
         labelled=any(prompts.labels),
-        verdict=_verdict(duplicates, evaluation),
+        verdict=_verdict(duplicates, metrics),
         cards=_cards(prompts, weights, metrics),
         charts=charts,
         rows=len(prompts),
@@ -205,12 +209,17 @@ def _inert(value: Any) -> str:
     return text
 
 
-def _verdict(duplicates: dict[str, Any], evaluation: dict[str, Any] | None) -> list[str]:
+def _verdict(duplicates: dict[str, Any], metrics: dict[str, Any]) -> list[str]:
     """Return what happened, in parts of sentences; nothing where nothing is known."""
-    said = []
+    said, evaluation = [], metrics.get("eval")
+    if not metrics.get("train", {}).get("changed", 1):
+        said.append("Training had no signal: no group had two different rewards, so the policy is")
+        said.append("as it was.")
     if evaluation is not None:
         gain = evaluation["gain"]
-        if gain["reward_low"] > 0:
+        if gain.get("reward_low") is None:
+            said.append("The held-out reward is not known.")
+        elif gain["reward_low"] > 0:
             said.append("Training raised the held-out reward.")
         elif gain["reward_high"] < 0:
             said.append("Training lowered the held-out reward.")
@@ -228,22 +237,13 @@ def _verdict(duplicates: dict[str, Any], evaluation: dict[str, Any] | None) -> l
 
 def _cards(prompts: Prompts, weights: Weights, metrics: dict[str, Any]) -> list[dict[str, str]]:
     """Return the headline numbers of what there is, the result first."""
-    cards = []
-    if "eval" in metrics:
-        found = metrics["eval"]
-        gain = found["gain"]
-        note = (
-            f"before → after training; gain {gain['reward']:+.2f}, 95% interval "
-            f"{gain['reward_low']:+.2f} to {gain['reward_high']:+.2f}"
-        )
-        note += f", on {found['prompts']} prompts" if "prompts" in found else ""
-        change = f"{found['base']['reward']:.2f} → {found['trained']['reward']:.2f}"
-        cards.append(("held-out reward", change, note))
+    cards = [*_evaluation_cards(metrics.get("eval"))]
     relative = prompts.relative[prompts.train]
     note = f"and {int(prompts.heldout.sum()):,} held out"
-    if "pairs" in metrics.get("prompts", {}):
-        note += f"; all from {metrics['prompts']['pairs']:,} pairs"
+    if "examples" in metrics.get("prompts", {}):
+        note += f"; all from {metrics['prompts']['examples']:,} examples"
     cards.append(("training prompts", f"{len(relative):,}", note))
+    cards += _left_out(metrics.get("download", {}), metrics.get("prompts", {}))
     size = effective_sample_size(relative)
     note = (
         f"effective sample size: weights of {relative.min():.2f} to {relative.max():.2f} × mean "
@@ -255,26 +255,76 @@ def _cards(prompts: Prompts, weights: Weights, metrics: dict[str, Any]) -> list[
         change = f"{labels['entropy_uniform']:.2f} → {labels['entropy']:.2f}"
         note = "uniform → density weights; entropy of the draws' labels, 1: all alike"
         cards.append(("balance of labels", change, note))
-    if "heldout" in metrics.get("reward", {}):
-        found, length = metrics["reward"]["heldout"], metrics["reward"].get("length_only")
-        note = f"of held-out pairs, 95% interval {found['low']:.0%} to {found['high']:.0%}"
-        note += f"; length alone {length['accuracy']:.0%}" if length else ""
-        cards.append(("reward model accuracy", f"{found['accuracy']:.0%}", note))
+    cards += _reward_cards(metrics.get("reward", {}))
     return [dict(zip(("name", "value", "note"), card, strict=True)) for card in cards]
+
+
+Card = tuple[str, str, str]
+
+
+def _evaluation_cards(found: dict[str, Any] | None) -> Iterator[Card]:
+    """Yield the held-out reward, and pass@1 where rewards verify."""
+    shown = (("held-out reward", "reward", ".2f"), ("held-out pass@1", "pass_at_1", ".1%"))
+    for name, key, form in shown if found else ():
+        values = [found[policy].get(key) for policy in POLICIES] if found else []
+        if found is None or None in values:
+            continue
+        mean, low, high = (found["gain"].get(f"{key}{end}") for end in ("", "_low", "_high"))
+        note = "before → after training"
+        if None not in (mean, low, high):
+            note += f"; gain {mean:+{form}}, 95% interval {low:+{form}} to {high:+{form}}"
+        note += f", on {found['prompts']} prompts" if "prompts" in found else ""
+        yield name, f"{values[0]:{form}} → {values[1]:{form}}", note
+
+
+def _left_out(download: dict[str, Any], prompts: dict[str, Any]) -> Iterator[Card]:
+    """Yield what was left out of the data, by why, and where examples disagree."""
+    reasons = {"malformed": download.get("bad_rows", 0), **download.get("unusable", {})}
+    reasons["without text"] = prompts.get("no_text", 0)
+    reasons["conflicting, by request"] = prompts.get("dropped_conflicting", 0)
+    if total := sum(reasons.values()):
+        note = ", ".join(f"{count:,} {why}" for why, count in reasons.items() if count)
+        yield "left out of the data", f"{total:,}", note
+    if conflicting := prompts.get("conflicting"):
+        most = max(conflicting.values())
+        columns = ", ".join(f"{name} ({count:,})" for name, count in conflicting.items())
+        yield "prompts whose examples disagree", f"{most:,}", f"by column: {columns}"
+
+
+def _reward_cards(found: dict[str, Any]) -> Iterator[Card]:
+    """Yield how good the reward is: on held-out pairs, or on the untrained policy's completions."""
+    if "heldout" in found:
+        pairs, length = found["heldout"], found.get("length_only")
+        note = f"of held-out pairs, 95% interval {pairs['low']:.0%} to {pairs['high']:.0%}"
+        note += f"; length alone {length['accuracy']:.0%}" if length else ""
+        yield "reward model accuracy", f"{pairs['accuracy']:.0%}", note
+    if "sampled" in found:
+        sampled = found["sampled"]
+        note = (
+            f"of {sampled['prompts']} training prompts the untrained policy solves sometimes, and "
+            f"learns from these; never {sampled['never_solved']:.0%}, always "
+            f"{sampled['always_solved']:.0%}; groups of one reward "
+            f"{sampled['frac_reward_zero_std']:.0%}"
+        )
+        yield "solved before training", f"{sampled['sometimes_solved']:.0%}", note
 
 
 def _measures(found: dict[str, Any]) -> list[dict[str, str]]:
     """Return the rows of base against trained; what was not measured is a dash."""
+    solved = [
+        (f"pass_at_{k}", f"pass@{k}", ".1%", f"chance that one of {k} completions is solved")
+        for k in sorted(int(name[8:]) for name in found["trained"] if PASS_AT.fullmatch(name))
+    ]
     return [
         {
             "name": name,
             "note": note,
             **{
-                policy: format(found[policy][key], form) if key in found[policy] else "–"
+                policy: "–" if (value := found[policy].get(key)) is None else format(value, form)
                 for policy in POLICIES
             },
         }
-        for key, name, form, note in MEASURES
+        for key, name, form, note in (MEASURES[0], *solved, *MEASURES[1:])
         if key in found["trained"]
     ]
 
@@ -286,7 +336,10 @@ def _completions(path: Path | None) -> list[dict[str, Any]]:
         return found
     for _, row in read_jsonl(path):
         pair = {policy: shown(row[policy][0]) for policy in POLICIES}
-        scores = {name: f"{row[name][0]:.2f}" for name in ("base_reward", "trained_reward")}
+        scores = {
+            name: "–" if row[name][0] is None else f"{row[name][0]:.2f}"
+            for name in ("base_reward", "trained_reward")
+        }
         found.append({"text": shown(row["text"]), **pair, **scores})
         if len(found) == EXAMPLES:
             break

@@ -17,11 +17,14 @@ from isodense.density.duplicates import largest_clusters
 from isodense.neighbors.graph import load_heldout_graph
 from isodense.pipeline.artifact import ids_sha256, read_checked, require_same_ids
 from isodense.pipeline.errors import ArtifactError
-from isodense.prompts.reader import iter_rows
+from isodense.pipeline.tables import read_at
+from isodense.prompts.reader import OWN, are_kinds, iter_rows
 from isodense.sampling.weights import Weights
 
 LONGEST = 1000  # characters of a prompt that tables show
 SHOWN = 50  # most and least weighted prompts, duplicate clusters, held-out near-duplicates
+COLUMNS = 12  # of the data, for each prompt that tables show
+NAME, LINE = 40, 120  # characters of a column's name and of its value
 MEMBERS = 20  # of a duplicate cluster
 UNSEEN = re.compile(  # controls, marks of writing direction, line separators, halves of surrogates
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
@@ -43,7 +46,7 @@ class Prompts:
     sources : list of str
         Names of the data sets that each is from, joined.
     labels : list of str
-        Empty where unknown.
+        Empty where unknown, and everywhere where labels do not name kinds of prompts.
     relative : ndarray of shape (n,), float64
         Weight over the mean weight; NaN where held out.
     """
@@ -115,6 +118,8 @@ def load(folder: Path, weights: Weights) -> Prompts:
         counts.append(row["count"])
         heldout.append(row["split"] == "heldout")
     held = np.array(heldout, dtype=bool)
+    if not are_kinds(labels):
+        labels = [""] * len(ids)
     if ids_sha256(ids) != manifest["ids_sha256"]:
         message = f"{folder} does not hold the prompts of its manifest"
         raise ArtifactError(message, "run `dvc repro prompts`")
@@ -125,12 +130,32 @@ def load(folder: Path, weights: Weights) -> Prompts:
     return Prompts(ids, texts, np.array(counts), held, sources, labels, relative)
 
 
-def extremes(prompts: Prompts) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the rows of the tables of the most and of the least weighted prompts."""
+def extremes(prompts: Prompts, folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the rows of the tables of the most and of the least weighted prompts.
+
+    Parameters
+    ----------
+    prompts : Prompts
+    folder : Path
+        The prompts artifact, for the data's columns of the prompts that are shown.
+    """
     train = prompts.train
     order = train[np.argsort(-prompts.relative[train], kind="stable")]
     most, least = order[:SHOWN], order[::-1][:SHOWN]
-    return [_row(prompts, row) for row in most], [_row(prompts, row) for row in least]
+    whole = read_at(folder, [*most.tolist(), *least.tolist()])
+    made = {row: _row(prompts, row) | {"columns": _columns(whole[row])} for row in whole}
+    return [made[row] for row in most.tolist()], [made[row] for row in least.tolist()]
+
+
+def _columns(row: dict[str, Any]) -> str:
+    """Return the data's own columns of a prompt, as the page shows them."""
+    kept = {name: value for name, value in row.items() if name not in OWN}
+    parts = [
+        (name, value if isinstance(value, str) else repr(value))
+        for name, value in sorted(kept.items())[:COLUMNS]
+    ]
+    said = (f"{one_line(name, NAME)}: {one_line(value, LINE)}" for name, value in parts)
+    return "; ".join(said) + "; …" * (len(kept) > COLUMNS)
 
 
 def clusters(prompts: Prompts, numbers: np.ndarray) -> list[dict[str, Any]]:
@@ -219,4 +244,5 @@ def _row(prompts: Prompts, row: int) -> dict[str, Any]:
         "source": shown(prompts.sources[row]),
         "id": shown(prompts.ids[row])[:12],
         "text": prompts.texts[row],
+        "columns": "",
     }
