@@ -11,10 +11,9 @@ from isodense.embeddings.encoder import load_encoder
 from isodense.embeddings.truncation import cut_prompts, equal_after_cutting, require_few
 from isodense.pipeline.cache import Entry
 from isodense.pipeline.errors import ModelError
-from isodense.prompts import deduplicate
-from isodense.prompts.params import PromptsParams
 from tests import tiny
 from tests.embeddings.test_build import PARAMS
+from tests.tables import publish_prompts
 
 SUFFIX = " ".join(tiny.WORDS * 3)  # more tokens than are read
 ANSWERS = {side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
@@ -27,7 +26,7 @@ def folder(tmp_path_factory):
 
 def run(tmp_path, folder, texts, name="out", load=None):
     pairs = ({"prompt": tiny.user(text), **ANSWERS, "source": "test"} for text in texts)
-    deduplicate.publish(pairs, PromptsParams(heldout=0.2), "0" * 64, tmp_path / "prompts")
+    publish_prompts(pairs, tmp_path / "prompts", 0.2)
     params = PARAMS.model_copy(update={"max_tokens": 32, "rows_per_shard": 8})
     cache = tmp_path / "cache"
     return embed(tmp_path / "prompts", folder, params, "cpu", cache, tmp_path / name, load)

@@ -31,7 +31,7 @@ TORCH = {"torch", "transformers"}
     [
         ("embeddings.build", TORCH),
         ("reward.features", TORCH),
-        ("evaluate.evaluate", TORCH),
+        ("models.inference.completions", TORCH),
         ("reward.trl", TORCH | {"trl", "accelerate"}),
         ("train.train", TORCH | {"trl", "accelerate", "peft"}),
     ],

@@ -27,7 +27,6 @@ from isodense.embeddings.preflight import preflight
 from isodense.embeddings.reader import ids_name, shard_name
 from isodense.embeddings.truncation import cut_prompts, equal_after_cutting, require_few
 from isodense.pipeline.artifact import (
-    checked,
     content_sha256,
     load_array,
     publishing,
