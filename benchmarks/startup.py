@@ -37,6 +37,7 @@ import yaml
 
 import isodense
 from isodense.neighbors.graph import Graph
+from isodense.pipeline import artifact as artifacts
 from isodense.pipeline.artifact import ids_sha256, publishing, write_manifest
 from isodense.prompts.reader import load_prompts
 from isodense.sampling.weights import CLUSTERS, DENSITY, HELDOUT_DENSITY, IDS, WEIGHTS
@@ -98,6 +99,7 @@ def load(sizes: list[int], rounds: int) -> None:
 
 def one_round(artifact: Path, size: int) -> list[tuple[float, float]]:
     """Return the seconds of each column, by the clock and of the processor."""
+    artifacts._hashed.clear()  # as in a new process, which has hashed no file yet
     read, weights = timed(lambda: isodense.load_weights(artifact))
     built, sampler = timed(lambda: isodense.DistributedWeightedSampler(weights.weights, DRAWS))
     drawn, _ = timed(lambda: next(iter(sampler)))

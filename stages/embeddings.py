@@ -38,7 +38,10 @@ def main(argv: list[str]) -> str:
     if report is None:
         return "done; the first rank publishes"
     write_json(args.metrics, {"embeddings": report})
-    return f"{report['prompts']} prompts x {report['dim']} in {report['shards']} shards"
+    equal = report.get("equal_after_cutting")
+    cut = f", {equal} of them equal only after cutting at {section.max_tokens} tokens"
+    shards = f"{report['prompts']} prompts x {report['dim']} in {report['shards']} shards"
+    return shards + (cut if equal else "")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from isodense.pipeline.artifact import write_manifest
+from tests.damage import reseal
 
 CORPUS = [
     "What is the capital of France? The capital of France is Paris.",
@@ -178,9 +179,15 @@ def add_weight(folder: Path, name: str) -> None:
     """Add a tensor to the weights of a model folder."""
     path = folder / "model.safetensors"
     save_file(load_file(path) | {name: torch.ones(2)}, path, metadata={"format": "pt"})
+    if (folder / "manifest.json").is_file():
+        reseal(folder)
 
 
 def edit(path: Path, **fields: object) -> None:
-    """Set fields of a JSON file, which need not exist."""
+    """Set fields of a JSON file, which need not exist; an artifact around it stays whole."""
     found = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps(found | fields))
+    for folder in path.parents[:2]:
+        if (folder / "manifest.json").is_file():
+            reseal(folder)
+            break

@@ -190,7 +190,8 @@ def test_a_damaged_finished_shard_is_computed_again(tmp_path, folder, spoil):
     else:
         changed = data[:-1] + bytes([data[-1] ^ 1])
         shard.write_bytes({"empty": b"", "noise": b"\x93NUMPY noise", "bit": changed}[spoil])
-    assert 0 < run(tmp_path, folder, 40) <= 16
+    again = run(tmp_path, folder, 40)
+    assert again == 0 if spoil == "note" else 0 < again <= 16  # vectors are not made twice
     assert content(tmp_path / "out") == whole
 
 
@@ -241,7 +242,7 @@ def test_a_shard_of_another_shape_is_refused(tmp_path, folder):
     size = path.stat().st_size
     np.save(path, np.zeros((8, 16), dtype=np.float32))  # as many bytes, another shape
     assert path.stat().st_size == size
-    with pytest.raises(ArtifactError, match=r"shard-00001\.npy has shape \(8, 16\)"):
+    with pytest.raises(ArtifactError, match=r"shard-00001\.npy is damaged"):
         load_vectors(tmp_path / "out")
 
 
@@ -251,7 +252,8 @@ def test_a_shard_of_another_shape_is_refused(tmp_path, folder):
 def test_a_decoder_is_centred_and_keeps_its_transform_when_prompts_are_appended(tmp_path):
     policy = tiny.policy(tmp_path / "policy")
     run(tmp_path, policy, 60, layer=2)
-    shards, transform = content(tmp_path / "out"), load_transform(tmp_path / "out")
+    shards = content(tmp_path / "out")
+    transform = load_transform(tmp_path / "out", read_manifest(tmp_path / "out", "embeddings"))
     prompts = load_prompts(tmp_path / "prompts60")
     raw = load_encoder(policy, layer=2, max_tokens=64).encode(prompts.texts).astype(float)
     fitted = raw[prompts.positions("train")[:24]]  # the oracle: scikit-learn's PCA of those rows

@@ -13,6 +13,7 @@ from transformers import AutoModel, AutoTokenizer
 from isodense.embeddings.encoder import load_encoder
 from isodense.pipeline.errors import ModelError
 from tests import tiny
+from tests.damage import reseal
 
 TEXTS = tiny.texts(20)
 KIND = "sentence_transformers.base.modules."
@@ -33,6 +34,7 @@ def append(folder, number, kind, path):
     modules = json.loads((folder / "modules.json").read_text())
     modules.append({"idx": number, "name": str(number), "path": path, "type": kind})
     (folder / "modules.json").write_text(json.dumps(modules))
+    reseal(folder)
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def folder(tmp_path):
     made = tiny.encoder(tmp_path / "encoder")
     mode = {"embedding_dimension": 32, "pooling_mode": "mean", "include_prompt": True}
     (made / "1_Pooling" / "config.json").write_text(json.dumps(mode))
-    return made
+    return reseal(made)
 
 
 def test_dense_layers_follow_the_mean(folder):
@@ -74,10 +76,12 @@ def test_what_is_not_known_is_refused(folder):
     with pytest.raises(ModelError, match="residual or the activation GELU"):
         load_encoder(folder, max_tokens=64)
     (folder / "2_Dense" / "model.safetensors").write_bytes(b"x")
+    reseal(folder)
     with pytest.raises(ModelError, match="is not a dense layer"):
         load_encoder(folder, max_tokens=64)
     modules = json.loads((folder / "modules.json").read_text())
     (folder / "modules.json").write_text(json.dumps([modules[0], modules[2], modules[1]]))
+    reseal(folder)
     with pytest.raises(ModelError, match="in the order Transformer, Dense, Pooling"):
         load_encoder(folder, max_tokens=64)
 
@@ -85,10 +89,12 @@ def test_what_is_not_known_is_refused(folder):
 def test_both_spellings_of_the_pooling_are_read(folder):
     for words in ({"pooling_mode": "cls"}, {"pooling_mode_cls_token": True}):
         (folder / "1_Pooling" / "config.json").write_text(json.dumps(words))
+        reseal(folder)
         rows = load_encoder(folder, max_tokens=64).encode(TEXTS)
         expected = load_encoder(folder, pooling="cls", max_tokens=64).encode(TEXTS)
         assert (rows == expected).all()
     for words in ({"pooling_mode": ["mean", "max"]}, {"pooling_mode": "weightedmean"}):
         (folder / "1_Pooling" / "config.json").write_text(json.dumps(words))
+        reseal(folder)
         with pytest.raises(ModelError, match="asks for the pooling"):
             load_encoder(folder, max_tokens=64)

@@ -13,8 +13,9 @@ from transformers import AutoModel, AutoTokenizer
 
 from isodense.embeddings.encoder import Encoder, load_encoder
 from isodense.embeddings.texts import Reading, TextReader
-from isodense.pipeline.errors import IsodenseError, ModelError, TextError
+from isodense.pipeline.errors import ArtifactError, IsodenseError, ModelError, TextError
 from tests import tiny
+from tests.damage import reseal
 
 TEXTS = [" ".join(tiny.WORDS[: i % 11 + 1]) + "?" * (i % 7) + f" {i}" for i in range(90)]
 
@@ -77,6 +78,7 @@ def test_pooling_follows_the_folder_and_can_be_overruled(tmp_path, folders):
         load_encoder(tiny.encoder(tmp_path / "max", pooling="max"), max_tokens=64)
     modules = (cls / "modules.json").read_text()
     (cls / "modules.json").write_text(modules.replace("models.Pooling", "models.LayerNorm"))
+    reseal(cls)
     with pytest.raises(ModelError, match="module of type LayerNorm"):
         load_encoder(cls, max_tokens=64)
 
@@ -108,12 +110,17 @@ def test_a_model_that_is_not_whole_is_refused(tmp_path):
     weights = load_file(path)
     removed = next(name for name in weights if name.endswith("layer.1.output.dense.weight"))
     save_file({k: v for k, v in weights.items() if k != removed}, path, {"format": "pt"})
+    with pytest.raises(ArtifactError, match=r"model\.safetensors is damaged"):
+        load_encoder(folder, max_tokens=64)
+    reseal(folder)
     with pytest.raises(ModelError, match=r"lacks 1 weights, first .*layer\.1\.output"):
         load_encoder(folder, max_tokens=64)
     path.write_bytes(path.read_bytes()[:1000])
+    reseal(folder)
     with pytest.raises(ModelError, match="cannot be loaded"):
         load_encoder(folder, max_tokens=64)
     (folder / "config.json").write_text("{")
+    reseal(folder)
     with pytest.raises(ModelError, match="cannot be loaded"):
         load_encoder(folder, max_tokens=64)
 

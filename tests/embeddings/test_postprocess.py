@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from isodense.embeddings.postprocess import FILE, Transform, fit, load_transform
-from isodense.pipeline.artifact import sha256_file
+from isodense.pipeline.artifact import sha256_file, write_manifest
 from isodense.pipeline.errors import ModelError
 from isodense.pipeline.runtime import one_thread
 
@@ -130,7 +130,7 @@ def test_a_row_of_which_nothing_is_left_is_named(fitted):
 def test_a_transform_is_read_back_as_it_was_written(fitted, tmp_path, components):
     found = fit(blocks(fitted[1]), components)
     found.save(tmp_path)
-    read = load_transform(tmp_path)
+    read = load_transform(tmp_path, write_manifest(tmp_path, "embeddings"))
     assert read.components.shape == (components, DIM)
     assert (read.mean == found.mean).all()
     assert (read.components == found.components).all()

@@ -17,7 +17,7 @@ from isodense.embeddings.reader import (
     shard_count,
     shard_name,
 )
-from isodense.pipeline.artifact import publishing, read_manifest, write_manifest
+from isodense.pipeline.artifact import publishing, read_manifest, sha256_file, write_manifest
 from isodense.pipeline.errors import ArtifactError
 
 DIM = 5
@@ -141,6 +141,11 @@ def test_another_shape_than_the_manifests_is_refused(tmp_path):
     size = path.stat().st_size
     np.save(path, ROWS[4:8].reshape(5, 4))  # as many bytes
     assert path.stat().st_size == size
+    with pytest.raises(ArtifactError, match=r"shard-00001\.npy is damaged"):
+        load_vectors(folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"][path.name]["sha256"] = sha256_file(path)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ArtifactError, match=r"shard-00001\.npy has shape \(5, 4\)"):
         load_vectors(folder)
 

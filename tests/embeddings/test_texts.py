@@ -17,6 +17,7 @@ from isodense.embeddings.encoder import load_encoder
 from isodense.embeddings.preflight import preflight
 from isodense.pipeline.errors import ModelError
 from tests import tiny
+from tests.damage import reseal
 
 TEXTS = ["What is the Capital of France?", "RED Green", "the cat sat", "egg"]
 PROMPTS = {"query": "Query: ", "clustering": "Cluster: "}
@@ -121,6 +122,7 @@ def test_artifacts_that_know_no_prefix_were_made_without(folder):
 def test_modules_that_are_code_are_refused(folder):
     modules = (folder / "modules.json").read_text()
     (folder / "modules.json").write_text(modules.replace("sentence_transformers.models.T", "own.T"))
+    reseal(folder)
     with pytest.raises(ModelError, match=r"module of type Transformer \(own\)"):
         load_encoder(folder, max_tokens=64)
 

@@ -21,6 +21,7 @@ from isodense.pipeline.artifact import content_sha256, read_manifest, write_mani
 from isodense.pipeline.errors import ArtifactError, ParamsError, TrainingError
 from isodense.prompts.reader import PromptSet, load_prompts
 from tests import tiny
+from tests.damage import reseal
 from tests.rl import SECTIONS, write_density, write_inputs, write_reward
 
 SAMPLED = EvaluateParams(
@@ -240,5 +241,6 @@ def test_densities_of_other_prompts_are_refused(world: Path, tmp_path: Path):
     write_density(tmp_path / "density", prompts)
     values = np.full(len(prompts.split("heldout")), np.nan, dtype=np.float32)
     np.save(tmp_path / "density/heldout_density.npy", values)
+    reseal(tmp_path / "density")
     with pytest.raises(ArtifactError, match="one finite number"):
         load_heldout(prompts, tmp_path / "density")

@@ -24,6 +24,7 @@ from isodense.pipeline.artifact import ids_sha256, publishing, write_manifest
 from isodense.pipeline.errors import ArtifactError, IsodenseError
 from isodense.prompts.reader import load_columns
 from tests.cached import CHANGES, change
+from tests.damage import reseal
 from tests.neighbors.test_exact import unit
 from tests.tables import write_prompts
 
@@ -112,6 +113,7 @@ def test_the_artifact_holds_train_neighbours_and_held_out_distances(tmp_path):
     with pytest.raises(IsodenseError, match=r"raise neighbors\.k_max"):
         graph.first(6)
     np.save(tmp_path / "out" / "indices.npy", graph.indices.T.copy())
+    reseal(tmp_path / "out")
     with pytest.raises(ArtifactError, match="disagree"):
         load_graph(tmp_path / "out")
 

@@ -24,6 +24,7 @@ from isodense.reward.trl import make_config, plan_pairs, start
 from isodense.sampling.weights import load_weights
 from tests import tiny
 from tests.cached import CHANGES, change
+from tests.damage import reseal
 from tests.rl import make_pairs, reward_params, snapshot, write_inputs
 
 PAIRS = 80
@@ -215,6 +216,7 @@ def test_wrong_names_are_told_with_the_nearest():
 def test_a_policy_that_is_no_language_model_is_told(tmp_path: Path):
     tiny.policy(tmp_path / "policy")
     (tmp_path / "policy/model.safetensors").write_bytes(b"short")
+    reseal(tmp_path / "policy")
     with pytest.raises(ModelError, match="cannot be loaded as a sequence classifier"):
         start(tmp_path / "policy", 0)
 

@@ -23,6 +23,7 @@ import pytest
 import isodense
 from isodense.pipeline.errors import ArtifactError
 from isodense.sampling.remote import fetch
+from tests.damage import reseal
 from tests.sampling.test_weights import IDS, WEIGHTS, write
 
 CHANGED = WEIGHTS[::-1].copy()
@@ -322,6 +323,9 @@ def test_a_fetched_artifact_that_is_not_weights_is_refused_with_a_fitting_remedy
     folder = fetch(owner.bare, "data/density", rev="v1")
     weights = np.load(folder / "density_weights.npy")
     np.save(folder / "density_weights.npy", weights * 2)
+    with pytest.raises(ArtifactError, match="is damaged"):
+        isodense.load_weights(owner.bare, rev="v1")
+    reseal(folder)
     with pytest.raises(ArtifactError, match="sum to 2") as caught:
         isodense.load_weights(owner.bare, rev="v1")
     assert f"delete {folder}" in caught.value.hint

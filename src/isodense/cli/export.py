@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,7 @@ from isodense.cli.trainer_formats import (
 )
 from isodense.cli.trainer_tables import write_parquet
 from isodense.embeddings.reader import load_vectors
-from isodense.pipeline.artifact import publishing, require_same_ids, write_json
+from isodense.pipeline.artifact import publishing, replacing, require_same_ids, write_json
 from isodense.pipeline.errors import ArtifactError, IsodenseError, ModelError
 from isodense.pipeline.jsonl import write_jsonl
 from isodense.prompts.reader import PromptSet, Split, load_prompts
@@ -275,18 +276,16 @@ def _write_tables(tables: dict[Path, _Table], fmt: Format, shape: Shape) -> dict
     Returns numbers of rows by what became of their ground truth.
     """
     met = Counter[str]()
-    staging = {out: out.with_name(out.name + ".tmp") for out in tables}
-    for out, table in tables.items():
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if fmt in ("parquet", "verl"):
-            measures = {*table.measures, "embedding"}
-            write_parquet(partial(_row_groups, table, fmt, shape), measures, staging[out])
-        else:
-            groups = _row_groups(table, fmt, shape)
-            write_jsonl(staging[out], (plain(row) for rows in groups for row in rows))
-        met.update(shape.truth.met)
-    for out, path in staging.items():
-        path.replace(out)
+    with ExitStack() as stack:
+        for out, table in tables.items():
+            staging = stack.enter_context(replacing(out))
+            if fmt in ("parquet", "verl"):
+                measures = {*table.measures, "embedding"}
+                write_parquet(partial(_row_groups, table, fmt, shape), measures, staging)
+            else:
+                groups = _row_groups(table, fmt, shape)
+                write_jsonl(staging, (plain(row) for rows in groups for row in rows))
+            met.update(shape.truth.met)
     return dict(met)
 
 

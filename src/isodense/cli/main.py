@@ -7,9 +7,11 @@ import importlib
 import io
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from isodense import __version__
 from isodense.pipeline.errors import IsodenseError
+from isodense.pipeline.storage import storing
 
 COMMANDS = (
     "inspect",
@@ -44,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        args.run(args)
+        with storing(Path.cwd()):
+            args.run(args)
     except IsodenseError as error:
         sys.stderr.write(f"isodense: error: {error}\n")
         return 1

@@ -88,9 +88,8 @@ def _check_paths(parts: Sequence[Path], out: Path) -> None:
     folders = [part.resolve() for part in parts]
     if len(set(folders)) < max(2, len(folders)):
         raise ArtifactError("merge takes two or more different folders", "name each part once")
-    temporary = out.with_name(out.name + ".tmp").resolve()  # `publishing` removes it
     for folder in folders:
-        if folder == out.resolve() or folder.is_relative_to(temporary):
+        if folder == out.resolve():
             raise ArtifactError(f"{out} would overwrite the part {folder}", "name a new folder")
     if out.exists():
         raise ArtifactError(f"{out} exists already", "name a new folder, or remove this one")

@@ -23,7 +23,7 @@ from isodense.download.messages import (
     prompt_fault,
     within,
 )
-from isodense.pipeline.artifact import read_manifest
+from isodense.pipeline.artifact import read_checked, read_manifest
 from isodense.pipeline.errors import ArtifactError, DataError
 from isodense.pipeline.tables import ORIGIN, read_rows, schema_of
 
@@ -175,7 +175,7 @@ def iter_examples(folder: str | Path) -> Iterator[dict[str, Any]]:
     ArtifactError
         If the artifact is missing, incomplete, damaged, or holds other rows than its manifest says.
     """
-    manifest, digest = read_manifest(folder, "download"), hashlib.sha256()
+    manifest, digest = read_checked(folder, "download"), hashlib.sha256()
     for number, row in enumerate(read_rows(folder)):
         digest.update((b"\n" if number else b"") + row["id"].encode())
         yield row

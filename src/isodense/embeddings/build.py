@@ -25,10 +25,12 @@ from isodense.embeddings import postprocess
 from isodense.embeddings.params import EmbeddingsParams
 from isodense.embeddings.preflight import preflight
 from isodense.embeddings.reader import ids_name, shard_name
+from isodense.embeddings.truncation import cut_prompts, equal_after_cutting, require_few
 from isodense.pipeline.artifact import (
     content_sha256,
     load_array,
     publishing,
+    read_checked,
     read_manifest,
     write_manifest,
 )
@@ -49,6 +51,7 @@ TRUNCATED = 0.05  # share of cut prompts above which the stage warns
 RECIPE = 1  # to be raised with any change to a row's values; see tests/recipes.py
 LIBRARIES = ("torch", "transformers")
 ROWS, COUNTS = "rows.npy", "counts.json"  # pieces of a finished shard, in the cache
+CUT = "cut_prompts"  # of the counts: hashes, where prompts were cut
 NOT_IN_ROWS = ("batch_tokens", "rows_per_shard", "postprocess", "components", "fit_rows")
 
 
@@ -110,12 +113,13 @@ def embed(
     ArtifactError
         If the prompts are not those of their manifest.
     ModelError
-        If the encoder fails its preflight or gives a prompt no vector.
+        If the encoder fails its preflight, gives a prompt no vector, or cuts many prompts to the
+        same tokens.
     """
     rank = rank or Rank.current()
     load = load or (lambda: load_with(encoder, as_dict(params), device))
     model, where = read_manifest(encoder, "models"), resolve_device(device)
-    manifest = read_manifest(prompts, "prompts")
+    manifest = read_checked(prompts, "prompts")
     store = Store(cache, "embeddings")
 
     def key(texts: list[str]) -> str:
@@ -133,9 +137,11 @@ def embed(
             return None
         bar.wait([s.number for s in missing], lambda number: _is_finished(shards[number]))
     log.info("%d of %d shards computed, the rest were in %s", len(missing), len(shards), cache)
+    equal = equal_after_cutting(pair for shard in shards for pair in _counts(shard).get(CUT, ()))
+    require_few(equal, manifest["rows"], params.max_tokens)
     report = _publish(prompts, encoder, manifest, model, shards, params, where, out)
     store.clean()
-    return report
+    return report | ({"equal_after_cutting": equal} if equal else {})
 
 
 def load_with(folder: Path, params: dict[str, Any], device: str) -> Encoder:
@@ -203,23 +209,31 @@ def _compute(
         if number == shards[0].number:
             preflight(encoder, texts)
         try:
-            ids, cut = encoder.tokenize(texts)
-            rows = encoder.encode_tokens(ids, bar.add).astype(params.dtype)
+            ids, whole = encoder.tokenize_whole(texts)
+            if wanted[number].entry.holds(ROWS):  # of a version that kept no hashes
+                bar.add(len(ids))
+            else:
+                rows = encoder.encode_tokens(ids, bar.add).astype(params.dtype)
+                with wanted[number].entry.writing(ROWS) as path, path.open("wb") as stream:
+                    np.save(stream, rows, allow_pickle=False)
         except TextError as error:
             row = number * params.rows_per_shard + error.row
             message = f"{prompts}, row {row} (id {chunk[error.row]['id']}): {error.message}"
             raise ModelError(message, error.hint) from None
-        counts: dict[str, Any] = {"cut": cut, "tokens": sum(map(len, ids))}
+        counts: dict[str, Any] = {"cut": len(whole), "tokens": sum(map(len, ids))}
+        if pairs := cut_prompts(ids, whole, params.max_tokens):
+            counts[CUT] = pairs
         if number == 0 and params.space == "logits_projected":
             counts["projection_error"] = encoder.projection_error(ids[:SAMPLE])
         with wanted[number].entry.writing(COUNTS) as path:
             path.write_text(json.dumps(counts), encoding="utf-8")
-        with wanted[number].entry.writing(ROWS) as path, path.open("wb") as stream:
-            np.save(stream, rows, allow_pickle=False)
 
 
 def _is_finished(shard: Shard) -> bool:
-    return shard.entry.holds(COUNTS) and shard.entry.holds(ROWS)
+    if not (shard.entry.holds(COUNTS) and shard.entry.holds(ROWS)):
+        return False
+    counts = _counts(shard)
+    return not counts["cut"] or CUT in counts
 
 
 def _counts(shard: Shard) -> dict[str, Any]:

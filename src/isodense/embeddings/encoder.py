@@ -34,6 +34,7 @@ from isodense.embeddings.dense import (
 from isodense.embeddings.logits import LogitSpace
 from isodense.embeddings.texts import LENGTH_MULTIPLE, TextReader, load_reader
 from isodense.models.inference.backbone import load_backbone
+from isodense.models.reader import require_undamaged
 from isodense.pipeline.errors import ModelError, TextError
 from isodense.pipeline.runtime import resolve_device
 
@@ -98,6 +99,10 @@ class Encoder:
     def tokenize(self, texts: list[str]) -> tuple[list[list[int]], int]:
         """Return the token ids of each text, and the number of texts that were truncated."""
         return self._reader.tokenize(texts)
+
+    def tokenize_whole(self, texts: list[str]) -> tuple[list[list[int]], dict[int, list[int]]]:
+        """Return the token ids of each text, and by row those of truncated texts as they were."""
+        return self._reader.tokenize_whole(texts)
 
     def encode(self, texts: list[str]) -> np.ndarray:
         """Return one unit vector per text.
@@ -318,6 +323,8 @@ def load_encoder(
 
     Raises
     ------
+    ArtifactError
+        If the folder is an artifact and damaged.
     ModelError
         If the folder is not a whole model, has fewer layers or a shorter context, or asks for an
         unknown pooling, or if the prefix leaves no room for a text.
@@ -325,6 +332,7 @@ def load_encoder(
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} holds no model (no config.json)", "run `dvc repro models`")
+    require_undamaged(folder)
     if space != "hidden" and layer is not None:
         message = f"embeddings.layer = {layer} has no meaning for space {space!r}"
         raise ModelError(message, "set it to null: logits are made of the last layer's states")

@@ -12,10 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from isodense.pipeline.artifact import checked
 from isodense.pipeline.errors import ModelError
 
 FILE = "transform.safetensors"
@@ -105,7 +107,7 @@ def fit(blocks: Iterable[np.ndarray], components: int) -> Transform:
     return Transform(mean.astype(np.float32), (top * np.sign(largest)).astype(np.float32))
 
 
-def load_transform(folder: str | Path) -> Transform:
-    """Load the transform of a folder of shards."""
-    arrays = load_file(Path(folder) / FILE)
+def load_transform(folder: str | Path, manifest: dict[str, Any]) -> Transform:
+    """Load the transform of an embeddings artifact, checked against its manifest."""
+    arrays = load_file(checked(folder, manifest, FILE))
     return Transform(arrays["mean"], arrays["components"])

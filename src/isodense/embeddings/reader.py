@@ -10,7 +10,7 @@ import numpy as np
 
 from isodense.embeddings.postprocess import FILE as TRANSFORM
 from isodense.embeddings.postprocess import load_transform
-from isodense.pipeline.artifact import load_array, read_manifest
+from isodense.pipeline.artifact import checked, load_array, read_manifest
 from isodense.pipeline.errors import ArtifactError
 
 HINT = "run `dvc repro embeddings`"
@@ -32,7 +32,7 @@ def shard_count(manifest: dict[str, Any]) -> int:
 
 
 def iter_shards(folder: str | Path, manifest: dict[str, Any]) -> Iterator[np.ndarray]:
-    """Yield the shards in order, memory-mapped, without post-processing.
+    """Yield the shards in order, memory-mapped and checked, without post-processing.
 
     Parameters
     ----------
@@ -48,19 +48,29 @@ def iter_shards(folder: str | Path, manifest: dict[str, Any]) -> Iterator[np.nda
     Raises
     ------
     ArtifactError
-        If the shape of a shard is not that in the manifest, or rows are missing.
+        If a shard is damaged, its shape is not that in the manifest, or rows are missing.
     """
+    for number in range(len(_shapes(folder, manifest))):
+        yield _shard(folder, manifest, number)
+
+
+def _shapes(folder: str | Path, manifest: dict[str, Any]) -> list[tuple[int, ...]]:
+    """Return the shape of each shard as the manifest has it."""
     entries = [manifest["files"].get(shard_name(i)) for i in range(shard_count(manifest))]
     shapes = [tuple(entry["shape"]) if entry else () for entry in entries]
     if {len(shape) for shape in shapes} != {2} or sum(s[0] for s in shapes) != manifest["rows"]:
         message = f"the shards of {folder} do not hold the {manifest['rows']} rows of its manifest"
         raise ArtifactError(message, HINT)
-    for number, (rows, dim) in enumerate(shapes):
-        shard = load_array(Path(folder) / shard_name(number), mmap=True)
-        if shard.shape != (rows, dim) or dim != manifest["dim"]:
-            message = f"{Path(folder) / shard_name(number)} has shape {shard.shape}"
-            raise ArtifactError(f"{message}, not as its manifest says", HINT)
-        yield shard
+    return shapes
+
+
+def _shard(folder: str | Path, manifest: dict[str, Any], number: int) -> np.ndarray:
+    path = checked(folder, manifest, shard_name(number))
+    shard, shape = load_array(path, mmap=True), manifest["files"][path.name]["shape"]
+    if shard.shape != tuple(shape) or shard.shape[1] != manifest["dim"]:
+        message = f"{path} has shape {shard.shape}, not as its manifest says"
+        raise ArtifactError(message, HINT)
+    return shard
 
 
 def read_shard_ids(folder: str | Path, manifest: dict[str, Any]) -> list[list[str]]:
@@ -81,7 +91,7 @@ def read_shard_ids(folder: str | Path, manifest: dict[str, Any]) -> list[list[st
     names = [ids_name(number) for number in range(shard_count(manifest))]
     if absent := [name for name in names if name not in manifest["files"]]:
         raise ArtifactError(f"{folder} has no {absent[0]}", HINT)
-    return [(Path(folder) / name).read_text(encoding="ascii").split() for name in names]
+    return [checked(folder, manifest, n).read_text(encoding="ascii").split() for n in names]
 
 
 def load_vectors(
@@ -92,7 +102,7 @@ def load_vectors(
     Parameters
     ----------
     folder : str or Path
-        The artifact; shards are memory-mapped, and only the requested rows are copied.
+        The artifact; only shards with requested rows are read, and only those rows are copied.
     rows : ndarray of shape (m,), optional
         Numbers of the rows to load, in rising order; all by default.
 
@@ -106,19 +116,20 @@ def load_vectors(
     Raises
     ------
     ArtifactError
-        If the artifact is incomplete, or the shape of a shard is not that in the manifest.
+        If the artifact is incomplete, or a shard is damaged or of another shape.
     """
     manifest = read_manifest(folder, "embeddings")
-    transform = load_transform(folder) if TRANSFORM in manifest["files"] else None
+    transform = load_transform(folder, manifest) if TRANSFORM in manifest["files"] else None
     rows = np.arange(manifest["rows"]) if rows is None else rows
     if len(rows) and rows[-1] >= manifest["rows"]:
         message = f"{folder} has {manifest['rows']} rows, but row {rows[-1]} is wanted"
         raise ArtifactError(message, HINT)
     vectors = np.empty((len(rows), manifest["dim"]), dtype=np.float32)
     start = 0
-    for shard in iter_shards(folder, manifest):
-        first, last = np.searchsorted(rows, (start, start + len(shard)))
-        part = shard[rows[first:last] - start]
-        vectors[first:last] = part if transform is None else transform.apply(part)
-        start += len(shard)
+    for number, (size, _) in enumerate(_shapes(folder, manifest)):
+        first, last = np.searchsorted(rows, (start, start + size))
+        if first < last:
+            part = _shard(folder, manifest, number)[rows[first:last] - start]
+            vectors[first:last] = part if transform is None else transform.apply(part)
+        start += size
     return vectors, manifest

@@ -83,9 +83,15 @@ class TextReader:
 
     def tokenize(self, texts: list[str]) -> tuple[list[list[int]], int]:
         """Return the token ids of each text, and the number of texts that were truncated."""
+        ids, whole = self.tokenize_whole(texts)
+        return ids, len(whole)
+
+    def tokenize_whole(self, texts: list[str]) -> tuple[list[list[int]], dict[int, list[int]]]:
+        """Return the token ids of each text, and by row those of truncated texts as they were."""
         texts = [self._reading(text) for text in texts]
         ids: list[list[int]] = self._tokenizer(texts, verbose=False)["input_ids"] if texts else []
         long = [row for row in range(len(ids)) if len(ids[row]) > self.max_tokens]
+        whole = {row: ids[row] for row in long}
         if self._prefix:
             for row in long:
                 first = _shared(ids[row], self._prefix)
@@ -96,7 +102,7 @@ class TextReader:
             )["input_ids"]
             for row, kept in zip(long, truncated, strict=True):
                 ids[row] = kept
-        return ids, len(long)
+        return ids, whole
 
 
 def load_reader(folder: Path, limit: int, max_tokens: int, prefix: str | None) -> TextReader:

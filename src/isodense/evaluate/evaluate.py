@@ -19,6 +19,7 @@ import numpy as np
 from isodense.evaluate.metrics import Answers, Comparison, Heldout
 from isodense.evaluate.params import EvaluateParams
 from isodense.pipeline.artifact import (
+    checked,
     content_sha256,
     load_array,
     read_manifest,
@@ -60,7 +61,7 @@ def load_heldout(prompts: PromptSet, density: str | Path) -> Heldout:
         raise TrainingError(message, "raise prompts.heldout, or add data")
     manifest = read_manifest(density, "density")
     require_same_ids(prompts.split("train").ids_sha256, manifest, f"the weights in {density}")
-    path = Path(density) / HELDOUT_DENSITY
+    path = checked(density, manifest, HELDOUT_DENSITY)
     values = load_array(path)
     if values.shape != (len(heldout),) or not np.isfinite(values).all():
         message = f"{path} does not hold one finite number for each of {len(heldout)} prompts"

@@ -27,7 +27,7 @@ from isodense.inspect.lookup import (
     rows_of,
 )
 from isodense.neighbors.graph import Graph, load_heldout_graph
-from isodense.pipeline.artifact import load_array
+from isodense.pipeline.artifact import checked, load_array
 from isodense.pipeline.errors import ArtifactError, IsodenseError
 from isodense.prompts.conversations import Message, encoder_text, prompt_id
 from isodense.sampling.weights import HELDOUT_DENSITY, Weights, load_weights
@@ -209,7 +209,9 @@ def _training(place: Place, folders: Folders, trained: Trained) -> Subject:
 
 def _heldout(place: Place, folders: Folders, trained: Trained) -> Subject:
     near, k = load_heldout_graph(folders.neighbors), trained.params.k
-    density = load_array(folders.density / HELDOUT_DENSITY, mmap=True)
+    density = load_array(
+        checked(folders.density, trained.weights.metadata, HELDOUT_DENSITY), mmap=True
+    )
     if not place.number < len(near) == len(density):
         message = f"{folders.neighbors} and {folders.density} have other held-out prompts"
         raise ArtifactError(message, "run `dvc repro density`, or `dvc checkout`")

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from isodense.pipeline.artifact import MANIFEST, require_same_ids
+from isodense.pipeline.artifact import MANIFEST, read_checked, require_same_ids
 from isodense.pipeline.tables import read_at
 from isodense.prompts.reader import Columns, load_columns
 from isodense.sampling.weights import load_weights
@@ -225,6 +225,7 @@ def _within(
 
 def read_texts(prompts: str | Path, rows: Collection[int]) -> dict[int, str]:
     """Return the texts of some rows of ``data/prompts``, reading no more than it takes."""
+    read_checked(prompts, "prompts")
     return {number: row["text"] for number, row in read_at(prompts, rows).items()}
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from isodense.neighbors.graph import Graph, load_graph
-from isodense.pipeline.artifact import content_sha256, read_manifest
+from isodense.pipeline.artifact import content_sha256, read_checked, read_manifest
 from isodense.pipeline.errors import ArtifactError
 from isodense.pipeline.tables import read_at, read_batches
 from isodense.prompts.reader import decoded, load_columns
@@ -53,7 +53,7 @@ def places(folder: Path, wanted: Callable[[bytes, str], bool]) -> Iterator[Place
     ArtifactError
         If there are other prompts than in the manifest, by number.
     """
-    manifest = read_manifest(folder, "prompts")
+    manifest = read_checked(folder, "prompts")
     numbers = [0, 0]
     for batch in read_batches(folder, ("id", "text", "split")):
         columns = (batch.column(name).to_pylist() for name in ("id", "text", "split"))
@@ -69,6 +69,7 @@ def places(folder: Path, wanted: Callable[[bytes, str], bool]) -> Iterator[Place
 
 def row_at(folder: Path, row: int) -> dict[str, Any]:
     """Return one row of ``data/prompts``."""
+    read_checked(folder, "prompts")
     return decoded(read_at(folder, [row])[row])
 
 
@@ -80,6 +81,7 @@ def rows_of(folder: Path, ids: Collection[bytes]) -> dict[bytes, dict[str, Any]]
     ArtifactError
         If one is not there.
     """
+    read_checked(folder, "prompts")
     left = {name.decode() for name in ids}
     rows: dict[str, int] = {}
     start = 0
@@ -126,6 +128,7 @@ def graph_of(weights: Weights, neighbors: Path) -> Graph:
 
 def heldout_rows(folder: Path) -> np.ndarray:
     """Return whether each prompt is held out, an ndarray of bool in the order of the set."""
+    read_checked(folder, "prompts")
     parts = [
         batch.column("split").to_numpy(zero_copy_only=False) == "heldout"
         for batch in read_batches(folder, ("split",))

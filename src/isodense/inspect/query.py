@@ -72,5 +72,5 @@ def _vector(text: str, embeddings: Path, encoder: Path, manifest: dict[str, Any]
         message = f"{encoder} gives {rows.shape[1]} columns, and {embeddings} has {manifest['dim']}"
         raise ArtifactError(message, "run `dvc repro embeddings`")
     if TRANSFORM in manifest["files"]:
-        rows = load_transform(embeddings).apply(rows)
+        rows = load_transform(embeddings, manifest).apply(rows)
     return unit_rows(rows)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from isodense.pipeline.artifact import load_array, read_manifest
+from isodense.pipeline.artifact import checked, load_array, read_manifest
 from isodense.pipeline.errors import ArtifactError
 
 COORDINATES = "coordinates.npy"
@@ -39,7 +39,7 @@ def load_coordinates(folder: str | Path) -> tuple[np.ndarray, dict[str, Any]]:
     """
     folder = Path(folder)
     manifest = read_manifest(folder, "map")
-    coordinates = load_array(folder / COORDINATES, mmap=True)
+    coordinates = load_array(checked(folder, manifest, COORDINATES), mmap=True)
     shape = (manifest["rows"], 2)
     if coordinates.shape != shape or coordinates.dtype != np.float32:
         found = f"{coordinates.dtype} of shape {coordinates.shape}"

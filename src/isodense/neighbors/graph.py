@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from isodense.pipeline.artifact import load_array, read_manifest
+from isodense.pipeline.artifact import checked, load_array, read_manifest
 from isodense.pipeline.errors import ArtifactError, IsodenseError
 
 INDICES = "indices.npy"
@@ -99,8 +99,8 @@ def load_graph(folder: str | Path) -> tuple[Graph, dict[str, Any]]:
     """
     folder = Path(folder)
     manifest = read_manifest(folder, "neighbors")
-    indices = load_array(folder / INDICES, mmap=True)
-    distances = load_array(folder / DISTANCES, mmap=True)
+    indices = load_array(checked(folder, manifest, INDICES), mmap=True)
+    distances = load_array(checked(folder, manifest, DISTANCES), mmap=True)
     if indices.shape != distances.shape or len(indices) != manifest["rows"]:
         message = f"{folder}: indices {indices.shape} and distances {distances.shape} disagree"
         raise ArtifactError(message, "run `dvc repro neighbors`")
@@ -114,9 +114,14 @@ def load_heldout_graph(folder: str | Path) -> Graph:
     -------
     Graph
         Row i is held-out prompt i; `indices` are row numbers of training prompts.
+
+    Raises
+    ------
+    ArtifactError
+        If the artifact is incomplete or damaged.
     """
-    folder = Path(folder)
+    manifest = read_manifest(folder, "neighbors")
     return Graph(
-        load_array(folder / HELDOUT_INDICES, mmap=True),
-        load_array(folder / HELDOUT_DISTANCES, mmap=True),
+        load_array(checked(folder, manifest, HELDOUT_INDICES), mmap=True),
+        load_array(checked(folder, manifest, HELDOUT_DISTANCES), mmap=True),
     )

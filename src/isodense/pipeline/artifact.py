@@ -1,17 +1,18 @@
 """Artifact folders: published whole, described by a manifest, tied to their prompts by hash.
 
-A stage writes into a folder beside its output and renames it into place, ``manifest.json`` last:
-a manifest that exists describes a complete artifact. Manifests hold no times, hosts or paths, so
-the same inputs give the same bytes. Row ``i`` of every array belongs to prompt ``i``; the manifest
-of each carries ``ids_sha256``, the SHA-256 of the newline-joined prompt ids, and whoever loads two
-artifacts compares them with :func:`require_same_ids`.
+A stage writes into a folder beside its output, ``manifest.json`` last, which then takes the
+output's place: a manifest that exists describes a complete artifact. Readers compare each file that
+they read with its SHA-256 (:func:`checked`), once per process. Manifests hold no times, hosts or
+paths, so the same inputs give the same bytes. Row ``i`` of every array belongs to prompt ``i``; the
+manifest of each carries ``ids_sha256``, the SHA-256 of the newline-joined prompt ids, and whoever
+loads two artifacts compares them with :func:`require_same_ids`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -21,6 +22,7 @@ from uuid import uuid4
 import numpy as np
 
 from isodense.pipeline.errors import ArtifactError
+from isodense.pipeline.storage import staged, storing
 
 FORMAT_VERSION = 1
 VERSIONS = {
@@ -29,6 +31,9 @@ VERSIONS = {
     "prompts": 2,
 }  # format versions of the kinds that have changed
 MANIFEST = "manifest.json"
+QUIET = 2_000_000_000  # nanoseconds: what changed since may change again with the same time
+
+_hashed: dict[tuple[int, ...], str] = {}  # SHA-256 of files that this process has read
 
 
 def sha256_file(path: str | Path) -> str:
@@ -54,16 +59,15 @@ def publishing(out: str | Path) -> Iterator[Path]:
     Yields
     ------
     Path
-        ``<out>.tmp``, empty.
+        An empty folder in ``<out>.<uuid>.tmp``: runs side by side may write the same artifact.
+
+    Raises
+    ------
+    StorageError
+        If the disk is full or may not be written.
     """
-    out = Path(out)
-    staging = out.with_name(out.name + ".tmp")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    yield staging
-    if out.exists():
-        shutil.rmtree(out)
-    staging.replace(out)
+    with storing(Path(out)), staged(Path(out)) as staging:
+        yield staging
 
 
 @contextmanager
@@ -73,13 +77,14 @@ def replacing(path: str | Path) -> Iterator[Path]:
     It is a name of its own, so runs side by side may write the same file.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
-    try:
-        yield staging
-        staging.replace(path)
-    finally:
-        staging.unlink(missing_ok=True)
+    with storing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield staging
+            staging.replace(path)
+        finally:
+            staging.unlink(missing_ok=True)
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -121,6 +126,8 @@ def write_manifest(folder: str | Path, kind: str, **fields: Any) -> dict[str, An
 def read_manifest(folder: str | Path, kind: str) -> dict[str, Any]:
     """Read the manifest of `folder` and check that it is a complete artifact of `kind`.
 
+    Files are looked at, not read: whoever reads one does so through :func:`checked`.
+
     Raises
     ------
     ArtifactError
@@ -147,8 +154,46 @@ def read_manifest(folder: str | Path, kind: str) -> dict[str, Any]:
     return manifest
 
 
+def checked(folder: str | Path, manifest: dict[str, Any], name: str) -> Path:
+    """Return the path of a file of an artifact, having compared its SHA-256 with the manifest.
+
+    A file is hashed once per process, and again if it has changed since (by inode, size and times).
+
+    Parameters
+    ----------
+    folder : str or Path
+        The artifact's folder.
+    manifest : dict
+        Its manifest.
+    name : str
+        The file, as the manifest names it.
+
+    Raises
+    ------
+    ArtifactError
+        If the manifest has no such file, or its content is another.
+    """
+    path, entry = Path(folder) / name, manifest["files"].get(name)
+    if entry is None:
+        raise ArtifactError(f"{path} is not in the artifact's {MANIFEST}", _restore(folder))
+    try:
+        found = _sha256_once(path)
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} is missing", _restore(folder)) from None
+    _compare(found, path, entry, folder)
+    return path
+
+
+def read_checked(folder: str | Path, kind: str) -> dict[str, Any]:
+    """Do as :func:`read_manifest` does, and compare all files as :func:`checked` does."""
+    manifest = read_manifest(folder, kind)
+    for name in manifest["files"]:
+        checked(folder, manifest, name)
+    return manifest
+
+
 def verify_files(folder: str | Path, manifest: dict[str, Any]) -> None:
-    """Compare the SHA-256 of every file of an artifact with its manifest.
+    """Compare the SHA-256 of every file of an artifact with its manifest, reading each anew.
 
     Raises
     ------
@@ -156,9 +201,8 @@ def verify_files(folder: str | Path, manifest: dict[str, Any]) -> None:
         Naming the first file that differs.
     """
     for name, entry in manifest["files"].items():
-        if sha256_file(Path(folder) / name) != entry["sha256"]:
-            message = f"{Path(folder) / name} is damaged: its SHA-256 is not the manifest's"
-            raise ArtifactError(message, f"run `dvc checkout --force {folder}` or the stage again")
+        path = Path(folder) / name
+        _compare(sha256_file(path), path, entry, folder)
 
 
 def content_sha256(manifest: dict[str, Any]) -> str:
@@ -214,6 +258,29 @@ def _describe(path: Path) -> dict[str, Any]:
     return entry
 
 
+def _sha256_once(path: Path) -> str:
+    """Return the SHA-256 of a file, from memory if this process has read it and it is the same."""
+    state = path.stat()
+    key = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+    if key in _hashed:
+        return _hashed[key]
+    began = time.time_ns()
+    found = sha256_file(path)
+    if began - max(state.st_mtime_ns, state.st_ctime_ns) > QUIET:
+        _hashed[key] = found
+    return found
+
+
+def _compare(found: str, path: Path, entry: dict[str, Any], folder: str | Path) -> None:
+    if found != entry.get("sha256"):
+        message = f"{path} is damaged: its SHA-256 is not the manifest's"
+        raise ArtifactError(message, _restore(folder))
+
+
+def _restore(folder: str | Path) -> str:
+    return f"run `dvc checkout --force {folder}` or the stage again"
+
+
 def _check_file(folder: Path, name: str, size: int | None, hint: str) -> None:
     path = folder / name
     inside = PurePosixPath(name)
@@ -222,4 +289,5 @@ def _check_file(folder: Path, name: str, size: int | None, hint: str) -> None:
     if not path.is_file():
         raise ArtifactError(f"{path} is missing", hint)
     if path.stat().st_size != size:
-        raise ArtifactError(f"{path} has {path.stat().st_size} bytes, not {size}", hint)
+        message = f"{path} has {path.stat().st_size} bytes, not {size}"
+        raise ArtifactError(message, _restore(folder))

@@ -38,7 +38,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from isodense.pipeline.artifact import sha256_file
-from isodense.pipeline.errors import IsodenseError
+from isodense.pipeline.errors import IsodenseError, StorageError
+from isodense.pipeline.storage import storing
 
 FORMAT_VERSION = 2
 DAY = 86_400  # seconds
@@ -120,11 +121,17 @@ class Store:
         The cache's root: :func:`isodense.pipeline.stage.cache`.
     kind : str
         What the pieces are, for example ``embeddings``.
+
+    Raises
+    ------
+    StorageError
+        If nothing can be written there.
     """
 
     def __init__(self, cache: Path, kind: str) -> None:
         self.folder = cache / kind
         self._seconds_kept = days_kept() * DAY
+        require_writable(self.folder)
 
     def entry(self, key: str) -> Entry:
         """Return the entry of a key, marked as used."""
@@ -190,19 +197,20 @@ class Entry:
         Nothing is kept if the block raises. Runs side by side may write the same piece.
         """
         target = self.path(name)
-        _make_folder(target.parent)
-        path = target.with_name(f"{target.name}.{uuid4().hex}.tmp")
-        digest = _digest_file(path)
-        try:
-            yield path
-            digest.write_text(_sha256(path, sync=True), encoding="ascii")
-            # A folder cannot be replaced in one step, so writers of the same one take turns.
-            with FileLock(self.folder / SWAP) if path.is_dir() else nullcontext():
-                _move(digest, _digest_file(target))
-                _move(path, target)
-        finally:
-            digest.unlink(missing_ok=True)
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        with storing(self.folder):
+            _make_folder(target.parent)
+            path = target.with_name(f"{target.name}.{uuid4().hex}.tmp")
+            digest = _digest_file(path)
+            try:
+                yield path
+                digest.write_text(_sha256(path, sync=True), encoding="ascii")
+                # A folder cannot be replaced in one step, so writers of the same one take turns.
+                with FileLock(self.folder / SWAP) if path.is_dir() else nullcontext():
+                    _move(digest, _digest_file(target))
+                    _move(path, target)
+            finally:
+                digest.unlink(missing_ok=True)
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     @contextmanager
     def claimed(self, what: str) -> Iterator[None]:
@@ -222,9 +230,29 @@ class Entry:
             message = f"another run with the same settings is {what} in {self.folder}"
             raise IsodenseError(message, "wait for it, or stop it") from None
         try:
-            yield
+            with storing(self.folder):
+                yield
         finally:
             lock.release()
+
+
+def require_writable(folder: Path) -> None:
+    """Raise unless a folder of the cache can be written, or made.
+
+    Raises
+    ------
+    StorageError
+        Naming what is in the way, and ``ISODENSE_CACHE``.
+    """
+    nearest = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not nearest.is_dir():
+        fault = f"{nearest} is not a folder"
+    elif not os.access(nearest, os.W_OK | os.X_OK):
+        fault = f"{nearest} cannot be written"
+    else:
+        return
+    hint = "set ISODENSE_CACHE to a folder that you can write, or correct this one"
+    raise StorageError(f"the cache is to be in {folder}, but {fault}", hint)
 
 
 def days_kept() -> float:

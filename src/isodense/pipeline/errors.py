@@ -73,6 +73,10 @@ class ArtifactError(IsodenseError):
     """An artifact that is missing, incomplete, damaged, or belongs to other prompts."""
 
 
+class StorageError(IsodenseError):
+    """A disk that is full, or a file or folder that may not be read or written."""
+
+
 class ModelError(IsodenseError):
     """A model that cannot be fetched, verified or used."""
 

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from isodense.pipeline.artifact import write_json
-from isodense.pipeline.errors import IsodenseError
+from isodense.pipeline.errors import IsodenseError, StorageError
+from isodense.pipeline.storage import storing
 
 log = logging.getLogger("isodense")
 
@@ -98,7 +99,8 @@ def run(name: str, main: Callable[[list[str]], str]) -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     start = time.perf_counter()
     try:
-        summary = main(sys.argv[1:])
+        with storing(Path.cwd()):
+            summary = main(sys.argv[1:])
     except IsodenseError as error:
         sys.stderr.write(f"[{name}] error: {error}\n")
         sys.exit(1)
@@ -108,7 +110,10 @@ def run(name: str, main: Callable[[list[str]], str]) -> None:
     seconds = time.perf_counter() - start
     log.info("%s (%.1f s)", summary, seconds)
     if first:
-        _write_timings(name, seconds)
+        try:
+            _write_timings(name, seconds)
+        except (OSError, StorageError) as error:  # the stage's work is done and published
+            log.warning("its timings are not written: %s", error)
 
 
 def peak_rss() -> int:

@@ -15,7 +15,7 @@ import numpy as np
 
 from isodense.density.duplicates import largest_clusters
 from isodense.neighbors.graph import load_heldout_graph
-from isodense.pipeline.artifact import ids_sha256, read_manifest, require_same_ids
+from isodense.pipeline.artifact import ids_sha256, read_checked, require_same_ids
 from isodense.pipeline.errors import ArtifactError
 from isodense.pipeline.tables import read_at
 from isodense.prompts.reader import OWN, are_kinds, iter_rows
@@ -105,7 +105,7 @@ def load(folder: Path, weights: Weights) -> Prompts:
     ArtifactError
         If it is damaged, or the weights are of other prompts.
     """
-    manifest = read_manifest(folder, "prompts")
+    manifest = read_checked(folder, "prompts")
     ids, texts, sources, labels = [], [], [], []
     counts, heldout = [], []
     joined: dict[tuple[str, ...], str] = {}

@@ -29,6 +29,7 @@ from trl.trainer.reward_trainer import RewardTrainer
 
 from isodense.models.inference.load import UNREADABLE, other_head, read_model, require_whole
 from isodense.models.inference.policy import load_tokenizer
+from isodense.models.reader import require_undamaged
 from isodense.pipeline.artifact import read_manifest
 from isodense.pipeline.cache import Store, cache_key, sequences_sha256
 from isodense.pipeline.errors import ModelError, TrainingError
@@ -184,6 +185,7 @@ def start(policy: Path, seed: int) -> Any:
     ModelError
         If it is not a whole model, or its architecture has no sequence classifier.
     """
+    require_undamaged(policy)
     set_seed(seed)
     try:
         model, missing = read_model(

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from isodense.pipeline.artifact import load_array, read_manifest
+from isodense.pipeline.artifact import checked, load_array, read_manifest
 from isodense.pipeline.errors import ArtifactError
 
 WEIGHTS = "density_weights.npy"
@@ -104,11 +104,12 @@ def load_weights(folder: str | Path) -> Weights:
     Raises
     ------
     ArtifactError
-        If the artifact is incomplete, its arrays disagree, or a weight is not finite and positive.
+        If the artifact is incomplete or damaged, its arrays disagree, or a weight is not finite and
+        positive.
     """
     folder = Path(folder)
     manifest = read_manifest(folder, "density")
-    arrays = {name: load_array(folder / name, mmap=True) for name in DTYPES}
+    arrays = {name: load_array(checked(folder, manifest, name), mmap=True) for name in DTYPES}
     for name, array in arrays.items():
         if array.shape != (manifest["rows"],):
             message = f"{folder / name} has shape {array.shape}, not ({manifest['rows']},)"

@@ -29,6 +29,7 @@ from isodense.models.inference.load import (
     weights_of,
 )
 from isodense.models.inference.policy import load_tokenizer
+from isodense.models.reader import require_undamaged
 from isodense.pipeline.artifact import write_json
 from isodense.pipeline.errors import ModelError, TrainingError
 from isodense.reward.scoring.load import Reward
@@ -75,6 +76,7 @@ def make_trainer(
     functions, config.reward_weights = reward_functions(
         reward, rows, int(config.num_generations or 1)
     )
+    require_undamaged(policy)
     try:
         trainer = GRPOTrainer(
             model=str(policy),

@@ -30,6 +30,7 @@ from isodense.reward.scoring.load import Features
 from isodense.reward.trl import start
 from isodense.train.grpo import check_policy
 from tests import tiny
+from tests.damage import reseal
 
 CODE = "from pathlib import Path\nPath(__file__).with_name('CODE_RAN').touch()\n"
 CLASSES = {"AutoConfig": "m.Config", "AutoModel": "m.Model", "AutoModelForCausalLM": "m.Model"}
@@ -84,6 +85,7 @@ def test_a_tokenizer_that_is_code_is_refused(folder):
     tiny.edit(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["m.Tokenizer", None]})
     load_tokenizer(folder)  # tokenizer.json says all that the code would
     (folder / "tokenizer.json").unlink()
+    reseal(folder)
     with pytest.raises(ModelError, match="tokenizer that needs code"):
         load_tokenizer(folder)
 

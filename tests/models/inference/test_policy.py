@@ -16,6 +16,7 @@ from isodense.models.inference.policy import (
 )
 from isodense.pipeline.errors import ModelError
 from tests import tiny
+from tests.damage import reseal
 from tests.thinking import CALLED, TEMPLATE, TOOLS
 
 
@@ -55,6 +56,7 @@ def test_a_trunk_has_only_the_blocks_asked_for(folder: Path):
 def test_a_tokenizer_without_chat_template_is_refused(tmp_path: Path):
     folder = tiny.policy(tmp_path / "policy")
     (folder / "chat_template.jinja").unlink()
+    reseal(folder)
     with pytest.raises(ModelError, match="no chat template"):
         load_tokenizer(folder)
 

@@ -16,6 +16,7 @@ from isodense.models.inference.load import (
     read_model,
     require_whole,
 )
+from isodense.models.reader import require_undamaged
 from isodense.pipeline.errors import ModelError
 
 
@@ -51,9 +52,12 @@ def load_backbone(
 
     Raises
     ------
+    ArtifactError
+        If the folder is an artifact and damaged.
     ModelError
         If the folder is not a whole model, or has fewer layers.
     """
+    require_undamaged(folder)
     config = read_config(folder)
     kept = _cut(config, layer, param, folder)
     is_head = other_head(folder)

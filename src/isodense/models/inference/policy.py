@@ -22,6 +22,7 @@ from isodense.models.inference.load import (
     read_tokenizer,
     require_whole,
 )
+from isodense.models.reader import require_undamaged
 from isodense.pipeline.errors import ModelError
 from isodense.prompts.conversations import Message
 
@@ -37,9 +38,12 @@ def load_tokenizer(folder: str | Path) -> Any:
 
     Raises
     ------
+    ArtifactError
+        If the folder is an artifact and damaged.
     ModelError
         If the folder holds no tokenizer, chat template or end-of-turn token.
     """
+    require_undamaged(folder, weights=False)
     try:
         tokenizer = read_tokenizer(folder)
     except UNREADABLE as error:
@@ -56,6 +60,7 @@ def load_tokenizer(folder: str | Path) -> Any:
 
 def context_length(folder: str | Path) -> int | None:
     """Return the context length of the policy in tokens, or None if the config has none."""
+    require_undamaged(folder, weights=False)
     config = read_config(folder).get_text_config()
     return getattr(config, "max_position_embeddings", None)
 
@@ -77,9 +82,12 @@ def load_policy(folder: str | Path, device: str = "cpu") -> Any:
 
     Raises
     ------
+    ArtifactError
+        If the folder is an artifact and damaged.
     ModelError
         If the folder is not a whole causal language model that transformers knows.
     """
+    require_undamaged(folder)
     try:
         model, missing = read_model(AutoModelForCausalLM, folder, dtype=torch.float32)
     except UNREADABLE as error:

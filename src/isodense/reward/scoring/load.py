@@ -29,7 +29,8 @@ from isodense.models.inference.policy import (
     load_tokenizer,
     prompt_tokens,
 )
-from isodense.pipeline.artifact import content_sha256, read_manifest
+from isodense.models.reader import check_files
+from isodense.pipeline.artifact import checked, content_sha256, read_manifest
 from isodense.pipeline.errors import ArtifactError, ModelError
 from isodense.prompts.conversations import Message
 
@@ -306,6 +307,7 @@ def load_reward(
 
         params = manifest["params"]
         path = Path(folder) / MODEL
+        check_files(folder, manifest, MODEL)
         return Classifier(path, params["max_tokens"], params["batch_tokens"], device)
     if kind == "function":
         from isodense.reward.scoring.functions import load_functions
@@ -349,7 +351,7 @@ def _load_head(folder: Path, policy: Path, manifest: dict[str, Any], device: str
         params["batch_tokens"],
         device,
     )
-    head = load_file(folder / HEAD)
+    head = load_file(checked(folder, manifest, HEAD))
     if head["weight"].shape != (features.dim,) or not np.isfinite(head["weight"]).all():
         message = f"{folder / HEAD} does not fit the policy's features ({features.dim})"
         raise ArtifactError(message, "run `dvc repro reward`")

@@ -1,0 +1,49 @@
+"""Reading a folder of a model: what is loaded is what its manifest describes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from isodense.pipeline.artifact import MANIFEST, checked
+
+LOADED = {".json", ".safetensors", ".txt", ".model", ".jinja"}  # suffixes of files that are read
+KINDS = ("models", "train")
+
+
+def require_undamaged(folder: str | Path, weights: bool = True) -> None:
+    """Compare the files of a model with its manifest; a folder without one of ours is any model's.
+
+    An adapter beside the merged weights is left out: isodense does not load it.
+
+    Parameters
+    ----------
+    folder : str or Path
+        The model's folder.
+    weights : bool
+        Whether the weights are to be loaded, or the tokenizer and the configuration only.
+
+    Raises
+    ------
+    ArtifactError
+        Naming the first file that is missing or damaged.
+    """
+    try:
+        manifest = json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    if isinstance(manifest, dict) and manifest.get("kind") in KINDS:
+        check_files(folder, manifest, weights=weights)
+
+
+def check_files(
+    folder: str | Path, manifest: dict[str, Any], under: str = "", weights: bool = True
+) -> None:
+    """Compare the files that a model is loaded from, those of the subfolder `under`."""
+    for name in manifest["files"]:
+        inside = Path(name)
+        loaded = inside.suffix in LOADED and inside.parts[0] != "adapter"
+        wanted = weights or inside.suffix != ".safetensors"
+        if loaded and wanted and (not under or inside.parts[0] == under):
+            checked(folder, manifest, name)
