@@ -34,7 +34,7 @@ from isodense.embeddings.dense import (
 from isodense.embeddings.logits import LogitSpace
 from isodense.embeddings.texts import LENGTH_MULTIPLE, TextReader, load_reader
 from isodense.models.inference.backbone import load_backbone
-from isodense.models.reader import require_undamaged
+from isodense.models.inference.reader import require_undamaged
 from isodense.pipeline.errors import ModelError, TextError
 from isodense.pipeline.runtime import resolve_device
 

@@ -29,7 +29,7 @@ from trl.trainer.reward_trainer import RewardTrainer
 
 from isodense.models.inference.load import UNREADABLE, other_head, read_model, require_whole
 from isodense.models.inference.policy import load_tokenizer
-from isodense.models.reader import require_undamaged
+from isodense.models.inference.reader import require_undamaged
 from isodense.pipeline.artifact import read_manifest
 from isodense.pipeline.cache import Store, cache_key, sequences_sha256
 from isodense.pipeline.errors import ModelError, TrainingError

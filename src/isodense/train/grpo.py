@@ -29,7 +29,7 @@ from isodense.models.inference.load import (
     weights_of,
 )
 from isodense.models.inference.policy import load_tokenizer
-from isodense.models.reader import require_undamaged
+from isodense.models.inference.reader import require_undamaged
 from isodense.pipeline.artifact import write_json
 from isodense.pipeline.errors import ModelError, TrainingError
 from isodense.reward.scoring.load import Reward

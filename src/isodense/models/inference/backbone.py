@@ -16,7 +16,7 @@ from isodense.models.inference.load import (
     read_model,
     require_whole,
 )
-from isodense.models.reader import require_undamaged
+from isodense.models.inference.reader import require_undamaged
 from isodense.pipeline.errors import ModelError
 
 

@@ -22,7 +22,7 @@ from isodense.models.inference.load import (
     read_tokenizer,
     require_whole,
 )
-from isodense.models.reader import require_undamaged
+from isodense.models.inference.reader import require_undamaged
 from isodense.pipeline.errors import ModelError
 from isodense.prompts.conversations import Message
 

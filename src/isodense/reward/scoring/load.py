@@ -29,7 +29,7 @@ from isodense.models.inference.policy import (
     load_tokenizer,
     prompt_tokens,
 )
-from isodense.models.reader import check_files
+from isodense.models.inference.reader import check_files
 from isodense.pipeline.artifact import checked, content_sha256, read_manifest
 from isodense.pipeline.errors import ArtifactError, ModelError
 from isodense.prompts.conversations import Message
