@@ -18,6 +18,12 @@ def reseal(folder: Path) -> Path:
     return folder
 
 
+def give_template(folder: Path, template: str) -> Path:
+    """Give a model another chat template, as whoever edits it on purpose would."""
+    (folder / "chat_template.jinja").write_text(template)
+    return reseal(folder)
+
+
 def flip(path: Path) -> None:
     """Change the last bit of a file, and neither its size nor its times."""
     found, data = path.stat(), path.read_bytes()

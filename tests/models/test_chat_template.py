@@ -16,6 +16,7 @@ from isodense.models.publish import publish
 from isodense.pipeline.errors import ModelError, ParamsError
 from isodense.pipeline.params import load
 from tests import tiny
+from tests.damage import give_template
 from tests.thinking import TEMPLATE, TOOLS
 
 ASKED = [*tiny.user("red egg"), {"role": "assistant", "content": "blue"}, *tiny.user("water?")]
@@ -38,8 +39,7 @@ def params(name: Path, **settings: object) -> PolicyParams:
 def folder(tmp_path: Path) -> Path:
     """Give an unpublished model with a template that reads `enable_thinking` and `tools`."""
     made = tiny.policy(tmp_path / "raw")
-    (made / "chat_template.jinja").write_text(TEMPLATE)
-    return made
+    return give_template(made, TEMPLATE)
 
 
 def rendered(folder: Path, prompt=ASKED, **more: object) -> str:
@@ -149,7 +149,7 @@ def test_what_the_names_of_a_template_are():
 
 def test_a_macro_and_the_first_line_of_a_template_see_the_default(folder: Path):
     macro = "\n  {% macro end() %}{% if mood %}[{{ mood }}]{% endif %}{% endmacro %}x{{ end() }}"
-    (folder / "chat_template.jinja").write_text(macro)
+    give_template(folder, macro)
     assert rendered(published(folder, mood="calm")) == rendered(folder, mood="calm")
     assert "[calm]" in rendered(folder, mood="calm")
 

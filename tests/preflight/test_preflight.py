@@ -21,6 +21,7 @@ from isodense.prompts.reader import load_prompts
 from isodense.train.params import TrainParams
 from isodense.train.plan import plan_run
 from tests import tiny
+from tests.damage import give_template
 from tests.rl import ROOT, SECTIONS
 from tests.tables import publish_prompts
 from tests.thinking import CALLED, TEMPLATE, TOOLS
@@ -154,7 +155,7 @@ def test_evaluating_needs_held_out_prompts(project: Project):
 def test_a_template_that_refuses_a_role_says_of_which_prompt(project: Project, monkeypatch):
     """Also where the prompt is not in the sample: one of every set of roles is rendered."""
     monkeypatch.setattr(module, "SAMPLE", 2)
-    (project.root / "policy/chat_template.jinja").write_text(TEMPLATE)
+    give_template(project.root / "policy", TEMPLATE)
     developer = [{"role": "developer", "content": "Be brief."}, *tiny.user("hours")]
     project.write(
         [*rows(20), {"prompt": developer, "source": "test", **ANSWERS}, *rows(COUNT)[20:]]
@@ -170,7 +171,7 @@ def test_a_template_that_refuses_a_role_says_of_which_prompt(project: Project, m
 @pytest.mark.parametrize("reads_tools", [True, False])
 def test_tools_that_the_template_does_not_show_are_a_warning(project: Project, reads_tools: bool):
     if reads_tools:
-        (project.root / "policy/chat_template.jinja").write_text(TEMPLATE)
+        give_template(project.root / "policy", TEMPLATE)
     tools = [{"prompt": CALLED, "tools": TOOLS, "source": "test", **ANSWERS}]
     project.write([*rows(), *tools])
     expected = "warning: prompts come with tools, which the policy's chat template does not show"
@@ -179,7 +180,7 @@ def test_tools_that_the_template_does_not_show_are_a_warning(project: Project, r
 
 def test_messages_that_the_template_leaves_out_are_a_warning(project: Project):
     only_users = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
-    (project.root / "policy/chat_template.jinja").write_text(only_users)
+    give_template(project.root / "policy", only_users)
     system = [{"role": "system", "content": "Be  brief."}, *tiny.user("hours")]
     project.write([*rows(), {"prompt": system, "source": "test", **ANSWERS}])
     assert said(project.findings(), "train") == [

@@ -25,6 +25,7 @@ from isodense.train.plan import plan_run
 from isodense.train.prompts import plan_dataset, with_tools
 from isodense.train.settings import make_config
 from tests import tiny
+from tests.damage import give_template
 from tests.rl import SECTIONS
 from tests.thinking import CALLED, TEMPLATE, TOOLS
 
@@ -40,7 +41,7 @@ def policies(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Give a policy that thinks, and the same published with `enable_thinking: false`."""
     folder = tmp_path_factory.mktemp("models")
     thinking = tiny.policy(folder / "thinking")
-    (thinking / "chat_template.jinja").write_text(TEMPLATE)
+    give_template(thinking, TEMPLATE)
     source = {"source": "folder", "name": str(thinking), "version": None, "sha256": None}
     off = PolicyParams(**source, path=None, chat_template_kwargs={"enable_thinking": False})  # type: ignore[arg-type]
     publish("policy", off, folder / "brief", folder)
