@@ -1,6 +1,7 @@
 # make repro   set up and run the whole pipeline          make test    set up and run the tests
 # make check   lint, types, layers, docs site               make bench   run the benchmarks
-# make lock    resolve requirements*.lock anew            make clean   forget the virtual environment
+# make slow    run the tests that take minutes            make clean   forget the virtual environment
+# make lock    resolve requirements*.lock anew
 
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
@@ -14,7 +15,7 @@ LOCK   := uv pip compile pyproject.toml --universal --python-version 3.11 --gene
           nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink \
           nvidia-nvshmem-cu13 nvidia-nvtx,--no-emit-package $(p))
 
-.PHONY: repro test check bench lock clean
+.PHONY: repro test slow check bench lock clean
 .DELETE_ON_ERROR:
 
 repro: .venv/runtime
@@ -29,6 +30,10 @@ repro: .venv/runtime
 # Two workers fill two cores: threads within them would only wait for each other.
 test: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+slow: .venv/dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+	  -m 'slow and not gpu and not network'
 
 check: .venv/dev
 	$(BIN)/ruff check .

@@ -17,7 +17,7 @@ from isodense.download.params import DownloadParams
 from isodense.pipeline import params, stage
 from isodense.pipeline.artifact import write_json
 from isodense.pipeline.runtime import BaseParams
-from isodense.pipeline.watched import warn_unwatched
+from isodense.pipeline.watched import require_tracked, warn_unwatched
 
 
 def main(argv: list[str]) -> str:
@@ -30,6 +30,7 @@ def main(argv: list[str]) -> str:
     base = params.load(args.params, "base", BaseParams)
     section = params.load(args.params, "download", DownloadParams)
     if "local" in section.sources:
+        require_tracked(section.local.files, "download.local.files")
         warn_unwatched(section.local.files, args.raw, "download.local.files")
     metrics = publish(section, lambda source: base.rng(f"download.{source}"), args.out)
     write_json(args.metrics, metrics)

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 from isodense.models.params import ModelsParams
 from isodense.models.publish import publish
 from isodense.pipeline import params, stage
-from isodense.pipeline.watched import warn_unwatched
+from isodense.pipeline.watched import require_tracked, warn_unwatched
 
 
 def main(argv: list[str]) -> str:
@@ -27,6 +27,7 @@ def main(argv: list[str]) -> str:
     for role, out in (("encoder", args.encoder), ("policy", args.policy)):
         model = getattr(section, role)
         if model.source in ("folder", "nanochat"):
+            require_tracked([model.name], f"models.{role}.name")
             warn_unwatched([model.name], args.raw, f"models.{role}.name")
         manifest = publish(role, model, out, stage.cache())
         size = sum(file["bytes"] for file in manifest["files"].values())

@@ -16,7 +16,7 @@ from isodense.download.examples import load_pairs
 from isodense.pipeline import params, stage
 from isodense.pipeline.artifact import content_sha256, read_manifest, write_json
 from isodense.pipeline.runtime import BaseParams, resolve_device
-from isodense.pipeline.watched import warn_unwatched
+from isodense.pipeline.watched import require_tracked, warn_unwatched
 from isodense.prompts.reader import load_prompts
 from isodense.reward.fit import fit
 from isodense.reward.pairs import require_any
@@ -46,6 +46,7 @@ def main(argv: list[str]) -> str:
         files = {path for name in modules for path in project_files(name, Path.cwd())}
         warn_unwatched(sorted(files), args.rewards, "reward.functions")
     if section.kind == "model" and section.model.source == "folder":
+        require_tracked([str(section.model.name)], "reward.model.name")
         warn_unwatched([str(section.model.name)], args.raw, "reward.model.name")
     pairs = load_pairs(args.examples)
     require_any(section.kind, pairs)

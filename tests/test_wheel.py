@@ -37,7 +37,7 @@ def wheel(tmp_path_factory):
     """Build the wheel from a copy of the tree, in which the build may leave what it likes."""
     folder = tmp_path_factory.mktemp("wheel")
     tree = folder / "tree"
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         tree.mkdir(exist_ok=True)
         shutil.copyfile(ROOT / name, tree / name)
     skip = shutil.ignore_patterns("__pycache__", "*.egg-info")
@@ -112,3 +112,18 @@ print(len(list(load(params, numpy.random.default_rng(0)))))
     assert Path(where).is_relative_to(clean.parent)
     assert 400 < int(heaviest) < 600  # its weight is one half
     assert int(pairs) > 40  # the sample is made from files of the package
+
+
+def test_windows_is_refused_at_install(tmp_path):
+    as_windows = "import runpy, sys; sys.platform = 'win32'; runpy.run_path(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", as_windows, str(ROOT / "setup.py")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr.strip()) == (
+        1,
+        "isodense runs on Linux and macOS. On Windows, install it in WSL.",
+    )

@@ -32,11 +32,13 @@ CHANGED = WEIGHTS[::-1].copy()
 class Owner:
     """A git and dvc repository with ``data/density``, its remote storage and a bare clone."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, inside: str = "") -> None:
         self.root, self.store, self.bare = folder / "repo", folder / "store", folder / "bare.git"
         self.root.mkdir()
         self.run("git", "init", "-q", "-b", "main")
-        self.run("dvc", "init", "-q")
+        self.root = self.root / inside
+        self.root.mkdir(parents=True, exist_ok=True)
+        self.run("dvc", "init", "-q", *(["--subdir"] if inside else []))
         self.run("dvc", "remote", "add", "-q", "-d", "storage", str(self.store))
         (self.root / "plain").mkdir()
         (self.root / "plain" / "text.txt").write_text("in git\n")
@@ -180,6 +182,52 @@ def test_a_repository_is_found_by_path_file_and_http(owner, form):
         }
         loaded = isodense.load_weights(addresses[form], rev="v1")
     np.testing.assert_array_equal(loaded.weights, WEIGHTS)
+
+
+@pytest.fixture(scope="module", params=[False, True])
+def monorepo(request, environ, tmp_path_factory):
+    """Give a repository with a project in a folder, and with or without another one around it."""
+    made = Owner(tmp_path_factory.mktemp("mono"), "ml team/prompts")
+    whole = made.root.parents[1]
+    if request.param:
+        subprocess.run(["dvc", "init", "-q"], cwd=whole, check=True, capture_output=True)
+    made.run("dvc", "remote", "add", "-q", "mirror", str(made.store))
+    made.run("dvc", "remote", "modify", "-q", "storage", "url", str(made.store.with_name("no")))
+    write(made.root / "data/density", WEIGHTS)
+    made.run("dvc", "add", "-q", "data/density")
+    made.run("dvc", "push", "-q", "-r", "mirror")
+    made.run("git", "add", "-A", str(whole))
+    made.run("git", "commit", "-qm", "v1")
+    made.run("git", "worktree", "add", "-q", "-b", "other", str(whole.with_name("work tree")))
+    return whole
+
+
+INSIDE = "ml team/prompts/data/density"
+
+
+@pytest.mark.parametrize(
+    ("source", "options"),
+    [
+        ("{0}", {"path": INSIDE}),
+        ("{0}/ml team/prompts", {}),
+        ("{0}/ml team/prompts", {"remote": "mirror"}),
+        ("{0}/ml team", {"path": "prompts/data/density"}),
+        ("{0}/../work tree/ml team/prompts", {"remote": "mirror"}),
+        ("file://{0}", {"path": INSIDE, "remote": "mirror"}),
+    ],
+)
+def test_a_project_in_a_folder_of_a_repository_is_read(monorepo, source, options):
+    loaded = isodense.load_weights(source.format(monorepo), rev="HEAD", **options)
+    np.testing.assert_array_equal(loaded.weights, WEIGHTS)
+
+
+def test_where_a_repository_has_the_artifact_is_said(monorepo):
+    with pytest.raises(ArtifactError, match="there is no data/density of") as caught:
+        isodense.load_weights(monorepo, rev="HEAD")
+    assert caught.value.hint == f"a folder of the repository has it: path='{INSIDE}'"
+    with pytest.raises(ArtifactError, match="there is no data/map of") as caught:
+        fetch(monorepo, "data/map", rev="HEAD")
+    assert caught.value.hint == "name another path or revision"
 
 
 def test_an_address_without_a_revision_is_its_newest_commit(owner):

@@ -30,6 +30,7 @@ from isodense.experiments.differences import Row, figure, markdown, tabulate
 from isodense.pipeline.artifact import write_json
 from isodense.pipeline.errors import IsodenseError
 from isodense.pipeline.layout import ARTIFACTS, COMPLETIONS
+from isodense.sampling.remote import open_files
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,8 @@ def run_missing(runs: Sequence[Run]) -> None:
 
     from isodense.pipeline.stage import progress
 
-    changed = _output("git", "status", "--porcelain", "--untracked-files=no")
+    # Of this folder only: in a larger repository, what colleagues change elsewhere has no effect.
+    changed = _output("git", "status", "--porcelain", "--untracked-files=no", "--", ".")
     if changed:
         message = f"files have changed since the last commit:\n{changed}"
         hint = "commit them, or restore them with `git restore` and `dvc checkout`"
@@ -179,7 +181,8 @@ def collect(runs: Sequence[Run]) -> dict[str, list[dict[str, Any]]]:
         judge = _judge(shas[runs[0].name], Path(folder))
         for run in runs:
             sha = shas[run.name]
-            text = dvc.api.read(COMPLETIONS.as_posix(), rev=sha, encoding="utf-8")
+            files, inside = open_files(".", sha)
+            text = files.read_text(f"{inside}/{COMPLETIONS.as_posix()}", encoding="utf-8")
             rows = [json.loads(line) for line in text.splitlines()]
             found[run.arm].append({**dvc.api.metrics_show(rev=sha), "judge": judge(rows)})
     return found
@@ -193,10 +196,10 @@ def _judge(sha: str, folder: Path) -> Callable[[list[dict[str, Any]]], dict[str,
     from isodense.prompts.reader import load_prompts
     from isodense.reward.scoring.load import load_reward
 
-    files = dvc.api.DVCFileSystem(rev=sha)
+    files, inside = open_files(".", sha)
     fetched = {name: folder / name for name in ("reward", "policy", "prompts")}
     for name, target in fetched.items():
-        files.get(ARTIFACTS[name].path.as_posix(), str(target), recursive=True)
+        files.get(f"{inside}/{ARTIFACTS[name].path.as_posix()}", str(target), recursive=True)
     prompts = load_prompts(fetched["prompts"]).split("heldout")
     by_id = {row["id"]: row for row in prompts.rows}
     device = resolve_device(dvc.api.params_show(rev=sha)["base"]["device"])
@@ -266,7 +269,7 @@ def compare(arms: Sequence[str], seeds: int, settings: Sequence[str], out: Path)
     run_missing(runs)
     try:
         rows = tabulate(collect(runs))
-    except DvcException as error:
+    except (DvcException, OSError) as error:
         hint = "if `dvc gc` has removed outputs: `dvc exp remove` the experiments, then again"
         raise IsodenseError(f"an experiment cannot be read: {error}", hint) from None
     out.mkdir(parents=True, exist_ok=True)

@@ -4,13 +4,19 @@
 interpolates no list into them. So each stage that reads the user's files depends on one folder,
 which may be empty; files from other places are copied there, or linked. DVC hashes what a link to a
 file leads to; a link to a folder it does not follow.
+
+Experiments in the queue and in temporary folders run in copies of the project, which hold what git
+and DVC track and nothing else: a pattern could match fewer files there than the user sees.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable
 from pathlib import Path
+
+from isodense.pipeline.errors import DataError
 
 log = logging.getLogger("isodense")
 
@@ -41,6 +47,51 @@ def warn_unwatched(paths: Iterable[str | Path], folder: Path, param: str) -> Non
                 "%s names %s, in a link to a folder: DVC will not see it change. Link the files "
             )
             log.warning(message + "instead: remove the link, then %s", param, path, hint)
+
+
+def require_tracked(names: Iterable[str | Path], param: str) -> None:
+    """Check that an experiment's copy of the project has the user's files.
+
+    Parameters
+    ----------
+    names : iterable of str or Path
+        Files, folders and patterns, as `param` has them. Absolute ones are the same in every copy.
+    param : str
+        The param that names them.
+
+    Raises
+    ------
+    DataError
+        Naming a file that the user's own folder has and the copy lacks.
+    """
+    own = experiment_origin()
+    if own is None:
+        return
+    relative = [Path(name) for name in names if not Path(name).expanduser().is_absolute()]
+    if place := next(filter(None, (_untracked(name, own) for name in relative)), None):
+        message = "is not in this experiment's folder, which has what git and DVC track"
+        hint = f"`git add {place}`, or `dvc add` a large one; without --queue and --temp it is read"
+        raise DataError(f"{message} ({param})", place, hint=hint)
+
+
+def experiment_origin() -> Path | None:
+    """Return the project of which this folder is an experiment's copy; None in the project itself.
+
+    DVC names it to the commands of a stage.
+    """
+    own = Path(os.environ.get("DVC_ROOT", ".")).resolve()
+    return None if own == Path.cwd().resolve() else own
+
+
+def _untracked(name: Path, own: Path) -> str | None:
+    """Return the first file that is meant by a name in `own`, and is not there in this folder."""
+    for found in sorted(own.glob(str(name))) if name.parts else ():
+        inside = sorted(path for path in found.rglob("*") if path.is_file()) or [found]
+        for path in inside:
+            place = os.path.relpath(path, own)
+            if not Path(place).exists():
+                return place
+    return None
 
 
 def _in_linked_folder(path: Path, folder: Path) -> bool:

@@ -21,7 +21,8 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from isodense.pipeline.artifact import replacing
@@ -39,7 +40,8 @@ def fetch(repo: str | Path, path: str, rev: str | None = None, remote: str | Non
     Parameters
     ----------
     repo : str or Path
-        Address of a git repository with DVC, or a local one's folder.
+        Address of a git repository with DVC, or a local one's folder, which may be that of a
+        project within a larger repository.
     path : str
         Where the artifact is in it, ``data/density`` for instance; a folder that DVC tracks.
     rev : str, optional
@@ -77,13 +79,13 @@ def _known(rev: str, path: str) -> Path | None:
 
 
 def _fetch(repo: str, path: str, rev: str | None, remote: str | None) -> Path:
-    from dvc.api import DVCFileSystem
     from dvc.repo.open_repo import clean_repos
 
     atexit.register(clean_repos)  # dvc.api leaves its clones in the temporary folder
     what = f"{path} of {without_password(repo)} at {rev or 'its newest commit'}"
     with _explained(without_password(repo), rev, what):
-        files = DVCFileSystem(repo, rev=rev, remote=remote)
+        files, inside = open_files(repo, rev, remote)
+        path = (PurePosixPath(inside) / path).as_posix()
         digest = _digest(files, path, what)
         note = _note(files.repo.get_rev(), path)
         folder = _cache() / digest
@@ -95,17 +97,48 @@ def _fetch(repo: str, path: str, rev: str | None, remote: str | None) -> Path:
     return folder
 
 
+def open_files(repo: str, rev: str | None, remote: str | None = None) -> tuple[Any, str]:
+    """Return the files of a git repository at a revision, and in which folder of it `repo` is.
+
+    Projects in folders of the repository are opened, too.
+    """
+    from dvc.api import DVCFileSystem
+    from dvc.repo import Repo
+
+    inside = ""
+    if not ADDRESS.match(repo):
+        folder = Path(repo).resolve()
+        root = next((one for one in (folder, *folder.parents) if (one / ".git").exists()), folder)
+        repo, inside = str(root), folder.relative_to(root).as_posix()
+    files = DVCFileSystem(repo, rev=rev, remote=remote, subrepos=True)
+    # DVC opens the projects in folders without the name of the remote, or cannot open them.
+    files.repo_factory = partial(files.repo_factory or Repo, remote=remote)
+    return files, inside
+
+
 def _digest(files: Any, path: str, what: str) -> str:
     """Return the hash under which the other repository's DVC knows a folder."""
     try:
         info = files.info(path)
     except FileNotFoundError:
-        raise ArtifactError(f"there is no {what}", "name another path or revision") from None
+        hint = "name another path or revision"
+        if places := _elsewhere(files, path):
+            hint = f"a folder of the repository has it: path={' or path='.join(map(repr, places))}"
+        raise ArtifactError(f"there is no {what}", hint) from None
     digest = str(info.get("md5", ""))
     if not FOLDER.fullmatch(digest):
         message = f"{what} is not a folder that DVC tracks"
         raise ArtifactError(message, "name an output of its dvc.yaml, such as data/density")
     return digest.removesuffix(".dir")
+
+
+def _elsewhere(files: Any, path: str) -> list[str]:
+    """Return where the projects in folders of a repository have `path`."""
+    tracked = files.repo.fs.find(files.repo.root_dir)
+    configs = [name for name in tracked if name.endswith("/.dvc/config")]
+    folders = [files.repo.fs.relpath(name, files.repo.root_dir) for name in configs]
+    places = [f"{name.removesuffix('/.dvc/config')}/{path}" for name in sorted(folders)]
+    return [place for place in places if files.exists(place)]
 
 
 def _copy(files: Any, path: str, folder: Path, what: str) -> None:

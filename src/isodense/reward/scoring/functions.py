@@ -18,8 +18,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from isodense.pipeline.errors import TrainingError
+from isodense.pipeline.watched import experiment_origin, require_tracked
 from isodense.prompts.conversations import id_of
 from isodense.reward.scoring.function import RewardFunction
+from isodense.reward.scoring.source import project_files
 
 OWN = ("id", "prompt", "chosen", "rejected", "source", "text", "count", "sources", "split")
 TRUTHS = ("answer", "solution", "ground_truth", "target", "label")  # names of a ground truth
@@ -196,9 +198,15 @@ def find_functions(specs: Sequence[Spec]) -> list[RewardFunction]:
 
     Raises
     ------
+    DataError
+        If this is an experiment's copy of the project and lacks a file of theirs.
     TrainingError
         If there is no such function, or it does not take its arguments.
     """
+    if own := experiment_origin():
+        modules = [one.name.partition(":")[0] for one in specs]
+        files = [path.relative_to(own) for name in modules for path in project_files(name, own)]
+        require_tracked(files, "reward.functions")
     named = labels([one.name for one in specs])
     return [
         RewardFunction(one.name, label, one.weight, one.args)
