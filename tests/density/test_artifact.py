@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
 from isodense.density.artifact import publish, statistics, stored
+from isodense.density.balance import effective_sample_size
 from isodense.density.estimate import density_weights, estimate, heldout_density
 from isodense.neighbors.build import knn_graph
 from isodense.pipeline.artifact import ids_sha256, read_manifest
@@ -60,10 +62,40 @@ def test_the_artifact_has_the_documented_fields(tmp_path):
     assert abs(weights.sum(dtype=np.float64) - 1) < 1e-6
     assert np.load(tmp_path / "d" / "prompt_ids.npy").dtype == np.dtype("S32")
     manifest = read_manifest(tmp_path / "d", "density")
-    for key in ("weights_min", "weights_max", "weights_mean", "weights_std", "n_prompts"):
-        assert manifest[key] > 0
-    assert manifest["weights_max"] == weights.max()
-    assert manifest["params"] == as_dict(PARAMS)
+    wide = weights.astype(np.float64)
+    expected = {
+        "n_prompts": len(X),
+        "embedding_dim": 2,
+        "weights_min": weights.min(),
+        "weights_max": weights.max(),
+        "weights_mean": wide.mean(),
+        "weights_std": wide.std(),
+        "ess": effective_sample_size(weights),
+        "exponent": found.exponent,
+        **asdict(found.scales),
+        "ids_sha256": "x",
+        "heldout_ids_sha256": "y",
+        "params": as_dict(PARAMS),
+        "inputs": {"neighbors": "0"},
+    }
+    assert {name: manifest[name] for name in expected} == expected
+    assert np.load(tmp_path / "d" / "heldout_density.npy").dtype == np.float32
+
+
+def test_metrics_are_what_was_found_with_the_documented_digits():
+    graph = with_copies(0)
+    found = estimate(graph, PARAMS)
+    report = statistics(found, graph, PARAMS)
+    assert report["exponent"] == round(found.exponent, 6) > 0
+    assert report["scale"] == round(found.scales.scale, 6) > 0
+    assert report["intrinsic_dimension"] == round(found.scales.dimension, 3) > 0
+
+
+def test_stability_compares_with_the_same_counts():
+    graph, params = with_copies(0).first(2), PARAMS.model_copy(update={"count_power": 1.0, "k": 2})
+    counts = np.arange(1, len(graph) + 1) ** 3.0  # outweigh the density, whatever k
+    found = estimate(graph, params, counts)
+    assert statistics(found, graph, params, counts)["rank_stability"] > 0.95
 
 
 def test_what_was_found_is_read_back(tmp_path):

@@ -69,6 +69,27 @@ def test_label_statistics_by_hand():
     assert label_statistics(worse, labels)["gap"] < 0
 
 
+def test_a_quarter_of_the_labels_is_rarest_and_every_digit_is_kept():
+    labels = [name for name, count in zip("abcdefgh", range(1, 9), strict=True)
+              for _ in range(count)]  # fmt: skip
+    report = label_statistics(np.full(36, 1 / 36), labels)
+    assert report["rarest_quarter"] == round(3 / 36, 6)  # of a, once, and b, twice
+    shares = np.arange(1, 9) / 36
+    assert report["entropy"] == round(entropy(shares) / np.log(8), 6)
+    assert report["kl_to_even"] == round(entropy(shares, np.full(8, 1 / 8)), 6)
+    assert report["labels_in_256"] == round(float((1 - (1 - shares) ** 256).sum()), 3)
+    assert report["labels_in_256_best"] == round(8 * (1 - (7 / 8) ** 256), 3)
+    better = np.repeat(np.sqrt(shares) / np.arange(1, 9), np.arange(1, 9))
+    masses = np.sqrt(shares) / np.sqrt(shares).sum()
+    gap = 1 - entropy(masses, np.full(8, 1 / 8)) / entropy(shares, np.full(8, 1 / 8))
+    assert label_statistics(better / better.sum(), labels)["gap"] == round(gap, 6)
+
+
+def test_two_uneven_labels_have_the_entropy_of_a_coin():
+    report = label_statistics(np.full(8, 1 / 8), ["a"] * 6 + ["b"] * 2)
+    assert report["entropy"] == round(entropy([0.75, 0.25], base=2), 6)
+
+
 def test_one_label_is_even_and_raises_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -10,7 +10,7 @@ from scipy.spatial import cKDTree
 from scipy.stats import spearmanr, vonmises_fisher
 
 from isodense.density.artifact import statistics
-from isodense.density.duplicates import intrinsic_dimension, largest_clusters
+from isodense.density.duplicates import Scales, intrinsic_dimension, largest_clusters
 from isodense.density.estimate import estimate
 from isodense.neighbors.build import knn_graph
 from isodense.neighbors.graph import Graph
@@ -25,7 +25,9 @@ from tests.density.vectors import (
 def test_two_different_prompts_are_no_copies():
     graph = knn_graph(circle(np.array([0.0, 1.0])), 5)
     assert statistics(estimate(graph, PARAMS), graph, PARAMS)["duplicate_clusters"] == 0
+    assert estimate(graph, PARAMS).scales == Scales(0.0, 0.0, 0.0, 0.0)
     graph = knn_graph(circle(np.zeros(9)), 50)
+    assert estimate(graph, PARAMS).scales == Scales(0.0, 0.0, 0.0, 0.0)
     assert statistics(estimate(graph, PARAMS), graph, PARAMS)["prompts_in_duplicate_clusters"] == 9
 
 
@@ -99,3 +101,9 @@ def test_the_largest_clusters_come_first_and_single_prompts_not_at_all():
     clusters = np.array([0, 1, 2, 1, 3, 2, 1], dtype=np.int32)
     assert [members.tolist() for members in largest_clusters(clusters, 5)] == [[1, 3, 6], [2, 5]]
     assert [members.tolist() for members in largest_clusters(clusters, 1)] == [[1, 3, 6]]
+
+
+def test_of_clusters_of_one_size_the_first_comes_first_with_rising_rows():
+    clusters = np.tile(np.arange(40, dtype=np.int32), 3)  # enough for a sort that is not stable
+    found = largest_clusters(clusters, 40)
+    assert [members.tolist() for members in found] == [[n, n + 40, n + 80] for n in range(40)]

@@ -290,6 +290,23 @@ def test_held_out_density_uses_k_neighbours_however_many_there_are():
     np.testing.assert_allclose(more, fewer, rtol=1e-6)
 
 
+def test_a_held_out_prompt_at_the_very_radius_is_a_near_duplicate():
+    found = estimate(knn_graph(lopsided()[0][:300], 50), PARAMS)
+    radius = np.float32(0.25)
+    found = dataclasses.replace(
+        found, scales=dataclasses.replace(found.scales, radius=float(radius))
+    )
+    for distance, near in ((radius, True), (np.nextafter(radius, np.float32(1)), False)):
+        graph = Graph(np.array([[7, 8]]), np.array([[distance, 0.3]], dtype=np.float32))
+        density = heldout_density(found, graph, PARAMS)
+        assert (density[0] == found.density[7]) == near
+
+
+def test_two_close_prompts_and_a_third_are_enough_for_weights():
+    weights = estimate(knn_graph(circle(np.array([0.0, 0.01, 2.0])), 5), PARAMS).weights
+    np.testing.assert_allclose(weights, [0.25, 0.25, 0.5], atol=0.01)
+
+
 @pytest.mark.parametrize("size", [3, 80])
 def test_a_held_out_copy_has_the_density_of_its_group(size):
     X, _ = with_groups(0, 1, size, 420, 1e-4)

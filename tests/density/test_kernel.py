@@ -8,7 +8,9 @@ from scipy.spatial.distance import cdist
 from scipy.special import gamma
 
 from isodense.density import kernel
+from isodense.density.duplicates import Scales
 from isodense.density.estimate import estimate
+from isodense.density.kernel import balanced, soft_counts
 from isodense.neighbors.build import knn_graph
 from isodense.neighbors.graph import Graph
 from tests.density.vectors import (
@@ -120,3 +122,47 @@ def test_the_order_of_thousands_of_rows_changes_nothing():
     found, other = estimate(graph, PARAMS), estimate(reordered(graph, order), PARAMS)
     np.testing.assert_allclose(other.weights, found.weights[order], rtol=1e-6)
     np.testing.assert_allclose(other.density, found.density[order], rtol=1e-6)
+
+
+def test_the_count_of_one_row_by_hand():
+    """Two of nine others are listed, at 0.6 and 1.0; of two dimensions, e^(-t)/t lies beyond."""
+    near = Graph(np.array([[4, 7]], dtype=np.int32), np.array([[0.6, 1.0]], dtype=np.float32))
+    scales = Scales(scale=1.0, radius=0.1, width=1.0, dimension=2.0)
+    sizes = np.where(np.arange(10) == 7, 2, 1)  # row 7 has a near-duplicate: it counts half
+    counts, seen = soft_counts(near, None, sizes, scales, 10)
+    listed = np.exp(-0.18) + np.exp(-0.5) / 2
+    assert counts[0] == pytest.approx(listed + 1.5 * np.exp(-0.5) / 0.5, rel=1e-6)
+    assert seen.tolist() == [True]
+
+
+def test_one_neighbour_outside_the_cluster_is_seen_and_none_is_not():
+    """Rows 0 and 1 list each other and row 2, or each other only."""
+    clusters, sizes = np.array([0, 0, 1], dtype=np.int32), np.array([2, 2, 1])
+    scales = Scales(1.0, 0.1, 1.0, 0.0)
+    indices = np.array([[1, 2], [0, 2], [0, 1]], dtype=np.int32)
+    graph = Graph(indices, np.array([[0, 1], [0, 1], [1, 1]], dtype=np.float32))
+    counts, seen = soft_counts(graph, clusters, sizes, scales, 3)
+    np.testing.assert_allclose(counts, np.exp(-0.5), rtol=1e-6)  # the two count as one
+    assert seen.all()
+    counts, seen = soft_counts(graph.first(1), clusters, sizes, scales, 3)
+    assert seen.tolist() == [False, False, True]
+    np.testing.assert_allclose(counts, [0, 0, np.exp(-0.5) / 2], rtol=1e-6)
+
+
+def test_balance_of_a_pair_and_a_prompt_alone_by_hand():
+    """Three steps of w / mass^0.7 from 1 lead to (1 + v)^-0.973 for a pair of kernel value v."""
+    indices = np.array([[1], [0], [0]], dtype=np.int32)
+    graph = Graph(indices, np.array([[0.5], [0.5], [90.0]], dtype=np.float32))
+    weights = balanced(graph, np.arange(3, dtype=np.int32), 0.5)
+    v = np.exp(-0.5)
+    expected = (1 + v) ** -(0.7 * (1 + 0.3 + 0.3**2))
+    np.testing.assert_allclose(weights[:2] / weights[2], expected, rtol=1e-6)
+    assert weights.sum() == pytest.approx(1)
+
+
+def test_balance_takes_a_cluster_for_one_prompt():
+    """Whatever the distance, a pair of near-duplicates weighs as much as the prompt beside it."""
+    indices = np.array([[1, 2], [0, 2], [0, 1]], dtype=np.int32)
+    graph = Graph(indices, np.array([[0, 0.7], [0, 0.7], [0.7, 0.7]], dtype=np.float32))
+    weights = balanced(graph, np.array([0, 0, 1], dtype=np.int32), 0.5)
+    np.testing.assert_allclose(weights, [0.25, 0.25, 0.5], rtol=1e-6)
