@@ -104,6 +104,8 @@ def test_the_largest_clusters_come_first_and_single_prompts_not_at_all():
 
 
 def test_of_clusters_of_one_size_the_first_comes_first_with_rising_rows():
-    clusters = np.tile(np.arange(40, dtype=np.int32), 3)  # enough for a sort that is not stable
-    found = largest_clusters(clusters, 40)
-    assert [members.tolist() for members in found] == [[n, n + 40, n + 80] for n in range(40)]
+    n = 40  # enough for a sort that is not stable
+    clusters = np.concatenate([np.tile(np.arange(n), 2), np.arange(0, n, 2)]).astype(np.int32)
+    found = [members.tolist() for members in largest_clusters(clusters, n)]
+    three = [[one, one + n, 2 * n + one // 2] for one in range(0, n, 2)]
+    assert found == [*three, *([one, one + n] for one in range(1, n, 2))]
