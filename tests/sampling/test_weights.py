@@ -31,6 +31,7 @@ def test_weights_read_back(tmp_path):
     np.testing.assert_array_equal(loaded.weights, WEIGHTS)
     assert loaded.prompt_ids[0].decode() == IDS[0]
     assert loaded.clusters.tolist() == [0, 1, 2, 3, 4]
+    np.testing.assert_array_equal(loaded.density, np.load(tmp_path / "d/density.npy"))
     assert loaded.metadata["rows"] == 5
 
 
@@ -69,6 +70,7 @@ def test_an_unknown_prompt_is_an_error_not_a_zero(tmp_path, unknown):
     with pytest.raises(ArtifactError, match="1 of 2 prompts have no weight") as caught:
         loaded.align([IDS[0], unknown])
     assert unknown in str(caught.value)
+    assert caught.value.hint == "they are held out or new: run `dvc repro density`"
 
 
 @pytest.mark.parametrize(
@@ -84,8 +86,10 @@ def test_an_unknown_prompt_is_an_error_not_a_zero(tmp_path, unknown):
 def test_unusable_weights_are_refused(tmp_path, value, words):
     weights = WEIGHTS.copy()
     weights[2] = value
-    with pytest.raises(ArtifactError, match=words):
+    with pytest.raises(ArtifactError, match=words) as caught:
         isodense.load_weights(write(tmp_path / "d", weights))
+    assert str(tmp_path / "d/density_weights.npy") in caught.value.message
+    assert "dvc repro density" in caught.value.hint
 
 
 def test_arrays_that_do_not_belong_together_are_refused(tmp_path):
