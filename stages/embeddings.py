@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from isodense.embeddings.build import embed
 from isodense.embeddings.params import EmbeddingsParams
-from isodense.pipeline import params, stage
+from isodense.pipeline import notices, params, stage
 from isodense.pipeline.artifact import write_json
 from isodense.pipeline.runtime import BaseParams
 
@@ -38,10 +38,8 @@ def main(argv: list[str]) -> str:
     if report is None:
         return "done; the first rank publishes"
     write_json(args.metrics, {"embeddings": report})
-    equal = report.get("equal_after_cutting")
-    cut = f", {equal} of them equal only after cutting at {section.max_tokens} tokens"
     shards = f"{report['prompts']} prompts x {report['dim']} in {report['shards']} shards"
-    return shards + (cut if equal else "")
+    return shards + notices.summary({"embeddings": report})
 
 
 if __name__ == "__main__":

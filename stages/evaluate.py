@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 from isodense.evaluate.evaluate import evaluate, load_heldout
 from isodense.evaluate.metrics import Comparison, write_tables
 from isodense.evaluate.params import EvaluateParams
-from isodense.pipeline import params, stage
+from isodense.pipeline import notices, params, stage
 from isodense.pipeline.artifact import write_json
 from isodense.pipeline.runtime import BaseParams, resolve_device
 from isodense.prompts.reader import load_prompts
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> str:
     metrics = {"eval": result.metrics()}
     write_json(args.metrics, metrics)
     write_tables(result, args.deciles, args.labels, args.completions)
-    return summary(result, metrics["eval"])
+    return summary(result, metrics["eval"]) + notices.summary(metrics)
 
 
 def summary(result: Comparison, metrics: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from isodense.neighbors.build import publish
 from isodense.neighbors.params import NeighborsParams
-from isodense.pipeline import params, stage
+from isodense.pipeline import notices, params, stage
 from isodense.pipeline.artifact import write_json
 from isodense.pipeline.runtime import BaseParams
 from isodense.prompts.reader import load_columns
@@ -43,7 +43,8 @@ def main(argv: list[str]) -> str:
     if report is None:
         return "done; the first rank publishes"
     write_json(args.metrics, {"neighbors": report})
-    return f"{report['k_max']} neighbours of {report['rows']} prompts, {report['method']}"
+    line = f"{report['k_max']} neighbours of {report['rows']} prompts, {report['method']}"
+    return line + notices.summary({"neighbors": report})
 
 
 if __name__ == "__main__":

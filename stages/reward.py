@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from isodense.download.examples import load_pairs
-from isodense.pipeline import params, stage
+from isodense.pipeline import notices, params, stage
 from isodense.pipeline.artifact import content_sha256, read_manifest, write_json
 from isodense.pipeline.runtime import BaseParams, resolve_device
 from isodense.pipeline.watched import require_tracked, warn_unwatched
@@ -74,7 +74,9 @@ def main(argv: list[str]) -> str:
     )
     write_json(args.metrics, {"reward": report})
     if "sampled" in report:
-        return said(report["sampled"])
+        rest = {name: x for name, x in report["sampled"].items() if name != "frac_reward_zero_std"}
+        others = {**report, "sampled": rest}  # beside the share of groups that `said` has
+        return said(report["sampled"]) + notices.summary({"reward": others})
     heldout, length = report["heldout"], report["length_only"]
     if is_weak(summary(report)):
         stage.log.warning(
@@ -83,7 +85,7 @@ def main(argv: list[str]) -> str:
     return (
         f"held-out accuracy {heldout['accuracy']:.3f} ({heldout['low']:.3f} to "
         f"{heldout['high']:.3f}) on {report['heldout_pairs']} pairs, by length "
-        f"{length['accuracy']:.3f}"
+        f"{length['accuracy']:.3f}{notices.summary({'reward': report})}"
     )
 
 

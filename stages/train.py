@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from isodense.pipeline import params, stage
+from isodense.pipeline import notices, params, stage
 from isodense.pipeline.runtime import BaseParams, resolve_device
 from isodense.prompts.reader import load_prompts
 from isodense.sampling.schemes import prompt_weights
@@ -58,10 +58,10 @@ def main(argv: list[str]) -> str:
         live=live,
     )
     first, last = report["reward_first_quarter"], report["reward_last_quarter"]
-    unchanged = "" if report["changed"] else "; the policy is unchanged"
+    others = notices.summary({"train": report, "step": section.max_steps})
     return (
         f"{report['draws']} draws of {report['distinct_prompts']} prompts, reward {first:.2f} in "
-        f"the first quarter of the steps, {last:.2f} in the last{unchanged}"
+        f"the first quarter of the steps, {last:.2f} in the last{others}"
     )
 
 

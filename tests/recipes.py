@@ -24,7 +24,7 @@ from isodense.embeddings.encoder import load_encoder
 from isodense.neighbors import build as neighbors
 from isodense.neighbors.build import knn_graph
 from isodense.reward import features
-from isodense.reward.scoring.load import Features
+from isodense.reward.scoring.hidden_states import Features
 from tests import tiny
 
 FOLDER = Path(__file__).with_name("recipes")

@@ -15,6 +15,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from dvc.repo import Repo
@@ -26,6 +27,7 @@ from isodense.doctor.run import CHECKS, describe, examine, find_project
 from isodense.pipeline import params
 from isodense.pipeline.artifact import read_manifest, write_manifest
 from isodense.pipeline.errors import IsodenseError
+from tests.damage import reseal
 
 ROOT = os.geteuid() == 0
 
@@ -191,7 +193,7 @@ def test_all_checks_are_in_the_list():
         if name.startswith("check_") and value.__module__ == module.__name__
     }
     assert set(CHECKS) == written
-    assert len(CHECKS) == len(written) == 21
+    assert len(CHECKS) == len(written) == 22
     assert all(issubclass(section_class(name), params.Params) for name in params.SECTIONS)
 
 
@@ -598,8 +600,53 @@ def test_prompts_longer_than_training_takes(checkout):
     assert hint == "raise train.max_prompt_tokens"
     checkout.set({"train.max_prompt_tokens": 8})
     only(results.check_preflight, checkout, "problem")
-    metrics(checkout, "embeddings", truncated_share=0.3)
-    assert "cut 30%" in only(results.check_lengths, checkout, "warning")[0]
+    metrics(checkout, "embeddings", truncated_share=0.3, padded="a window")
+    (text, hint), *_ = found(results.check_left_out, checkout, "warning")
+    assert text == "30.0% of the prompts cut at embeddings.max_tokens"
+    assert hint.startswith("raise embeddings.max_tokens")
+    assert "padded batches" in found(results.check_left_out, checkout, "ok")[0][0]
+
+
+def test_what_a_stage_left_out_is_said(checkout):
+    metrics(checkout, "download", bad_rows=3, examples=97, unusable={})
+    metrics(checkout, "prompts", no_text=2)
+    said = [text for text, _ in found(results.check_left_out, checkout, "warning")]
+    assert said[:2] == ["3 rows left out: malformed (3.0%)", "2 examples without text left out"]
+
+
+def test_weights_that_were_edited_or_swapped_are_named(checkout):
+    """Of the same size, and as whole artifacts with manifests of their own."""
+    assert only(results.check_artifacts, checkout, "ok")[0] == (
+        "all 10 hold what their manifests say"
+    )
+    folder = checkout.root / "data/density"
+    kept = {path.name: path.read_bytes() for path in folder.iterdir()}
+    path = folder / "density_weights.npy"
+    weights = np.load(path)
+    path.chmod(0o644)
+    np.save(path, weights[::-1])
+    ((text, hint),) = found(results.check_artifacts, checkout, "problem")
+    assert text.endswith("density_weights.npy is damaged: its SHA-256 is not the manifest's")
+    assert "dvc checkout" in hint
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["inputs"]["neighbors"] = "0" * 64
+    (folder / "manifest.json").chmod(0o644)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    reseal(folder)
+    said = [text for text, _ in found(results.check_artifacts, checkout, "warning")]
+    assert "density was made from another neighbors than is here" in said
+    assert "grpo was made from another density than is here" in said
+    for name, content in kept.items():
+        (folder / name).write_bytes(content)
+
+
+def test_a_repository_of_another_user_is_said_with_the_remedy(checkout, monkeypatch):
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    text, hint = only(versioned.check_code, checkout, "problem")
+    assert text == (
+        f"git reads nothing of {checkout.root}, which another user owns (dubious ownership)"
+    )
+    assert hint == f"git config --global --add safe.directory {checkout.root}"
 
 
 def test_more_tokens_than_the_policy_reads(checkout):

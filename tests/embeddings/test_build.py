@@ -27,6 +27,7 @@ from isodense.pipeline.errors import ArtifactError, IsodenseError, ModelError
 from isodense.pipeline.executor import Rank
 from isodense.prompts.reader import load_prompts
 from tests import tiny
+from tests.architectures import checkpoint
 from tests.cached import CHANGES, change
 from tests.tables import tamper
 
@@ -296,6 +297,21 @@ def test_the_error_of_a_projection_is_in_the_report_also_from_finished_shards(tm
 
 
 # --- ranks ----------------------------------------------------------------------------------------
+
+
+def test_why_texts_ran_in_padded_batches_is_reported_also_of_finished_shards(
+    tmp_path, folder, caplog
+):
+    windowed = checkpoint(tmp_path / "mistral", "mistral")
+    with caplog.at_level("INFO", logger="isodense"):
+        run(tmp_path, windowed, 60)
+    reason = "its attention has a window shorter than embeddings.max_tokens"
+    assert run.report["padded"] == reason
+    assert f"texts run in padded batches, not in packs: {reason}" in caplog.messages
+    assert run(tmp_path, windowed, 60, out="again") is None
+    assert run.report["padded"] == reason
+    run(tmp_path, folder, 60, out="packed")
+    assert "padded" not in run.report
 
 
 def test_ranks_share_the_shards_and_the_first_publishes(tmp_path, folder):

@@ -355,7 +355,7 @@ def test_the_default_budget_is_the_devices(built):
     assert sum(tokens) == 6000
     on_gpu = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32)
     reader = TextReader(None, Reading(), 64)
-    made = Encoder(on_gpu, None, reader, "mean", None, None, packed=True)
+    made = Encoder(on_gpu, None, reader, "mean", None, None, padded=None)
     assert made._fitting([64] * 1000) == 512
 
 

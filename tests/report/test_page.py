@@ -33,6 +33,8 @@ from isodense.pipeline.jsonl import write_jsonl
 from isodense.report.charts import decile_charts, training_charts, weight_charts
 from isodense.report.page import Sources, read_metrics, write_report
 from isodense.report.prompts import one_line, shown
+from isodense.report.provenance import checkout
+from tests.damage import reseal
 from tests.tables import write_prompts
 
 EVIL = "<script>window.hit=1</script> & <img src=x onerror=window.hit=2> {{ 7*7 }} </script><!-- "
@@ -533,3 +535,60 @@ def test_labels_that_name_no_kinds_are_not_shown_as_such(tmp_path):
     page = read(tmp_path / "page.html")
     assert "Share of each known label" not in page.blocks["charts"]
     assert "answer 1" not in page.text
+
+
+# --- what was left out ----------------------------------------------------------------------------
+
+
+def test_what_was_left_out_is_listed_with_its_stage(tmp_path):
+    sources = write_artifacts(tmp_path / "data")
+    (tmp_path / "metrics.json").write_text(json.dumps(VERIFIED))
+    made = Sources(sources.prompts, sources.density, metrics=[tmp_path / "metrics.json"])
+    write_report(made, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "<li><b>download</b>: 3 rows left out: image parts</li>" in page
+    assert "<li><b>prompts</b>: 1 example without text left out</li>" in page
+    assert "<li><b>train</b>: the policy is unchanged</li>" in page
+    assert "reward: 78.0% of the sampled groups have one reward" in page
+    write_report(Sources(sources.prompts, sources.density), tmp_path / "page.html")
+    assert "Nothing, as far as the metrics here say." in (tmp_path / "page.html").read_text()
+
+
+def test_weights_that_were_edited_or_swapped_are_not_drawn_in_silence(tmp_path):
+    sources = write_artifacts(tmp_path / "data")
+    manifests = [path / "manifest.json" for path in (sources.density, sources.neighbors)]
+    made = Sources(sources.prompts, sources.density, manifests=manifests)
+    write_report(made, tmp_path / "page.html")
+    assert "made from another" not in (tmp_path / "page.html").read_text()
+    content = json.loads(manifests[0].read_text())
+    content["inputs"]["neighbors"] = "0" * 64
+    manifests[0].write_text(json.dumps(content))
+    reseal(sources.density)
+    write_report(made, tmp_path / "page.html")
+    assert (
+        "<li><b>density</b>: made from another neighbors than is here</li>"
+        in (tmp_path / "page.html").read_text()
+    )
+    path = sources.density / "density_weights.npy"
+    np.save(path, np.load(path)[::-1])
+    with pytest.raises(ArtifactError, match=r"density_weights\.npy is damaged"):
+        write_report(made, tmp_path / "page.html")
+
+
+def test_a_repository_that_git_refuses_to_read_is_said_with_the_remedy(tmp_path, monkeypatch):
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    (tmp_path / "sub").mkdir()
+    assert checkout(tmp_path / "sub")["refused"] is None  # no commit yet is another thing
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    found = checkout(tmp_path / "sub")
+    assert found["revision"] is None
+    assert found["refused"] == (
+        f"git reads nothing of {tmp_path}, which another user owns (dubious ownership)",
+        f"git config --global --add safe.directory {tmp_path}",
+    )
+    sources = write_artifacts(tmp_path / "data")
+    made = Sources(sources.prompts, sources.density)
+    write_report(made, tmp_path / "page.html", checkout=found)
+    text = read(tmp_path / "page.html").text
+    assert "Run git config --global --add safe.directory" in text
+    assert "Not made in a git repository" not in text

@@ -10,7 +10,7 @@ from isodense.pipeline.errors import ModelError
 from isodense.reward import features
 from isodense.reward.features import load_features
 from isodense.reward.pairs import sides
-from isodense.reward.scoring.load import Features
+from isodense.reward.scoring.hidden_states import Features
 from tests import tiny
 from tests.cached import CHANGES, change
 from tests.rl import make_pairs, reward_params

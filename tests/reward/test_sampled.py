@@ -129,6 +129,8 @@ def test_prompts_that_leave_no_room_are_passed_over_and_counted(task: Task, capl
     assert len(made.rows) == 8
     assert all("egg egg egg egg" not in row["prompt"][-1]["content"] for row in made.rows)
     assert "prompts passed over that leave no room" in caplog.text
+    assert made.passed_over > 0
+    assert describe(made, 0.5)["passed_over"] == made.passed_over
     long = replace(task, prompts=PromptSet(rows[1:3]))
     with pytest.raises(TrainingError, match="training prompts can be answered"):
         draw_sample(long, Scored(1))

@@ -18,7 +18,7 @@ from isodense.models.publish import publish
 from isodense.pipeline.errors import ParamsError
 from isodense.pipeline.params import load
 from isodense.prompts.reader import PromptSet
-from isodense.reward.scoring.load import tokenize
+from isodense.reward.scoring.hidden_states import tokenize
 from isodense.train.grpo import make_trainer, save_policy
 from isodense.train.params import TrainParams
 from isodense.train.plan import plan_run

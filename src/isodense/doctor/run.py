@@ -15,7 +15,8 @@ from isodense.doctor.checks.installed import INSTALL, check_checkout, check_pack
 from isodense.doctor.checks.project import Finding, Project
 from isodense.doctor.checks.remotes import check_remotes
 from isodense.doctor.checks.results import (
-    check_lengths,
+    check_artifacts,
+    check_left_out,
     check_preflight,
     check_recall,
     check_reward,
@@ -44,8 +45,9 @@ CHECKS: tuple[Callable[[Project], Iterator[Finding]], ...] = (
     check_device,
     check_dtype,
     check_gpu_memory,
+    check_artifacts,
     check_preflight,
-    check_lengths,
+    check_left_out,
     check_recall,
     check_reward,
 )

@@ -223,6 +223,8 @@ def _compute(
         counts: dict[str, Any] = {"cut": len(whole), "tokens": sum(map(len, ids))}
         if pairs := cut_prompts(ids, whole, params.max_tokens):
             counts[CUT] = pairs
+        if encoder.padded:
+            counts["padded"] = encoder.padded
         if number == 0 and params.space == "logits_projected":
             counts["projection_error"] = encoder.projection_error(ids[:SAMPLE])
         with wanted[number].entry.writing(COUNTS) as path:
@@ -317,5 +319,8 @@ def _report(shards: list[Shard], dim: int) -> dict[str, Any]:
         "tokens_mean": round(sum(count["tokens"] for count in counts) / rows, 2),
         "truncated_share": round(truncated, 6),
     }
+    reasons = (count["padded"] for count in counts if "padded" in count)
+    if reason := next(reasons, None):
+        report["padded"] = reason
     error = counts[0].get("projection_error")
     return report | ({"projection_error": error} if error else {})

@@ -25,12 +25,7 @@ import numpy as np
 import torch
 
 from isodense.embeddings import packing
-from isodense.embeddings.dense import (
-    Dense,
-    folder_pooling,
-    is_sentence_encoder,
-    load_dense,
-)
+from isodense.embeddings.dense import Dense, folder_pooling, is_sentence_encoder, load_dense
 from isodense.embeddings.logits import LogitSpace
 from isodense.embeddings.texts import LENGTH_MULTIPLE, TextReader, load_reader
 from isodense.models.inference.backbone import load_backbone
@@ -63,8 +58,8 @@ class Encoder:
         Device of the model.
     precision : {"float32", "bfloat16"}
         Type of the model's weights and computations; vectors are float32.
-    packed : bool
-        Whether texts run in packs rather than padded batches.
+    padded : str or None
+        Why texts run in padded batches; None if they run in packs.
     """
 
     def __init__(
@@ -75,7 +70,7 @@ class Encoder:
         pooling: str,
         head: Head | None,
         batch_tokens: int | None,
-        packed: bool,
+        padded: str | None,
     ) -> None:
         self._model, self._reader, self._pooling, self._head = model, reader, pooling, head
         self._left_out = int(pooling == "mean_without_first")  # first positions that no mean has
@@ -84,10 +79,15 @@ class Encoder:
         self.device = model.device.type
         self.precision = str(model.dtype).removeprefix("torch.")
         self._batch_tokens = batch_tokens or BATCH_TOKENS[self.device]
-        self.max_tokens, self.packed = reader.max_tokens, packed
+        self.max_tokens, self.padded = reader.max_tokens, padded
         self._states: torch.Tensor | None = None
         if block is not None:
             block.register_forward_hook(self._keep)
+
+    @property
+    def packed(self) -> bool:
+        """Whether texts run in packs rather than padded batches."""
+        return self.padded is None
 
     @property
     def dim(self) -> int:
@@ -338,11 +338,12 @@ def load_encoder(
         raise ModelError(message, "set it to null: logits are made of the last layer's states")
     chosen = _auto_pooling(folder, space) if pooling == "auto" else pooling
     where = _device(device)
-    model, block, packed = _load_model(folder, layer, max_tokens, where, precision)
-    limit = model.config.get_text_config().max_position_embeddings - packing.first_position(model)
+    model, block, padded = _load_model(folder, layer, max_tokens, where, precision)
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = max_tokens if context is None else context - packing.first_position(model)
     reader = load_reader(folder, limit, max_tokens, prefix)
     head = _load_head(folder, space, layer, projection, where)
-    return Encoder(model, block, reader, chosen, head, batch_tokens, packed)
+    return Encoder(model, block, reader, chosen, head, batch_tokens, padded)
 
 
 def _load_head(
@@ -356,18 +357,19 @@ def _load_head(
 
 def _load_model(
     folder: Path, layer: int | None, max_tokens: int, device: str, precision: Precision
-) -> tuple[Any, torch.nn.Module | None, bool]:
-    """Return the backbone, the block to take states from, and whether it is set up for packs.
+) -> tuple[Any, torch.nn.Module | None, str | None]:
+    """Return the backbone, the block to take states from, and why it is not set up for packs.
 
     The block is None where `layer` is, for the states after the final norm.
     """
     dtype = getattr(torch, precision)
     model, block = load_backbone(folder, layer, "embeddings.layer", device, dtype)
-    packable = packing.packable(model, max_tokens)
-    packed = packable and packing.pack(model, max_tokens, SAME[precision])
-    if packable and not packed:  # loading again undoes what the trial changed
-        model, block = load_backbone(folder, layer, "embeddings.layer", device, dtype)
-    return model, None if layer is None else block, packed
+    padded = packing.not_packable(model, max_tokens)
+    if padded is None and (padded := packing.pack(model, max_tokens, SAME[precision])):
+        model, block = load_backbone(folder, layer, "embeddings.layer", device, dtype)  # as it was
+    if padded:
+        log.info("texts run in padded batches, not in packs: %s", padded)
+    return model, None if layer is None else block, padded
 
 
 def _device(device: str) -> str:

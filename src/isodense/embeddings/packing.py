@@ -20,9 +20,10 @@ import torch
 from torch.nn.functional import linear, pad, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from isodense.models.inference.backbone import has_window, made_up
+
 NAME = "isodense_packed"
 UNSUPPORTED = ("softcap", "s_aux", "position_bias")  # arguments of attention in transformers
-WINDOWS = ("sliding_window", "attention_chunk_size", "local_attention")  # fields of model configs
 MULTIPLE = 16  # packs are padded to a multiple of so many tokens, heads to as many floats
 ROWS_HINT = 1024  # batch size that oneDNN prepacks weights for; fixed, as bytes depend on it
 
@@ -223,8 +224,8 @@ def first_position(model: Any) -> int:
     return 0 if padding is None else int(padding) + 1
 
 
-def packable(model: Any, max_tokens: int) -> bool:
-    """Return whether a model lets its attention be replaced, with windows of `max_tokens` or more.
+def not_packable(model: Any, max_tokens: int) -> str | None:
+    """Return why a model's texts cannot run in packs; None if its attention may be replaced.
 
     Parameters
     ----------
@@ -233,37 +234,35 @@ def packable(model: Any, max_tokens: int) -> bool:
     max_tokens : int
         Tokens of the longest sequence.
     """
-    windows = [getattr(model.config, name, None) for name in WINDOWS]
-    narrow = any(isinstance(window, int) and window < max_tokens for window in windows)
-    return bool(model._supports_attention_backend) and not narrow
+    if not model._supports_attention_backend:
+        return "transformers has no way to replace the attention of this architecture"
+    if has_window(model.config, max_tokens):
+        return "its attention has a window shorter than embeddings.max_tokens"
+    return None
 
 
 @torch.inference_mode()
-def pack(model: Any, max_tokens: int, limit: float) -> bool:
-    """Set a model up for packs, and return whether its hidden states stay the same.
+def pack(model: Any, max_tokens: int, limit: float) -> str | None:
+    """Set a model up for packs; return None if its hidden states stay the same, else why not.
 
     Parameters
     ----------
     model : transformers.PreTrainedModel
-        The model; it is changed, also where the result is False.
+        The model; it is changed, also where it does not work.
     max_tokens : int
         Tokens of the longest sequence.
     limit : float
         Least cosine of the hidden states of a token, packed and alone.
     """
-    generator = torch.Generator().manual_seed(0)
     lengths = [min(max_tokens, 64), 7, 7, 3]
-    rows = [  # ordinary tokens only: special ones come first or last in a vocabulary
-        torch.randint(8, model.config.vocab_size // 2, (length,), generator=generator).tolist()
-        for length in lengths
-    ]
+    rows = made_up(model.config, lengths)
     device = model.device
     alone = [model(input_ids=torch.tensor([row]).to(device)).last_hidden_state[0] for row in rows]
     prepack(model)
     try:
         model.set_attn_implementation(NAME)
         states = run(model, rows, first_position(model), max_tokens).last_hidden_state[0]
-    except (ValueError, TypeError, RuntimeError, AttributeError):
-        return False
+    except (ValueError, TypeError, RuntimeError, AttributeError) as error:
+        return f"in a trial, packs failed with {type(error).__name__}: {error}".splitlines()[0]
     cosine = torch.cosine_similarity(states[: sum(lengths)].float(), torch.cat(alone).float())
-    return bool(cosine.min() >= limit)
+    return None if cosine.min() >= limit else "in a trial, packs gave other states than texts alone"

@@ -38,12 +38,17 @@ def preflight(encoder: Encoder, texts: list[str]) -> float:
         If a vector differs, is not finite or is zero, or if texts are not truncated on the left.
     """
     from isodense.embeddings.encoder import SAME
+    from isodense.models.inference.backbone import FAILURES
 
     chosen = _mixed_lengths(texts)
     _check_cut(encoder)
     ids = encoder.tokenize(chosen)[0]
-    alone = np.stack([encoder.encode_alone(row) for row in ids])
-    cosines = (encoder.encode_tokens(ids) * alone).sum(axis=1)
+    try:
+        alone = np.stack([encoder.encode_alone(row) for row in ids])
+        cosines = (encoder.encode_tokens(ids) * alone).sum(axis=1)
+    except FAILURES as error:
+        message = f"preflight: the encoder does not run: {type(error).__name__}: {error}"
+        raise ModelError(message, "choose another encoder") from None
     worst = int(cosines.argmin())
     if cosines[worst] < SAME[encoder.precision]:
         message = (

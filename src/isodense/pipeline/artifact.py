@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -30,6 +30,7 @@ VERSIONS = {
     "download": 2,
     "prompts": 2,
 }  # format versions of the kinds that have changed
+RENAMED = {"pairs": "examples"}  # inputs in manifests that are not named as their folder is
 MANIFEST = "manifest.json"
 QUIET = 2_000_000_000  # nanoseconds: what changed since may change again with the same time
 
@@ -228,6 +229,28 @@ def require_same_ids(expected: str, manifest: dict[str, Any], what: str) -> None
     if found != expected:
         message = f"{what} belong to other prompts (ids_sha256 {found!s:.12}, not {expected:.12})"
         raise ArtifactError(message, f"run `dvc repro {manifest['kind']}`")
+
+
+def made_from_others(manifests: Mapping[str, dict[str, Any]]) -> list[tuple[str, str]]:
+    """Return the artifacts that were made from another version of one of the others.
+
+    Parameters
+    ----------
+    manifests : mapping of str to dict
+        By the name of the artifact's folder.
+
+    Returns
+    -------
+    list of tuple of str
+        Names of the artifact and of its input.
+    """
+    return [
+        (name, RENAMED.get(source, source))
+        for name, manifest in manifests.items()
+        for source, digest in manifest.get("inputs", {}).items()
+        if (found := manifests.get(RENAMED.get(source, source))) is not None
+        and content_sha256(found) != digest
+    ]
 
 
 def load_array(path: str | Path, mmap: bool = False) -> np.ndarray:

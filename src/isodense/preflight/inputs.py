@@ -11,7 +11,7 @@ import numpy as np
 
 from isodense.evaluate.params import EvaluateParams
 from isodense.pipeline import params
-from isodense.pipeline.artifact import read_manifest
+from isodense.pipeline.artifact import MANIFEST, read_manifest
 from isodense.pipeline.tables import read_batches, read_rows, schema_of
 from isodense.prompts.reader import OWN
 from isodense.reward.params import RewardParams
@@ -58,6 +58,11 @@ class Inputs:
     rows: list[dict[str, Any]]
     nulls: dict[str, int] = field(default_factory=dict)
     kinds: dict[Kind, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def has_models(self) -> bool:
+        """Whether both models are there."""
+        return all((folder / MANIFEST).is_file() for folder in (self.policy, self.encoder))
 
     def said(self) -> str:
         """Return how many prompts were looked at."""

@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ from jinja2 import Environment, StrictUndefined
 from isodense.density.artifact import stored
 from isodense.density.balance import effective_sample_size, weight_statistics
 from isodense.map.reader import load_coordinates
-from isodense.pipeline.artifact import replacing, require_same_ids
+from isodense.pipeline.artifact import made_from_others, replacing, require_same_ids
 from isodense.pipeline.jsonl import read_jsonl
+from isodense.pipeline.notices import notices
 from isodense.report.charts import (
     decile_charts,
     heldout_chart,
@@ -35,7 +36,7 @@ from isodense.report.charts import (
 from isodense.report.images import write_images
 from isodense.report.map import packed_map
 from isodense.report.prompts import Prompts, clusters, extremes, load, nearest_train, shown
-from isodense.report.provenance import artifact, flat, versions
+from isodense.report.provenance import artifact, flat, read, versions
 from isodense.sampling.weights import Weights, load_weights
 
 EXAMPLES = 12  # held-out prompts whose completions are shown
@@ -153,6 +154,7 @@ def write_report(
         block=block,
         labelled=any(prompts.labels),
         verdict=_verdict(duplicates, metrics),
+        notices=_notices(metrics, sources.manifests),
         cards=_cards(prompts, weights, metrics),
         charts=charts,
         rows=len(prompts),
@@ -233,6 +235,16 @@ def _verdict(duplicates: dict[str, Any], metrics: dict[str, Any]) -> list[str]:
         said.append(f"Near-duplicates are {share:.1%} of the training prompts,")
         said.append(f"and get {mass:.1%} of the draws.")
     return said
+
+
+def _notices(metrics: dict[str, Any], manifests: Iterable[Path]) -> list[dict[str, Any]]:
+    """Return what was left out, cut, fell back or failed, and artifacts that do not belong here."""
+    others = made_from_others({path.parent.name: read(path) for path in manifests})
+    strangers = [
+        {"stage": name, "text": f"made from another {source} than is here", "serious": True}
+        for name, source in others
+    ]
+    return [*strangers, *(asdict(notice) for notice in notices(metrics))]
 
 
 def _cards(prompts: Prompts, weights: Weights, metrics: dict[str, Any]) -> list[dict[str, str]]:

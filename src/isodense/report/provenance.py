@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import platform
+import re
+import shlex
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +22,7 @@ import yaml
 from isodense.pipeline.artifact import content_sha256
 from isodense.pipeline.errors import ArtifactError
 
+DUBIOUS = re.compile(r"dubious ownership in repository at '(.+)'")
 PACKAGES = (
     "isodense",
     "accelerate",
@@ -60,15 +64,30 @@ def artifact(manifest: Path) -> dict[str, Any]:
     dict
         ``name``, ``sha256`` of its content, ``inputs`` and ``params``, as pairs.
     """
+    entry = read(manifest)
+    return {
+        "name": manifest.parent.as_posix(),
+        "sha256": content_sha256(entry),
+        "inputs": list(flat(entry.get("inputs", {}))),
+        "params": list(flat(entry.get("params", {}))),
+    }
+
+
+def read(manifest: Path) -> dict[str, Any]:
+    """Return a manifest; the files that it describes need not be there.
+
+    Raises
+    ------
+    ArtifactError
+        If it is missing, or none.
+    """
     hint = f"run `dvc checkout --force {manifest.parent}`"
     try:
-        entry = json.loads(manifest.read_text(encoding="utf-8"))
-        return {
-            "name": manifest.parent.as_posix(),
-            "sha256": content_sha256(entry),
-            "inputs": list(flat(entry.get("inputs", {}))),
-            "params": list(flat(entry.get("params", {}))),
-        }
+        entry: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
+        content_sha256(entry)
+        for name in ("inputs", "params"):
+            list(flat(entry.get(name, {})))
+        return entry
     except FileNotFoundError:
         raise ArtifactError(f"{manifest}: no such file", hint) from None
     except (ValueError, KeyError, AttributeError):
@@ -92,7 +111,8 @@ def checkout(root: Path) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``revision``, or None outside a git repository; ``changed``, the files that differ from it,
+        ``revision``, or None outside a git repository; ``refused``, what git says and what to do,
+        or None, see :func:`refused`; ``changed``, the files that differ from it,
         untracked ones included; ``locked``, the md5 of every output in ``dvc.lock``, with its
         stage; ``params``, all of ``params.yaml``.
     """
@@ -101,6 +121,7 @@ def checkout(root: Path) -> dict[str, Any]:
     lock = _yaml(root / "dvc.lock").get("stages") or {}
     return {
         "revision": revision,
+        "refused": None if revision else refused(root),
         "changed": (changed or "").splitlines(),
         "locked": [
             (stage, out["path"], out.get("md5", ""))
@@ -122,12 +143,37 @@ def _yaml(path: Path) -> dict[str, Any]:
     return loaded if isinstance(loaded, dict) else {}
 
 
+def refused(root: Path) -> tuple[str, str] | None:
+    """Return why git reads nothing of a repository that another user owns, and the remedy.
+
+    Returns
+    -------
+    tuple of str or None
+        What is wrong and the command that mends it; None if git does read it, or there is none.
+    """
+    found = DUBIOUS.search(_run(root, "rev-parse", "HEAD")[1])
+    if found is None:
+        return None
+    text = f"git reads nothing of {found[1]}, which another user owns (dubious ownership)"
+    return text, f"git config --global --add safe.directory {shlex.quote(found[1])}"
+
+
 def git(root: Path, *arguments: str) -> str | None:
     """Return what git prints, or None where there is no git or no repository."""
+    return _run(root, *arguments)[0]
+
+
+def _run(root: Path, *arguments: str) -> tuple[str | None, str]:
+    """Return what git prints, or None if it fails, and what it complains of."""
     try:
         done = subprocess.run(
-            ["git", *arguments], cwd=root, capture_output=True, text=True, check=False
+            ["git", *arguments],
+            cwd=root,
+            env={**os.environ, "LC_ALL": "C"},
+            capture_output=True,
+            text=True,
+            check=False,
         )
     except FileNotFoundError:
-        return None
-    return done.stdout.rstrip("\n") if done.returncode == 0 else None
+        return None, ""
+    return (done.stdout.rstrip("\n") if done.returncode == 0 else None), done.stderr

@@ -2,7 +2,7 @@
 
 A run that was cut off computes only the blocks that are not there, and a fit with another penalty
 or other weights computes none. A row's bytes do not depend on its batch
-(:class:`isodense.reward.scoring.load.Features`), so neither do they on the blocks. What the fit
+(:mod:`isodense.reward.scoring.hidden_states`), so neither do they on the blocks. What the fit
 reads is a file beside them, in the order of the answers, of which only what is in use is in memory.
 """
 
@@ -23,10 +23,10 @@ from isodense.pipeline.cache import Entry, Store, cache_key, sequences_sha256
 from isodense.pipeline.stage import progress
 from isodense.prompts.conversations import Message
 from isodense.reward.params import RewardParams
-from isodense.reward.scoring.load import Features, Tools, tokenize
+from isodense.reward.scoring.hidden_states import Features, Tools, tokenize
 
 BLOCK = 256  # answers
-RECIPE = 2  # to be raised with any change to the features' values; see tests/recipes.py
+RECIPE = 3  # to be raised with any change to the features' values; see tests/recipes.py
 LIBRARIES = ("torch", "transformers")
 
 Text = tuple[tuple[int, ...], tuple[int, ...]]  # tokens of a prompt and of an answer

@@ -46,6 +46,8 @@ class Sample:
         The reward; NaN where no function has an opinion.
     labels : list of str
         Names of the functions; empty of a reward model.
+    passed_over : int
+        Prompts before these in the order of the ids that leave no room for a completion.
     """
 
     rows: list[dict[str, Any]]
@@ -53,6 +55,7 @@ class Sample:
     each: np.ndarray
     total: np.ndarray
     labels: list[str]
+    passed_over: int = 0
 
 
 def check(task: Task, reward: Reward, out: Path) -> dict[str, Any]:
@@ -102,7 +105,7 @@ def draw_sample(task: Task, reward: Reward) -> Sample:
     from isodense.models.inference.completions import complete_once
 
     settings = task.params.check
-    rows = choose(task, settings.prompts, settings.max_completion_tokens)
+    rows, passed_over = choose(task, settings.prompts, settings.max_completion_tokens)
     arguments = {
         "num_generations": settings.num_generations,
         "max_tokens": settings.max_completion_tokens,
@@ -116,14 +119,15 @@ def draw_sample(task: Task, reward: Reward) -> Sample:
     texts, shape = [one.text for one in made], (len(rows), settings.num_generations)
     if not isinstance(reward, FunctionReward):
         total = reward.score(owners, texts).reshape(shape)
-        return Sample(rows, groups, np.empty((*shape, 0)), total, [])
+        return Sample(rows, groups, np.empty((*shape, 0)), total, [], passed_over)
     each = reward.each(owners, texts, [one.ids for one in made])
     labels = [one.label for one in reward.functions]
-    return Sample(rows, groups, each.reshape(*shape, -1), reward.total(each).reshape(shape), labels)
+    total, each = reward.total(each).reshape(shape), each.reshape(*shape, -1)
+    return Sample(rows, groups, each, total, labels, passed_over)
 
 
-def choose(task: Task, size: int, max_tokens: int) -> list[dict[str, Any]]:
-    """Return the rows of at most `size` training prompts that leave room for a completion."""
+def choose(task: Task, size: int, max_tokens: int) -> tuple[list[dict[str, Any]], int]:
+    """Return at most `size` training prompts that leave room, and how many were passed over."""
     train = task.prompts.split("train")
     context = context_length(task.policy)
     limit = None if context is None else context - max_tokens
@@ -144,7 +148,7 @@ def choose(task: Task, size: int, max_tokens: int) -> list[dict[str, Any]]:
         message = f"{len(chosen)} of {len(train)} training prompts can be answered in the check"
         hint = "it takes two: add data, or lower reward.check.max_completion_tokens"
         raise TrainingError(message, hint)
-    return chosen
+    return chosen, passed_over
 
 
 def describe(sample: Sample, solved_above: float | None) -> dict[str, Any]:
@@ -187,6 +191,7 @@ def describe(sample: Sample, solved_above: float | None) -> dict[str, Any]:
         "frac_reward_zero_std": float((spread <= SAME).mean()),
         "clipped_ratio": float(np.mean(cut)),
         "no_opinion": float((~rated).mean()),
+        **({"passed_over": sample.passed_over} if sample.passed_over else {}),
     }
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from accelerate.utils import is_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback, TrainerCallback
@@ -23,7 +22,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from isodense.models.inference.load import (
     UNREADABLE,
-    read_config,
+    policy_class,
     read_model,
     require_whole,
     weights_of,
@@ -160,8 +159,7 @@ def check_policy(policy: str | Path) -> None:
     ModelError
         If it is not whole, or has weights that transformers does not know.
     """
-    names = read_config(policy).architectures or [""]
-    kind = getattr(transformers, names[0], transformers.AutoModelForCausalLM)
+    kind = policy_class(policy)
     try:
         require_whole(policy, read_model(kind, policy, device_map="meta")[1])
     except UNREADABLE as error:

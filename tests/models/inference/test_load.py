@@ -26,7 +26,7 @@ from isodense.models.params import ModelParams
 from isodense.models.publish import publish
 from isodense.pipeline.errors import ModelError
 from isodense.reward.scoring.classifier import load_model
-from isodense.reward.scoring.load import Features
+from isodense.reward.scoring.hidden_states import Features
 from isodense.reward.trl import start
 from isodense.train.grpo import check_policy
 from tests import tiny

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from isodense.pipeline.artifact import content_sha256, read_manifest, write_manifest
 from isodense.pipeline.errors import ArtifactError, ModelError
-from isodense.reward.scoring.load import HEAD, Features, load_reward
+from isodense.reward.scoring.hidden_states import Features
+from isodense.reward.scoring.load import HEAD, load_reward
 from tests import tiny
 
 LIMIT = 160

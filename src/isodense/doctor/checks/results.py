@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from isodense.doctor.checks.project import Finding, Project
-from isodense.pipeline.artifact import read_manifest
-from isodense.pipeline.errors import TrainingError
+from isodense.doctor.checks.project import Finding, Level, Project
+from isodense.pipeline.artifact import made_from_others, read_checked, read_manifest
+from isodense.pipeline.errors import ArtifactError, TrainingError
 from isodense.pipeline.layout import ARTIFACTS, METRICS
+from isodense.pipeline.notices import notices
 
 SAMPLE = 500  # prompts whose tokens are counted
-OFTEN = 0.05  # share of truncated or skipped prompts above which the check warns
+HINTS = {  # where what was left out is described
+    "download": "read docs/stages/download.md on what is skipped, and the lines of the stage",
+    "embeddings": "raise embeddings.max_tokens, as far as the encoder reads",
+    "train": "see frac_reward_zero_std in docs/stages/train.md",
+}
 
 
 def check_preflight(project: Project) -> Iterator[Finding]:
@@ -34,14 +40,37 @@ def check_preflight(project: Project) -> Iterator[Finding]:
         yield Finding("preflight", "ok", text)
 
 
-def check_lengths(project: Project) -> Iterator[Finding]:
-    """How many prompts the encoder has truncated."""
-    found = project.metrics(METRICS["embeddings"]).get("embeddings", {})
-    cut, embeddings = found.get("truncated_share", 0.0), project.sections.get("embeddings")
-    if cut > OFTEN and embeddings is not None:
-        text = f"the encoder cut {cut:.0%} of the prompts at {embeddings.max_tokens} tokens"
-        hint = "raise embeddings.max_tokens, as far as the encoder reads"
-        yield Finding("lengths", "warning", text, hint)
+def check_artifacts(project: Project) -> Iterator[Finding]:
+    """Whether every artifact holds what its manifest says, and was made from those that are here.
+
+    Files are hashed, so that data that was edited or swapped is named.
+    """
+    manifests, bad = {}, 0
+    for name, artifact in ARTIFACTS.items():
+        folder = project.folder(name)
+        if not _made(folder):
+            continue
+        try:
+            manifests[folder.name] = read_checked(folder, artifact.stage)
+        except ArtifactError as error:
+            bad += 1
+            yield Finding("artifacts", "problem", error.message, error.hint)
+    for name, source in made_from_others(manifests):
+        bad += 1
+        text = f"{name} was made from another {source} than is here"
+        yield Finding("artifacts", "warning", text, "dvc repro, or dvc checkout")
+    if manifests and not bad:
+        yield Finding("artifacts", "ok", f"all {len(manifests)} hold what their manifests say")
+
+
+def check_left_out(project: Project) -> Iterator[Finding]:
+    """Say what the stages have left out or cut, where they fell back, and what failed."""
+    metrics: dict[str, Any] = {}
+    for path in METRICS.values():
+        metrics |= project.metrics(path)
+    for notice in notices(metrics):
+        level: Level = "warning" if notice.serious else "ok"
+        yield Finding(f"left out, {notice.stage}", level, notice.text, HINTS.get(notice.stage, ""))
 
 
 def check_reward(project: Project) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from isodense.doctor.checks.project import Finding, Project
-from isodense.report.provenance import git
+from isodense.report.provenance import git, refused
 
 SHOWN = 4
 LINKS = {"hardlink", "symlink"}
@@ -20,6 +20,9 @@ TIMEOUT = 120.0  # seconds; DVC hashes files that have changed
 def check_code(project: Project) -> Iterator[Finding]:
     """Whether the code that the stages depend on is committed to git."""
     name, code = "code", sorted(_code(project))
+    if (said := refused(project.root)) is not None:
+        yield Finding(name, "problem", *said)
+        return
     if git(project.root, "rev-parse", "HEAD") is None:
         hint = "commit: dvc.lock is only valid together with the code of the run"
         yield Finding(name, "warning", "there is no git repository with a commit", hint)

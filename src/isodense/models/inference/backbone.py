@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,24 @@ from isodense.models.inference.load import (
 )
 from isodense.models.inference.reader import require_undamaged
 from isodense.pipeline.errors import ModelError
+
+WINDOWS = ("sliding_window", "attention_chunk_size", "local_attention")  # fields of model configs
+FAILURES = (  # of a model that lacks what is asked of it, or whose code in transformers is wrong
+    AttributeError,
+    IndexError,
+    KeyError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+BY_LAYER = (  # fields of model configs with a value for each layer
+    "layer_types",
+    "layers_block_type",
+    "mlp_layer_types",
+    "intermediate_size",
+    "activation_sparsity_pattern",
+    "no_rope_layers",
+)
 
 
 def load_backbone(
@@ -59,6 +79,9 @@ def load_backbone(
     """
     require_undamaged(folder)
     config = read_config(folder)
+    if config.is_encoder_decoder:
+        message = f"{folder} is an encoder-decoder ({config.model_type}), which has two backbones"
+        raise ModelError(message, "choose an encoder or a decoder")
     kept = _cut(config, layer, param, folder)
     is_head = other_head(folder)
 
@@ -74,11 +97,14 @@ def load_backbone(
     if block is None and layer is not None:
         message = f"{folder} shares its weights among its layers and cannot be cut at {layer}"
         raise ModelError(message, f"set {param} to null, or choose another model")
-    return model.eval().to(device), model if block is None else block[-1]
+    return model.eval().to(device), model if block is None else block[(layer or 0) - 1]
 
 
 def _cut(config: Any, layer: int | None, param: str, folder: str | Path) -> int:
-    """Let the config end after `layer` blocks, all by default; return their number."""
+    """Let the config end after `layer` blocks, all by default; return the number of those to load.
+
+    Where weights outside the blocks are of all blocks, all are loaded.
+    """
     text = config.get_text_config()  # of a model that also sees, the language model's part
     depth = getattr(text, "num_hidden_layers", None)
     if depth is None:
@@ -87,9 +113,14 @@ def _cut(config: Any, layer: int | None, param: str, folder: str | Path) -> int:
     if layer is not None and not 1 <= layer <= depth:
         message = f"{param} = {layer}, but {folder} has {depth} layers"
         raise ModelError(message, f"set {param} to 1 … {depth}")
-    text.num_hidden_layers = kept = layer or int(depth)
-    if getattr(text, "layer_types", None):
-        text.layer_types = text.layer_types[:kept]
+    per_layer_inputs = getattr(text, "hidden_size_per_layer_input", None)
+    kept = int(depth) if layer is None or per_layer_inputs else layer
+    lists = {name: getattr(text, name, None) for name in BY_LAYER}
+    text.num_hidden_layers = kept
+    for name, values in lists.items():
+        if isinstance(values, list) and len(values) == depth:
+            with suppress(AttributeError):  # a property, made of other fields
+                setattr(text, name, values[:kept])
     if is_recurrent(config):
         text.use_cache = False  # transformers has no cache for such blocks alone
     return kept
@@ -99,6 +130,23 @@ def is_recurrent(config: Any) -> bool:
     """Return whether a block carries a state along: padding and caches would change its output."""
     kinds = getattr(config.get_text_config(), "layer_types", None) or []
     return any(kind == "linear_attention" or not kind.endswith("attention") for kind in kinds)
+
+
+def made_up(config: Any, lengths: Sequence[int]) -> list[list[int]]:
+    """Return sequences of tokens for trials, the same at every call.
+
+    They are ordinary tokens only: special ones come first or last in a vocabulary.
+    """
+    generator = torch.Generator().manual_seed(0)
+    most = config.get_text_config().vocab_size // 2
+    return [torch.randint(8, most, (size,), generator=generator).tolist() for size in lengths]
+
+
+def has_window(config: Any, tokens: int) -> bool:
+    """Return whether a token sees fewer than that many before it."""
+    text = config.get_text_config()
+    windows = [getattr(text, name, None) for name in WINDOWS]
+    return any(isinstance(window, int) and window < tokens for window in windows)
 
 
 def _blocks(model: Any, depth: int) -> tuple[str, torch.nn.ModuleList | None]:

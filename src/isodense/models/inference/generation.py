@@ -1,7 +1,10 @@
 """Completions of a policy for many prompts, and the log-probabilities of completions.
 
 Prompts run in batches of similar length. A prompt runs once, whatever the number of completions,
-which continue from copies of the prompt's key-value cache.
+which continue from copies of the prompt's key-value cache. Models whose blocks carry a state along
+(linear attention, state spaces) have no such cache, and padding on the left may change their state:
+for these, and where a short trial fails, prompts of one length run together, once for each
+completion, and conversations run whole.
 """
 
 from __future__ import annotations
@@ -13,13 +16,21 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig
 
+from isodense.models.inference.backbone import FAILURES, is_recurrent, made_up
 from isodense.models.inference.policy import prompt_tokens, token_batches
+from isodense.pipeline.errors import ModelError
 from isodense.prompts.conversations import Message
 
 Tools = Sequence[list[dict[str, Any]] | None] | None
+
+STEPS = 3  # tokens that a trial generates
+TRIED: dict[tuple[type, str], bool] = {}  # outcome of the trial, by class and config of the model
+OTHER = "choose another policy"
+SAME = 1e-3  # largest difference of log-probabilities that are the same
 
 
 @dataclass(frozen=True)
@@ -99,10 +110,13 @@ def complete(
     settings |= {"eos_token_id": sorted(ends), "pad_token_id": tokenizer.pad_token_id}
     completed: dict[int, list[Completion]] = {}
     devices = [model.device] if model.device.type == "cuda" else []
+    copied = copies_caches(model, tokenizer.pad_token_id)
+    lengths = None if copied else [len(row) for row in ids]
     with torch.random.fork_rng(devices), _plain_generation(model):
-        for number, batch in enumerate(token_batches(costs, batch_tokens)):
+        for number, batch in enumerate(token_batches(costs, batch_tokens, lengths)):
             torch.manual_seed(seed + number)
-            answers = _generate(model, [ids[row] for row in batch], num_generations, settings)
+            batch_ids = [ids[row] for row in batch]
+            answers = _generate(model, batch_ids, num_generations, settings, copied)
             for row in batch:
                 group = [next(answers) for _ in range(num_generations)]
                 completed[row] = [_completion(answer, ends, tokenizer) for answer in group]
@@ -125,13 +139,20 @@ def _plain_generation(model: Any) -> Iterator[None]:
 
 
 def _generate(
-    model: Any, ids: Sequence[Sequence[int]], copies: int, settings: dict[str, Any]
+    model: Any,
+    ids: Sequence[Sequence[int]],
+    copies: int,
+    settings: dict[str, Any],
+    copied: bool,
 ) -> Iterator[list[int]]:
     """Return the token ids of the answers to a batch, `copies` in a row for each prompt."""
-    tokens, mask, cache = _prefill(model, ids, settings["pad_token_id"], copies)
-    output = model.generate(
-        input_ids=tokens, attention_mask=mask, past_key_values=cache, **settings
-    )
+    if copied:
+        tokens, mask, cache = _prefill(model, ids, settings["pad_token_id"], copies)
+        settings = {**settings, "past_key_values": cache}
+    else:
+        tokens = torch.tensor(ids, device=model.device).repeat_interleave(copies, 0)
+        mask = torch.ones_like(tokens)
+    output = model.generate(input_ids=tokens, attention_mask=mask, **settings)
     return iter(output[:, tokens.shape[1] :].tolist())
 
 
@@ -182,10 +203,11 @@ def log_probs(
         for prompt, group in zip(ids, completions, strict=True)
     ]
     result = np.empty((len(ids), copies))
+    sums_of = _sums if copies_caches(model, tokenizer.pad_token_id) else _sums_whole
     for batch in token_batches(costs, batch_tokens):
         batch_ids = [ids[row] for row in batch]
         answers = [completion.ids for row in batch for completion in completions[row]]
-        sums = _sums(model, batch_ids, answers, tokenizer.pad_token_id, temperature)
+        sums = sums_of(model, batch_ids, answers, tokenizer.pad_token_id, temperature)
         result[batch] = np.reshape(list(sums), (len(batch), copies))
         on_batch(len(batch))
     return result
@@ -210,8 +232,107 @@ def _sums(
         past_key_values=cache,
     ).logits
     for row, ids in enumerate(answers):  # one by one: float32 logits of a batch are large
-        scaled = logits[row, : len(ids)].float() / temperature
-        yield -float(cross_entropy(scaled, answer[row, : len(ids)], reduction="sum"))
+        yield _log_prob(logits[row], ids, temperature)
+
+
+def _sums_whole(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    pad: int,
+    temperature: float,
+) -> Iterator[float]:
+    """Do as :func:`_sums` does, each conversation whole and padded on the right."""
+    copies = len(answers) // len(prompts)
+    owners = [prompt for prompt in prompts for _ in range(copies)]
+    whole = [[*prompt, *ids] for prompt, ids in zip(owners, answers, strict=True)]
+    tokens, mask = (part.to(model.device) for part in _padded(whole, pad, left=False))
+    logits = model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
+    for row, ids in enumerate(answers):
+        yield _log_prob(logits[row, len(owners[row]) - 1 :], ids, temperature)
+
+
+def _log_prob(logits: torch.Tensor, ids: Sequence[int], temperature: float) -> float:
+    """Return the log-probability of tokens that the first of these logits predict."""
+    scaled = logits[: len(ids)].float() / temperature
+    wanted = torch.tensor(ids, device=logits.device)
+    return -float(cross_entropy(scaled, wanted, reduction="sum"))
+
+
+@torch.inference_mode()
+def copies_caches(model: Any, pad: int) -> bool:
+    """Return whether completions may continue from copies of their prompt's cache, by trial.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        The policy.
+    pad : int
+        The token that fills a batch.
+
+    Raises
+    ------
+    ModelError
+        If the model does not run.
+    """
+    known = (type(model), model.config.to_json_string())
+    if known not in TRIED:
+        TRIED[known] = _copies_caches(model, pad)
+    return TRIED[known]
+
+
+def _copies_caches(model: Any, pad: int) -> bool:
+    prompts, answers = made_up(model.config, (2, 5)), made_up(model.config, (2, 1, 1, 1))
+    try:
+        whole = list(_sums_whole(model, prompts, answers, pad, 1.0))
+        alone = is_recurrent(model.config) or _remembers_positions(model)
+        if not alone and _copied_alike(model, prompts, answers, pad, whole):
+            return True
+        likeliest = _generates(model, prompts[:1], pad, copied=False)
+    except FAILURES as error:
+        message = f"{_name(model)} does not generate: {type(error).__name__}: {error}"
+        raise ModelError(message, OTHER) from None
+    if not likeliest:
+        message = f"{_name(model)} generates other tokens than its own logits make likeliest"
+        raise ModelError(message, f"transformers {transformers.__version__} is at fault; {OTHER}")
+    return False
+
+
+def _remembers_positions(model: Any) -> bool:
+    """Return whether a model takes positions from its last prefill, as those that see do."""
+    return any(hasattr(module, "rope_deltas") for module in model.modules())
+
+
+def _copied_alike(
+    model: Any, prompts: list[list[int]], answers: list[list[int]], pad: int, whole: list[float]
+) -> bool:
+    """Return whether copies of caches give the log-probabilities `whole`, and generate."""
+    try:
+        copied = list(_sums(model, prompts, answers, pad, 1.0))
+        near = np.allclose(copied, whole, rtol=SAME, atol=SAME)
+        return bool(near and _generates(model, prompts, pad, copied=True))
+    except FAILURES:
+        return False
+
+
+def _generates(model: Any, prompts: Sequence[Sequence[int]], pad: int, copied: bool) -> bool:
+    """Return whether greedy decoding takes the likeliest tokens of a whole forward pass."""
+    settings = {**_settings(0.0, STEPS), "pad_token_id": pad}
+    with _plain_generation(model):
+        made = list(_generate(model, prompts, 2, settings, copied))
+    for prompt, answer, other in zip(prompts, made[::2], made[1::2], strict=True):
+        ids = torch.tensor([[*prompt, *answer]], device=model.device)
+        logits = model(input_ids=ids, use_cache=False).logits[0, -STEPS - 1 : -1].float()
+        chosen = logits.gather(1, ids[0, -STEPS:, None])[:, 0]
+        if bool((logits.amax(dim=1) - chosen > SAME * logits.abs().amax()).any()):
+            return False
+        if answer != other:
+            return False
+    return True
+
+
+def _name(model: Any) -> str:
+    return f"{type(model).__name__} of {model.name_or_path}"
 
 
 def _prefill(

@@ -16,6 +16,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import transformers
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -40,6 +41,7 @@ HARMLESS = re.compile(
     r"|(^|\.)(h|layers)\.\d+\.(attn|attention)\.bias$"
     r"|(^|\.)pooler\."
 )
+LANGUAGE_HEAD = re.compile(r"(^|\.)lm_head\.(weight|bias)$")
 
 
 def read_config(folder: str | Path) -> Any:
@@ -55,6 +57,23 @@ def read_config(folder: str | Path) -> Any:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except UNREADABLE as error:
         raise ModelError(f"{folder} cannot be loaded: {error}") from None
+
+
+def policy_class(folder: str | Path) -> Any:
+    """Return the class of transformers that a policy is loaded in, the one that TRL trains.
+
+    Raises
+    ------
+    ModelError
+        If the model is no decoder.
+    """
+    config = read_config(folder)
+    if config.is_encoder_decoder:
+        message = f"{folder} is an encoder-decoder ({config.model_type}), which TRL does not train"
+        raise ModelError(message, "choose a decoder: a causal language model")
+    named = getattr(transformers, (config.architectures or [""])[0], None)
+    writes = named is not None and named.can_generate()
+    return named if writes else transformers.AutoModelForCausalLM
 
 
 def read_tokenizer(folder: str | Path, **settings: Any) -> Any:
@@ -148,6 +167,8 @@ def other_head(folder: str | Path) -> Callable[[Any, str], bool]:
         names = set()
 
     def is_head(model: Any, name: str) -> bool:
+        if LANGUAGE_HEAD.search(name):
+            return True
         prefix = f"{model.base_model_prefix}."
         return not name.startswith(prefix) and any(other.startswith(prefix) for other in names)
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from jinja2 import TemplateError
-from transformers import AutoModelForCausalLM
 
 from isodense.models.inference.load import (
     UNREADABLE,
+    policy_class,
     read_config,
     read_model,
     read_tokenizer,
@@ -88,8 +88,9 @@ def load_policy(folder: str | Path, device: str = "cpu") -> Any:
         If the folder is not a whole causal language model that transformers knows.
     """
     require_undamaged(folder)
+    kind = policy_class(folder)
     try:
-        model, missing = read_model(AutoModelForCausalLM, folder, dtype=torch.float32)
+        model, missing = read_model(kind, folder, dtype=torch.float32)
     except UNREADABLE as error:
         raise ModelError(f"{folder} cannot be loaded: {error}") from None
     require_whole(folder, missing)
@@ -180,15 +181,19 @@ def answer_tokens(tokenizer: Any, answers: Sequence[str]) -> list[list[int]]:
     return [[*row, tokenizer.eos_token_id] for row in ids]
 
 
-def token_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+def token_batches(
+    costs: Sequence[int], budget: int, lengths: Sequence[int] | None = None
+) -> Iterator[list[int]]:
     """Yield the row numbers of each batch, long rows first.
 
     Parameters
     ----------
-    lengths : sequence of int
+    costs : sequence of int
         Tokens of each row.
     budget : int
         Most tokens per batch, padding included; a longer row is a batch by itself.
+    lengths : sequence of int, optional
+        Rows of different lengths are in different batches.
 
     Examples
     --------
@@ -196,8 +201,9 @@ def token_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
     [[1], [3, 2], [0]]
     """
     batch: list[int] = []
-    for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
+    for row in sorted(range(len(costs)), key=lambda row: (-costs[row], row)):
+        full = batch and (len(batch) + 1) * costs[batch[0]] > budget
+        if batch and (full or (lengths and lengths[row] != lengths[batch[0]])):
             yield batch
             batch = []
         batch.append(row)
