@@ -114,7 +114,8 @@ def write_artifacts(data: Path, labels: bool = True, aside: tuple[int, ...] = AS
         k=20, method="soft_count", ess=0.8, bandwidth=1.0, dup=0.15, alpha_max=1.25, count_power=0.0
     )
     found, inputs = estimate(graph, params), content_sha256(manifest)
-    publish(found, np.zeros(len(aside)), of_train, params, manifest, inputs, data / "density")
+    nothing = np.zeros(len(aside))
+    publish(found, nothing, nothing > 0, of_train, params, manifest, inputs, data / "density")
     number = np.arange(len(ids))
     coordinates = np.stack([number % 6, number // 6], axis=1).astype(np.float32)
     with publishing(data / "map") as made:

@@ -23,6 +23,7 @@ WEIGHTS = "density_weights.npy"
 DENSITY = "density.npy"
 CLUSTERS = "duplicate_clusters.npy"
 HELDOUT_DENSITY = "heldout_density.npy"
+HELDOUT_LEAKED = "heldout_leaked.npy"
 IDS = "prompt_ids.npy"
 DTYPES = {WEIGHTS: "float32", DENSITY: "float32", CLUSTERS: "int32", IDS: "S32"}
 LINE = np.dtype([("newline", "S1"), ("id", "S32")])
