@@ -15,6 +15,7 @@ from isodense.doctor.checks.installed import INSTALL, check_checkout, check_pack
 from isodense.doctor.checks.project import Finding, Project
 from isodense.doctor.checks.remotes import check_remotes
 from isodense.doctor.checks.results import (
+    check_leakage,
     check_lengths,
     check_preflight,
     check_recall,
@@ -47,6 +48,7 @@ CHECKS: tuple[Callable[[Project], Iterator[Finding]], ...] = (
     check_preflight,
     check_lengths,
     check_recall,
+    check_leakage,
     check_reward,
 )
 MARKS = {"ok": ("ok", "green"), "warning": ("warn", "yellow"), "problem": ("fail", "red")}

@@ -15,7 +15,7 @@ reward stays the same.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ def fit(
     inputs: dict[str, str],
     out: Path,
     weights: Weights | None = None,
+    leaked: Collection[str] = (),
 ) -> dict[str, Any]:
     """Make the reward, write ``models/reward`` and return what the metrics report.
 
@@ -79,6 +80,9 @@ def fit(
         The reward's artifact.
     weights : Weights, optional
         Weights of the density stage, if training pairs are to count by them.
+    leaked : collection of str, optional
+        Ids of held-out prompts with a near-duplicate in training: the metrics also have the
+        accuracy without them. The artifact does not, and stays as it is when they change.
 
     Raises
     ------
@@ -101,7 +105,7 @@ def fit(
     inputs = inputs | {"policy": content_sha256(read_manifest(policy, "models"))}
     with publishing(out) as staging:
         made = _maker(params.kind)(task, staging)
-        report = _by_pairs(task, made) if by_pairs else _by_completions(task, made, staging)
+        report = _by_pairs(task, made, leaked) if by_pairs else _by_completions(task, made, staging)
         check = summary(report) if by_pairs else {"sampled": report["sampled"]}
         used = params.used() | ({} if by_pairs else {"check": as_dict(params.check)})
         write_manifest(
@@ -126,8 +130,8 @@ def fit(
     }
 
 
-def _by_pairs(task: Task, made: Outcome) -> dict[str, Any]:
-    """Return the accuracy on the held-out pairs, beside that of length alone."""
+def _by_pairs(task: Task, made: Outcome, leaked: Collection[str]) -> dict[str, Any]:
+    """Return the accuracy on the held-out pairs, beside that of length alone, and on clean ones."""
     if not np.isfinite(made.heldout).all():
         message = f"the scores of {len(task.heldout)} held-out pairs are not all finite"
         hint = "choose another model; of kind full, lower reward.full.learning_rate"
@@ -136,6 +140,8 @@ def _by_pairs(task: Task, made: Outcome) -> dict[str, Any]:
     found = compare(made.heldout, *np.split(lengths, [len(task.heldout)]))
     if task.params.kind in FITTED:
         found["heldout"]["log_loss"] = float(np.logaddexp(0, -made.heldout).mean())
+    clean = made.heldout[[id_of(pair) not in leaked for pair in task.heldout]]
+    found["clean"] = {"pairs": len(clean), **(accuracy(clean) if len(clean) else {})}
     return found
 
 

@@ -11,7 +11,7 @@ from isodense.pipeline.errors import TrainingError
 from isodense.pipeline.layout import ARTIFACTS, METRICS
 
 SAMPLE = 500  # prompts whose tokens are counted
-OFTEN = 0.05  # share of truncated or skipped prompts above which the check warns
+OFTEN = 0.05  # share of truncated, skipped or leaked prompts above which the check warns
 
 
 def check_preflight(project: Project) -> Iterator[Finding]:
@@ -71,7 +71,25 @@ def check_reward(project: Project) -> Iterator[Finding]:
         return
     check = manifest["check"]
     text = f"right in {check['heldout']:.1%} of the held-out pairs, length alone in "
-    yield Finding("reward", "ok", f"{text}{check['length_only']:.1%}")
+    text += f"{check['length_only']:.1%}"
+    clean = project.metrics(METRICS["reward"]).get("reward", {}).get("clean", {})
+    if "accuracy" in clean:
+        text += f"; in {clean['accuracy']:.1%} of {clean['pairs']} pairs without near-duplicates"
+    yield Finding("reward", "ok", text)
+
+
+def check_leakage(project: Project) -> Iterator[Finding]:
+    """How many held-out prompts have near-duplicates in training."""
+    found = project.metrics(METRICS["density"]).get("density", {}).get("heldout")
+    if not found or not found["prompts"]:
+        return
+    leaked = found["prompts"] - found["clean"]
+    text = f"{leaked:,} of {found['prompts']:,} held-out prompts have near-duplicates in training"
+    if leaked > OFTEN * found["prompts"]:
+        hint = "look at `isodense inspect --heldout`; lower prompts.near_duplicate, dvc repro"
+        yield Finding("leakage", "warning", text, hint)
+    else:
+        yield Finding("leakage", "ok", text)
 
 
 def check_recall(project: Project) -> Iterator[Finding]:
