@@ -71,6 +71,7 @@ def main(argv: list[str]) -> str:
         args.out,
         weights,
         load_leaked(args.density, prompts),
+        read_manifest(args.prompts, "prompts")["params"].get("near_duplicate"),
     )
     write_json(args.metrics, {"reward": report})
     if "sampled" in report:

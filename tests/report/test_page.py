@@ -6,6 +6,7 @@ import base64
 import gzip
 import html.parser
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -267,6 +268,9 @@ def test_heldout_prompts_that_training_holds_are_flagged(page):
     assert "0.000" in section
     assert "prompt 8" in section  # held out
     assert "prompt 5" in section  # in training
+    assert "the closest 4:" in section  # those beyond the radius, too
+    words = re.findall(r"(yes|no)\n?prompt", section.replace("\t", ""))
+    assert (words.count("yes"), words.count("no")) == (1, 3)
 
 
 def test_the_map_holds_every_prompt_in_its_place(page):

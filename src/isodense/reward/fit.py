@@ -29,6 +29,7 @@ from isodense.prompts.reader import PromptSet
 from isodense.reward.base import Outcome, Task
 from isodense.reward.pairs import (
     FITTED,
+    folds_of,
     margins,
     pair_weights,
     require_any,
@@ -55,6 +56,7 @@ def fit(
     out: Path,
     weights: Weights | None = None,
     leaked: Collection[str] = (),
+    near_duplicate: float | None = None,
 ) -> dict[str, Any]:
     """Make the reward, write ``models/reward`` and return what the metrics report.
 
@@ -83,6 +85,8 @@ def fit(
     leaked : collection of str, optional
         Ids of held-out prompts with a near-duplicate in training: the metrics also have the
         accuracy without them. The artifact does not, and stays as it is when they change.
+    near_duplicate : float, optional
+        Similarity of near-duplicates, which are in one fold of the cross-validation.
 
     Raises
     ------
@@ -101,7 +105,8 @@ def fit(
         _say_partial(parts["train"], prompts)
     train, heldout = (parts[name] if by_pairs else [] for name in ("train", "heldout"))
     shares = pair_weights(train, prompts, weights)
-    task = Task(train, heldout, shares, prompts, policy, params, seed, device, cache)
+    folds = folds_of(train, prompts, near_duplicate)
+    task = Task(train, heldout, shares, folds, prompts, policy, params, seed, device, cache)
     inputs = inputs | {"policy": content_sha256(read_manifest(policy, "models"))}
     with publishing(out) as staging:
         made = _maker(params.kind)(task, staging)
@@ -118,6 +123,7 @@ def fit(
             **({"solved_above": params.solved_above} if params.kind == "function" else {}),
             **made.fields,
         )
+    crossed = made.cross_validated
     if not by_pairs:
         return {"kind": params.kind, **report}
     return {
@@ -126,6 +132,7 @@ def fit(
         "unknown_pairs": len(parts["unknown"]),
         "truncated_pairs": made.truncated,
         **({} if made.train is None else {"train": accuracy(made.train)}),
+        **({} if crossed is None else {"cross_validation": accuracy(crossed)}),
         **report,
     }
 
