@@ -11,9 +11,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from isodense.density.artifact import publish, statistics
+from isodense.density.artifact import leakage, publish, statistics
 from isodense.density.balance import label_statistics
-from isodense.density.estimate import estimate, heldout_density
+from isodense.density.estimate import estimate, heldout_density, near_training
 from isodense.density.params import DensityParams
 from isodense.density.plots import density_plots
 from isodense.neighbors.graph import load_graph, load_heldout_graph
@@ -32,13 +32,30 @@ def main(argv: list[str]) -> str:
     parser.add_argument("--plots", type=Path, required=True, help="folder of plots to write")
     args = parser.parse_args(argv)
     section = params.load(args.params, "density", DensityParams)
-    train = load_columns(args.prompts).split("train")
+    prompts = load_columns(args.prompts)
+    train, heldout = prompts.split("train"), prompts.split("heldout")
     graph, manifest = load_graph(args.neighbors)
     require_same_ids(train.ids_sha256, manifest, f"the neighbours in {args.neighbors}")
     found = estimate(graph, section, train.counts)
-    heldout = heldout_density(found, load_heldout_graph(args.neighbors), section)
-    publish(found, heldout, train.ids, section, manifest, content_sha256(manifest), args.out)
+    near = load_heldout_graph(args.neighbors)
+    require_same_ids(
+        heldout.ids_sha256,
+        {**manifest, "ids_sha256": manifest["heldout_ids_sha256"]},
+        f"the held-out prompts in {args.neighbors}",
+    )
+    close = near_training(found, near)
+    publish(
+        found,
+        heldout_density(found, near, section),
+        close | heldout.leaked,
+        train.ids,
+        section,
+        manifest,
+        content_sha256(manifest),
+        args.out,
+    )
     report = statistics(found, graph, section, train.counts)
+    report["heldout"] = leakage(close, heldout.leaked)
     if manifest.get("recall") is not None:
         report["recall"] = manifest["recall"]
     labels = train.labels if train.labels_are_kinds else None
@@ -47,7 +64,11 @@ def main(argv: list[str]) -> str:
     write_json(args.metrics, {"density": report})
     density_plots(found.weights, found.density, labels, args.plots)
     ess, largest = report["ess"], report["max_over_mean"]
-    return f"ESS {ess:.0f} of {report['prompts']} prompts, largest weight {largest:.1f} x mean"
+    line = f"ESS {ess:.0f} of {report['prompts']} prompts, largest weight {largest:.1f} x mean"
+    if len(heldout):
+        line += f"; {close.sum():,} of {len(heldout):,} held-out prompts within the radius of "
+        line += "near-duplicates of a training prompt"
+    return line
 
 
 if __name__ == "__main__":

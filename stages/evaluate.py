@@ -65,6 +65,10 @@ def summary(result: Comparison, metrics: dict[str, Any]) -> str:
     if "pass_at_1" in gain:
         before, after = (metrics[policy]["pass_at_1"] for policy in ("base", "trained"))
         line += f"; solved {before:.1%} before, {after:.1%} after ({change(gain, 'pass_at_1')})"
+    clean = metrics["clean"]
+    if clean["prompts"] < metrics["prompts"]:
+        line += f"; {clean['prompts']} of them have no near-duplicate in training"
+        line += f", reward {change(clean['gain'], 'reward')} on these" if clean["prompts"] else ""
     if not result.changed:
         line += "; training had no signal, so both policies are the same"
     return line

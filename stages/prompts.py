@@ -31,6 +31,8 @@ def main(argv: list[str]) -> str:
     write_json(args.metrics, {"prompts": report})
     unique, heldout = report["unique"], report["heldout"]
     line = f"{unique:,} unique prompts of {report['examples']:,} examples, {heldout:,} held out"
+    leaked = report.get("heldout_leaked")
+    line += f" ({leaked:,} with a near-duplicate in training)" if leaked else ""
     dropped, empty = report["dropped_conflicting"], report["no_text"]
     line += f", {dropped:,} left out as conflicting" if dropped else ""
     return line + (f", {empty:,} examples without text" if empty else "")

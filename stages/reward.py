@@ -24,7 +24,7 @@ from isodense.reward.params import RewardParams
 from isodense.reward.scoring.check import is_weak, said, summary
 from isodense.reward.scoring.functions import columns_of, find_functions, require_columns
 from isodense.reward.scoring.source import project_files
-from isodense.sampling.weights import load_weights
+from isodense.sampling.weights import load_leaked, load_weights
 
 
 def main(argv: list[str]) -> str:
@@ -71,6 +71,8 @@ def main(argv: list[str]) -> str:
         inputs,
         args.out,
         weights,
+        load_leaked(args.density, prompts),
+        read_manifest(args.prompts, "prompts")["params"].get("near_duplicate"),
     )
     write_json(args.metrics, {"reward": report})
     if "sampled" in report:
@@ -82,11 +84,15 @@ def main(argv: list[str]) -> str:
         stage.log.warning(
             "not shown to be better than length alone: train.on_weak_reward says what follows"
         )
-    return (
+    line = (
         f"held-out accuracy {heldout['accuracy']:.3f} ({heldout['low']:.3f} to "
         f"{heldout['high']:.3f}) on {report['heldout_pairs']} pairs, by length "
         f"{length['accuracy']:.3f}{notices.summary({'reward': report})}"
     )
+    if (clean := report["clean"])["pairs"] < report["heldout_pairs"]:
+        line += f"; {clean['pairs']} of them have no near-duplicate in training"
+        line += f", {clean['accuracy']:.3f} on these" if clean["pairs"] else ""
+    return line
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 from isodense.density.artifact import publish
-from isodense.density.estimate import estimate, heldout_density
+from isodense.density.estimate import estimate, heldout_density, near_training
 from isodense.density.params import DensityParams
 from isodense.embeddings import truncation
 from isodense.embeddings.build import embed
@@ -48,9 +48,11 @@ def make(data: Path, conversations: list, encoder: Path, **density: object) -> P
 def write_density(data: Path, **changes: object) -> None:
     """Write density anew, with other params."""
     params = DENSITY.model_copy(update=changes)
-    train = load_columns(data / "prompts").split("train")
+    prompts = load_columns(data / "prompts")
+    train, leaked = prompts.split("train"), prompts.split("heldout").leaked
     graph, manifest = load_graph(data / "neighbors")
     found = estimate(graph, params, train.counts)
-    heldout = heldout_density(found, load_heldout_graph(data / "neighbors"), params)
+    near = load_heldout_graph(data / "neighbors")
+    heldout, leaked = heldout_density(found, near, params), near_training(found, near) | leaked
     digest = content_sha256(read_manifest(data / "neighbors", "neighbors"))
-    publish(found, heldout, train.ids, params, manifest, digest, data / "density")
+    publish(found, heldout, leaked, train.ids, params, manifest, digest, data / "density")

@@ -18,7 +18,9 @@ Row = dict[str, Any]
 def publish_prompts(examples: Iterable[Row], folder: Path, heldout: float, **params: Any) -> Row:
     """Publish the prompts of rows of ``data/examples`` as the stage does; return the statistics."""
     rows = list(examples)
-    section = PromptsParams(**{"heldout": heldout, "drop_conflicting": [], **params})
+    section = PromptsParams(
+        **{"heldout": heldout, "near_duplicate": None, "drop_conflicting": [], **params}
+    )
     return publish(lambda: rows, section, "0" * 64, folder)
 
 

@@ -56,11 +56,12 @@ def test_the_artifact_has_the_documented_fields(tmp_path):
     found = estimate(graph, PARAMS)
     ids = [f"{i:032x}" for i in range(len(X))]
     facts = {"dim": 2, "ids_sha256": "x", "heldout_ids_sha256": "y"}
-    publish(found, np.zeros(3), ids, PARAMS, facts, "0", tmp_path / "d")
+    publish(found, np.zeros(3), np.arange(3) == 1, ids, PARAMS, facts, "0", tmp_path / "d")
     weights = np.load(tmp_path / "d" / "density_weights.npy")
     assert weights.dtype == np.float32
     assert abs(weights.sum(dtype=np.float64) - 1) < 1e-6
     assert np.load(tmp_path / "d" / "prompt_ids.npy").dtype == np.dtype("S32")
+    assert np.load(tmp_path / "d" / "heldout_leaked.npy").tolist() == [False, True, False]
     manifest = read_manifest(tmp_path / "d", "density")
     wide = weights.astype(np.float64)
     expected = {
@@ -103,7 +104,7 @@ def test_what_was_found_is_read_back(tmp_path):
     found = estimate(graph, PARAMS)
     ids = [f"{i:032x}" for i in range(len(graph))]
     facts = {"dim": 2, "ids_sha256": ids_sha256(ids), "heldout_ids_sha256": "y"}
-    publish(found, np.zeros(3), ids, PARAMS, facts, "0", tmp_path / "d")
+    publish(found, np.zeros(3), np.arange(3) == 1, ids, PARAMS, facts, "0", tmp_path / "d")
     loaded = stored(load_weights(tmp_path / "d"))
     assert (loaded.scales, loaded.exponent) == (found.scales, found.exponent)
     assert loaded.clusters.dtype == np.int32

@@ -680,6 +680,16 @@ def test_a_reward_no_better_than_length(checkout):
         (folder / "manifest.json").write_bytes(kept)
 
 
+@pytest.mark.parametrize(("clean", "level"), [(100, "ok"), (96, "ok"), (90, "warning")])
+def test_held_out_prompts_that_training_holds(checkout, clean, level):
+    metrics(checkout, "density", heldout={"prompts": 100, "near_duplicates": 3, "clean": clean})
+    text, hint = only(results.check_leakage, checkout, level)
+    assert text == f"{100 - clean} of 100 held-out prompts have near-duplicates in training"
+    assert (hint is not None) == (level == "warning")
+    metrics(checkout, "density")
+    assert found(results.check_leakage, checkout) == []
+
+
 def test_neighbours_below_the_floor(checkout):
     folder = checkout.root / "data/neighbors"
     kept = (folder / "manifest.json").read_bytes()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,26 @@ def test_a_gain_is_paired_by_prompt_and_sorted_by_density():
     assert found["base"]["tokens"] == 4
     assert found["base"]["distinct_1"] == pytest.approx(5 / 1000)
     json.dumps(found, allow_nan=False)
+
+
+@pytest.mark.parametrize("leaked", [{0, 3}, set(), set(range(6))])
+def test_clean_figures_leave_out_what_has_a_near_duplicate_in_training(leaked: set[int]):
+    rewards = np.array([9.0, 1, 2, 9, 3, 6])[:, None]
+    held = heldout(6)
+    held = replace(held, leaked=frozenset(held.prompts.ids[row] for row in leaked))
+    found = Comparison(held, answers(0 * rewards), answers(rewards), None).metrics()
+    clean, kept = found["clean"], [row for row in range(6) if row not in leaked]
+    assert clean["prompts"] == len(kept)
+    if not kept:
+        assert clean == {"prompts": 0}
+        return
+    mean = rewards[kept].mean()
+    assert clean["trained"]["reward"] == clean["gain"]["reward"] == pytest.approx(mean)
+    assert clean["base"]["reward"] == 0
+    if leaked:
+        assert clean["gain"]["reward"] == 3
+    else:
+        assert clean["gain"]["reward_high"] == found["gain"]["reward_high"]
 
 
 def test_order_within_a_group_does_not_matter_to_rewards():

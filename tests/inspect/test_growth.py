@@ -14,7 +14,7 @@ import yaml
 from isodense.cli.append import _restored_on_failure, add_files
 from isodense.cli.commands.update import describe
 from isodense.density.artifact import publish
-from isodense.density.estimate import estimate, heldout_density
+from isodense.density.estimate import estimate, heldout_density, near_training
 from isodense.density.params import DensityParams
 from isodense.inspect.growth import compare, remember
 from isodense.neighbors.build import knn_graph
@@ -83,7 +83,8 @@ def write(data, rows, asked=()):
     found = estimate(graph, PARAMS)
     density = heldout_density(found, near, PARAMS)
     ids = columns.split("train").ids
-    publish(found, density, ids, PARAMS, manifest, content_sha256(manifest), data / "density")
+    leaked, digest = near_training(found, near), content_sha256(manifest)
+    publish(found, density, leaked, ids, PARAMS, manifest, digest, data / "density")
     with publishing(data / "embeddings") as made:
         for number, start in enumerate(range(0, len(vectors), SHARD)):
             np.save(made / f"shard-{number:05d}.npy", vectors[start : start + SHARD])

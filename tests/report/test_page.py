@@ -6,6 +6,7 @@ import base64
 import gzip
 import html.parser
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -116,7 +117,8 @@ def write_artifacts(data: Path, labels: bool = True, aside: tuple[int, ...] = AS
         k=20, method="soft_count", ess=0.8, bandwidth=1.0, dup=0.15, alpha_max=1.25, count_power=0.0
     )
     found, inputs = estimate(graph, params), content_sha256(manifest)
-    publish(found, np.zeros(len(aside)), of_train, params, manifest, inputs, data / "density")
+    nothing = np.zeros(len(aside))
+    publish(found, nothing, nothing > 0, of_train, params, manifest, inputs, data / "density")
     number = np.arange(len(ids))
     coordinates = np.stack([number % 6, number // 6], axis=1).astype(np.float32)
     with publishing(data / "map") as made:
@@ -268,6 +270,9 @@ def test_heldout_prompts_that_training_holds_are_flagged(page):
     assert "0.000" in section
     assert "prompt 8" in section  # held out
     assert "prompt 5" in section  # in training
+    assert "the closest 4:" in section  # those beyond the radius, too
+    words = re.findall(r"(yes|no)\n?prompt", section.replace("\t", ""))
+    assert (words.count("yes"), words.count("no")) == (1, 3)
 
 
 def test_the_map_holds_every_prompt_in_its_place(page):

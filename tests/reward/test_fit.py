@@ -8,6 +8,7 @@ import yaml
 from isodense.pipeline.artifact import read_manifest
 from isodense.pipeline.errors import ParamsError
 from isodense.pipeline.params import load
+from isodense.prompts.conversations import id_of
 from isodense.prompts.reader import PromptSet
 from isodense.reward.fit import fit
 from isodense.reward.pairs import margins, sides
@@ -27,13 +28,14 @@ def prompts(folder: Path) -> PromptSet:
     return write_inputs(folder, count=150)
 
 
-def make(folder: Path, prompts: PromptSet, name: str, weights=None, **changes):
+def make(folder: Path, prompts: PromptSet, name: str, weights=None, leaked=(), **changes):
     """Fit a head into the folder `name`, with the cache of that name."""
     params = reward_params(**changes)
     policy, pairs = folder / "models/policy", make_pairs(150)
     cache = folder / f"cache-{name}"
     inputs = {"pairs": "p"}
-    return fit(pairs, prompts, policy, params, 0, "cpu", cache, inputs, folder / name, weights)
+    out = folder / name
+    return fit(pairs, prompts, policy, params, 0, "cpu", cache, inputs, out, weights, leaked)
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +62,26 @@ def test_the_same_input_gives_the_same_bytes(folder: Path, prompts: PromptSet, r
     files = snapshot(folder / "one")
     assert files == snapshot(folder / "two")
     assert str(folder).encode() not in b"".join(files.values())
+
+
+def test_the_clean_accuracy_leaves_out_pairs_of_leaked_prompts(folder: Path, prompts, report):
+    """Half of the pairs are turned round, so the reward is wrong in these; they are left out."""
+    whole = {key: report["heldout"][key] for key in ("accuracy", "low", "high")}
+    assert report["clean"] == {"pairs": report["heldout_pairs"], **whole}
+    held = prompts.split("heldout").ids
+    wrong, pairs = frozenset(held[::2]), make_pairs(150)
+    for pair in pairs:
+        if id_of(pair) in wrong:
+            pair["chosen"], pair["rejected"] = pair["rejected"], pair["chosen"]
+    params, inputs, policy = reward_params(), {"pairs": "p"}, folder / "models/policy"
+    cache, out = folder / "cache-wrong", folder / "wrong"
+    found = fit(pairs, prompts, policy, params, 0, "cpu", cache, inputs, out, None, wrong)
+    assert found["heldout"]["accuracy"] == pytest.approx(0.5, abs=0.1)
+    assert found["clean"]["accuracy"] > 0.95
+    assert found["clean"]["pairs"] == len(held) - len(wrong)
+    check = read_manifest(out, "reward")["check"]
+    assert check["heldout"] == found["heldout"]["accuracy"]
+    assert make(folder, prompts, "none", leaked=held)["clean"] == {"pairs": 0}
 
 
 def test_the_manifest_holds_what_the_kind_reads_and_the_check(folder: Path, report):

@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from isodense.pipeline.errors import TrainingError
 from isodense.reward import features, linear_probe
 from isodense.reward.base import Task
-from isodense.reward.linear_probe import Head, fit_head, make
+from isodense.reward.linear_probe import Head, cross_validate, fit_head, make, margins_of
 from tests.rl import reward_params
 
 
@@ -114,9 +114,8 @@ def written(out: Path, count: int, dim: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(features, "load_features", lambda *_: (rows, cut))
     pairs = [{"prompt": [], "chosen": [{"content": ""}], "rejected": [{"content": ""}]}] * count
     train = count - count // 10
-    task = Task(
-        pairs[:train], pairs[train:], np.ones(train), None, Path(), reward_params(), 0, "cpu", out
-    )
+    folds, shares, params = np.arange(train) // 2 % 5, np.ones(train), reward_params()
+    task = Task(pairs[:train], pairs[train:], shares, folds, None, Path(), params, 0, "cpu", out)
     out.mkdir()
     return make(task, out), (out / "head.safetensors").read_bytes()
 
@@ -130,6 +129,31 @@ def test_held_out_pairs_are_those_after_the_training_pairs(
     parts, _ = written(tmp_path / "parts", 200, 8, monkeypatch)
     np.testing.assert_allclose(parts.heldout, whole.heldout, atol=1e-6)
     np.testing.assert_allclose(parts.train, whole.train, atol=1e-6)
+
+
+def test_cross_validation_measures_what_a_fit_on_other_folds_knows():
+    """Pairs without any rule are known by heart where a copy is in another fold, only then."""
+    rng = np.random.default_rng(0)
+    rows = np.repeat(rng.normal(size=(2, 60, 200)), 2, axis=1)  # each pair comes twice
+    together, apart = np.arange(120) // 2 % 5, np.arange(120) % 5
+    shares = np.ones(120)
+    accuracy = {
+        name: (cross_validate(*rows, 0.01, shares, folds) > 0).mean()
+        for name, folds in (("together", together), ("apart", apart))
+    }
+    assert accuracy["apart"] > 0.95
+    assert 0.3 < accuracy["together"] < 0.7
+    assert (margins_of(fit_head(*rows, 0.01, shares), *rows) > 0).all()
+    assert cross_validate(*rows, 0.01, shares, 0 * together) is None
+
+
+def test_cross_validation_of_a_rule_finds_it_and_copies_no_more_than_it_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(linear_probe, "CROSS", 100)
+    made, _ = written(tmp_path / "few", 200, 8, monkeypatch)
+    assert len(made.cross_validated) == 100
+    assert (made.cross_validated > 0).mean() > 0.7  # the pairs are drawn, not sorted
 
 
 def test_a_fit_holds_a_few_blocks_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -7,8 +7,10 @@ import pytest
 
 from isodense.pipeline.errors import ArtifactError, TrainingError
 from isodense.prompts.conversations import prompt_id
+from isodense.prompts.deduplicate import unique_prompts
 from isodense.prompts.reader import PromptSet
 from isodense.reward.pairs import (
+    folds_of,
     margins,
     pair_weights,
     require_any,
@@ -17,7 +19,9 @@ from isodense.reward.pairs import (
     split_pairs,
 )
 from isodense.sampling.weights import load_weights
+from tests.prompts.test_split import problems
 from tests.rl import make_pairs, write_density, write_inputs
+from tests.tiny import user
 
 
 def test_pairs_go_with_their_prompts_split():
@@ -39,6 +43,19 @@ def test_a_kind_that_is_fitted_on_pairs_needs_some(kind: str):
         require_any(kind, [])
     require_any(kind, make_pairs(1))
     require_any("function", [])
+
+
+def test_near_duplicates_are_in_one_fold():
+    edits = ("", "Hello! ")
+    texts = [edit + text for text in problems(50) for edit in edits]
+    pairs = [{**make_pairs(1)[0], "prompt": user(text)} for text in texts]
+    prompts = unique_prompts(pairs, 0.0)
+    folds = folds_of(pairs, prompts, 0.5).reshape(50, 2)
+    assert (folds[:, 0] == folds[:, 1]).all()
+    assert set(folds.ravel().tolist()) == set(range(5))
+    apart = folds_of(pairs, prompts, None).reshape(50, 2)
+    assert (apart[:, 0] != apart[:, 1]).mean() > 0.5
+    assert folds_of([], prompts, 0.5).tolist() == []
 
 
 def test_margins_are_chosen_less_rejected():

@@ -36,7 +36,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
     prompts = write_inputs(folder)
     params = reward_params(kind="function", functions=["a:b"])
     policy, none = folder / "models/policy", np.empty(0)
-    return Task([], [], none, prompts, policy, params, 0, "cpu", folder / "cache")
+    return Task([], [], none, none, prompts, policy, params, 0, "cpu", folder / "cache")
 
 
 def sample(total: list[list[float]], truncated: bool = False) -> Sample:

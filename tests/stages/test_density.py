@@ -64,3 +64,15 @@ def test_the_stage_reads_counts_labels_and_recall(tmp_path):
     assert max(asked) == 10
     stored = np.load(tmp_path / "density" / "density_weights.npy")
     np.testing.assert_allclose(stored, expected, rtol=1e-6)
+    distances = near.distances[:, 0]
+    manifest = json.loads((tmp_path / "density" / "manifest.json").read_text())
+    close = int((distances <= manifest["radius"]).sum())
+    assert report["heldout"] == {
+        "prompts": len(heldout),
+        "near_duplicates": close,
+        "near_duplicates_by_words": 0,
+        "clean": len(heldout) - close,
+    }
+    leaked = np.load(tmp_path / "density" / "heldout_leaked.npy")
+    assert (leaked == (distances <= manifest["radius"])).all()
+    assert f"{close} of {len(heldout)} held-out prompts within the radius" in done.stderr

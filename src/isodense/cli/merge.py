@@ -31,6 +31,7 @@ from isodense.pipeline.artifact import (
 from isodense.pipeline.errors import ArtifactError
 from isodense.prompts.deduplicate import write
 from isodense.prompts.reader import load_prompts
+from isodense.prompts.split import split_again
 
 ABSENT = "(absent)"
 
@@ -195,7 +196,11 @@ def _write_shards(parts: list[_Part], out: Path) -> tuple[int, list[str]]:
 
 
 def _write_prompts(folders: list[Path], params: dict[str, Any], out: Path) -> dict[str, Any]:
-    """Write the prompts of `folders` as one artifact and return its manifest."""
+    """Write the prompts of `folders` as one artifact and return its manifest.
+
+    Which of them are held out is decided anew, as for a set that has grown: each part knew only its
+    own near-duplicates. The prompts of the first part stay as they are.
+    """
     rows: dict[str, dict[str, Any]] = {}
     for row in (row for folder in folders for row in load_prompts(folder).rows):
         first = rows.setdefault(row["id"], row)
@@ -206,7 +211,7 @@ def _write_prompts(folders: list[Path], params: dict[str, Any], out: Path) -> di
             if row.get("label"):
                 first.setdefault("label", row["label"])
     out.mkdir()
-    return write(rows.values(), params, None, out)
+    return write(split_again(rows, params), params, None, out)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -19,12 +19,21 @@ from isodense.density.params import DensityParams
 from isodense.neighbors.graph import Graph
 from isodense.pipeline.artifact import publishing, write_manifest
 from isodense.pipeline.params import as_dict
-from isodense.sampling.weights import CLUSTERS, DENSITY, HELDOUT_DENSITY, IDS, WEIGHTS, Weights
+from isodense.sampling.weights import (
+    CLUSTERS,
+    DENSITY,
+    HELDOUT_DENSITY,
+    HELDOUT_LEAKED,
+    IDS,
+    WEIGHTS,
+    Weights,
+)
 
 
 def publish(
     found: Estimate,
     heldout: np.ndarray,
+    leaked: np.ndarray,
     ids: list[str],
     params: DensityParams,
     neighbors: dict[str, Any],
@@ -39,6 +48,8 @@ def publish(
         What was found for the training prompts.
     heldout : ndarray of shape (n_heldout,)
         Log density of the held-out prompts.
+    leaked : ndarray of shape (n_heldout,), bool
+        Whether each has a near-duplicate in training, by its words or by distance.
     ids : list of str
         Ids of the training prompts.
     params : DensityParams
@@ -56,6 +67,7 @@ def publish(
         DENSITY: found.density.astype(np.float32),
         CLUSTERS: found.clusters.astype(np.int32),
         HELDOUT_DENSITY: heldout.astype(np.float32),
+        HELDOUT_LEAKED: leaked.astype(np.bool_),
         IDS: np.asarray(ids, dtype="S32"),
     }
     with publishing(out) as staging:
@@ -135,3 +147,21 @@ def statistics(
         agreement = rank_agreement(found.weights, half.weights)
         report |= {} if agreement is None else {"rank_stability": agreement}
     return report
+
+
+def leakage(close: np.ndarray, leaked: np.ndarray) -> dict[str, int]:
+    """Return how many held-out prompts have near-duplicates in training, for the metrics.
+
+    Parameters
+    ----------
+    close : ndarray of shape (n_heldout,), bool
+        Within the radius of near-duplicates of a training prompt.
+    leaked : ndarray of shape (n_heldout,), bool
+        By their words, as the prompts stage found.
+    """
+    return {
+        "prompts": len(close),
+        "near_duplicates": int(close.sum()),
+        "near_duplicates_by_words": int(leaked.sum()),
+        "clean": int((~(close | leaked)).sum()),
+    }

@@ -200,6 +200,23 @@ def heldout_density(found: Estimate, near: Graph, params: DensityParams) -> np.n
     return np.where(near_duplicate, found.density[near.indices[:, 0]], np.log1p(counts))
 
 
+def near_training(found: Estimate, near: Graph) -> np.ndarray:
+    """Return which prompts that are not in the graph are near-duplicates of one that is.
+
+    Parameters
+    ----------
+    found : Estimate
+        What :func:`estimate` found for the prompts in the graph.
+    near : Graph
+        The nearest prompts of the graph to each other prompt.
+
+    Returns
+    -------
+    ndarray of shape (m,), bool
+    """
+    return near.distances[:, 0] <= np.float64(max(found.scales.radius, IDENTICAL))
+
+
 def _check(graph: Graph) -> None:
     if not len(graph):
         raise IsodenseError("the graph has no rows", "run `dvc repro prompts` on data with prompts")

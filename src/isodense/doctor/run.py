@@ -16,6 +16,7 @@ from isodense.doctor.checks.project import Finding, Project
 from isodense.doctor.checks.remotes import check_remotes
 from isodense.doctor.checks.results import (
     check_artifacts,
+    check_leakage,
     check_left_out,
     check_preflight,
     check_recall,
@@ -49,6 +50,7 @@ CHECKS: tuple[Callable[[Project], Iterator[Finding]], ...] = (
     check_preflight,
     check_left_out,
     check_recall,
+    check_leakage,
     check_reward,
 )
 MARKS = {"ok": ("ok", "green"), "warning": ("warn", "yellow"), "problem": ("fail", "red")}

@@ -11,6 +11,7 @@ would agree; ``completions.jsonl`` holds every answer for reading.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from isodense.pipeline.artifact import (
 )
 from isodense.pipeline.errors import ArtifactError, TrainingError
 from isodense.prompts.reader import PromptSet
-from isodense.sampling.weights import HELDOUT_DENSITY
+from isodense.sampling.weights import HELDOUT_DENSITY, load_leaked
 
 if TYPE_CHECKING:
     from isodense.embeddings.encoder import Encoder
@@ -66,7 +67,7 @@ def load_heldout(prompts: PromptSet, density: str | Path) -> Heldout:
     if values.shape != (len(heldout),) or not np.isfinite(values).all():
         message = f"{path} does not hold one finite number for each of {len(heldout)} prompts"
         raise ArtifactError(message, "run `dvc repro density`")
-    return Heldout(heldout, values, prompts.labels_are_kinds)
+    return Heldout(heldout, values, prompts.labels_are_kinds, load_leaked(density, prompts))
 
 
 def sample(heldout: Heldout, size: int) -> Heldout:
@@ -77,7 +78,7 @@ def sample(heldout: Heldout, size: int) -> Heldout:
     """
     chosen = np.sort(np.argsort(np.array(heldout.prompts.ids), kind="stable")[:size])
     rows = [heldout.prompts.rows[row] for row in chosen]
-    return Heldout(PromptSet(rows), heldout.density[chosen], heldout.kinds)
+    return replace(heldout, prompts=PromptSet(rows), density=heldout.density[chosen])
 
 
 def evaluate(

@@ -19,11 +19,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from isodense.evaluate.diversity import self_bleu, vendi
+from isodense.evaluate.intervals import (
+    interval,
+    mean_known,
+    named_interval,
+    named_share,
+    rounded,
+)
 from isodense.evaluate.solved import pass_at, sizes
 from isodense.evaluate.text_metrics import distinct, repetition, stock_phrases, words
 from isodense.pipeline.jsonl import write_jsonl
 from isodense.prompts.reader import PromptSet
-from isodense.reward.scoring.check import wilson
 
 if TYPE_CHECKING:
     from isodense.models.inference.generation import Completion
@@ -43,11 +49,19 @@ class Heldout:
         Log density among the training prompts.
     kinds : bool
         Whether labels name kinds of prompts.
+    leaked : frozenset of str
+        Ids of those with a near-duplicate in training.
     """
 
     prompts: PromptSet
     density: np.ndarray
     kinds: bool = False
+    leaked: frozenset[str] = frozenset()
+
+    @property
+    def clean(self) -> np.ndarray:
+        """Whether a prompt has no near-duplicate in training: ndarray of shape (n_prompts,)."""
+        return np.array([one not in self.leaked for one in self.prompts.ids], dtype=bool)
 
     @property
     def labels(self) -> dict[str, np.ndarray]:
@@ -145,7 +159,7 @@ class Answers:
         result |= {name: round(float(value), 6) for name, value in found.items()}
         if self.functions:
             means = {name: mean_known(values) for name, values in self.functions.items()}
-            result["functions"] = {name: _rounded(mean) for name, mean in means.items()}
+            result["functions"] = {name: rounded(mean) for name, mean in means.items()}
         return result
 
 
@@ -198,7 +212,25 @@ class Comparison:
         gain |= over_labels(gains, labels) | {"by_decile": self._by_decile(self.gain)}
         if "pass_at_1" in gains:
             gain["pass_at_1_by_decile"] = self._by_decile(gains["pass_at_1"])
-        return found | {"gain": gain}
+        return found | {"gain": gain, "clean": self.on_clean()}
+
+    def on_clean(self) -> dict[str, Any]:
+        """Return rewards, pass@k and gains over the prompts without a near-duplicate in training.
+
+        Without such prompts there is nothing but their number.
+        """
+        clean = self.heldout.clean
+        found: dict[str, Any] = {"prompts": int(clean.sum())}
+        if not found["prompts"]:
+            return found
+        for name, answers in (("base", self.base), ("trained", self.trained)):
+            found[name] = named_interval("reward", answers.reward[clean])
+            for key, values in answers.pass_at.items():
+                found[name] |= named_share(key, values[clean])
+        found["gain"] = named_interval("reward", self.gain[clean])
+        for key, values in self.gain_of_pass_at.items():
+            found["gain"] |= named_interval(key, values[clean])
+        return found
 
     @property
     def gain_of_pass_at(self) -> dict[str, np.ndarray]:
@@ -252,12 +284,13 @@ class Comparison:
         for number, prompt in enumerate(self.heldout.prompts.rows):
             row = {"id": prompt["id"], "text": prompt["text"]}
             row["density"] = round(float(self.heldout.density[number]), 6)
+            row |= {"leaked": True} if prompt["id"] in self.heldout.leaked else {}
             for policy, answers in (("base", self.base), ("trained", self.trained)):
                 row[policy] = [completion.text for completion in answers.completions[number]]
                 rewards = answers.rewards[number].tolist()
-                row[f"{policy}_reward"] = [_rounded(reward) for reward in rewards]
+                row[f"{policy}_reward"] = [rounded(reward) for reward in rewards]
                 for name, values in answers.functions.items():
-                    given = [_rounded(reward) for reward in values[number].tolist()]
+                    given = [rounded(reward) for reward in values[number].tolist()]
                     row.setdefault(f"{policy}_functions", {})[name] = given
             rows.append(row)
         return rows
@@ -265,7 +298,7 @@ class Comparison:
     def _by_decile(self, values: np.ndarray) -> dict[str, float | None]:
         """Return the mean of `values`, one per prompt, in each density bin."""
         return {
-            f"{number:02d}": _rounded(mean_known(values[members]))
+            f"{number:02d}": rounded(mean_known(values[members]))
             for number, members in enumerate(bins(self.heldout.density), start=1)
         }
 
@@ -314,65 +347,6 @@ def over_labels(
         named = named_share if name in shares else named_interval
         found |= named(f"{name}_over_labels", means)
     return found
-
-
-def mean_known(values: np.ndarray, axis: int | None = None) -> Any:
-    """Return the mean of the values that are not NaN, in float64; NaN where there is none.
-
-    Examples
-    --------
-    >>> mean_known(np.array([[1, np.nan], [np.nan, np.nan]]), axis=1).tolist()
-    [1.0, nan]
-    """
-    known = ~np.isnan(values)
-    total, count = np.where(known, values, 0.0).sum(axis=axis, dtype=np.float64), known.sum(axis)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
-def _rounded(value: float) -> float | None:
-    """Return what JSON can hold of a number: six digits, and null for NaN."""
-    return None if np.isnan(value) else round(float(value), 6)
-
-
-def interval(values: np.ndarray) -> tuple[float | None, float | None, float | None]:
-    """Return the mean of the values that are not NaN, and a 95% t interval, low and high.
-
-    One value has no interval, and none has no mean: None stands for what is not known.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> interval(np.array([1.0, 3.0]))
-    (2.0, -10.706205, 14.706205)
-    """
-    from scipy.special import stdtrit
-
-    values = np.asarray(values, dtype=np.float64)
-    values = values[~np.isnan(values)]
-    if len(values) < 2:
-        return (round(float(values[0]), 6) if len(values) else None), None, None
-    mean = values.mean()
-    half = stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / np.sqrt(len(values))
-    low, middle, high = (round(float(value), 6) for value in (mean - half, mean, mean + half))
-    return middle, low, high
-
-
-def named_interval(name: str, values: np.ndarray) -> dict[str, float | None]:
-    """Return mean and 95% t interval as metrics: `name`, `name`_low, `name`_high."""
-    mean, low, high = interval(values)
-    return {name: mean, f"{name}_low": low, f"{name}_high": high}
-
-
-def named_share(name: str, values: np.ndarray) -> dict[str, float | None]:
-    """Return the mean of values in [0, 1] and a 95% interval as metrics, as `named_interval` does.
-
-    The interval is Wilson's (1927), as if each value were 0 or 1: it stays in [0, 1], says
-    something where all values are equal, and is never too narrow, since no values in [0, 1] with
-    that mean vary more.
-    """
-    low, high = wilson(float(values.sum()), len(values))
-    found = {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
-    return {key: round(value, 6) for key, value in found.items()}
 
 
 def bins(density: np.ndarray, most: int = 10) -> list[np.ndarray]:

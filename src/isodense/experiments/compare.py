@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from isodense.evaluate.metrics import mean_known
+from isodense.evaluate.intervals import mean_known
 from isodense.experiments.arms import ARMS
 from isodense.experiments.differences import Row, figure, markdown, tabulate
 from isodense.pipeline.artifact import write_json

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from isodense.evaluate.metrics import interval
+from isodense.evaluate.intervals import interval
 from isodense.pipeline.terminal import rendered, table
 
 MEASURES = {

@@ -28,9 +28,11 @@ from isodense.pipeline.artifact import publishing, write_manifest
 from isodense.pipeline.errors import DataError
 from isodense.pipeline.params import as_dict
 from isodense.pipeline.tables import write_rows
-from isodense.prompts.conversations import encoder_text, id_of, is_heldout
+from isodense.prompts.conversations import encoder_text, id_of
+from isodense.prompts.near_duplicates import WordPairs
 from isodense.prompts.params import PromptsParams
 from isodense.prompts.reader import FEW_LABELS, OWN, PromptSet, read_columns, stored
+from isodense.prompts.split import Split, split
 
 log = logging.getLogger("isodense")
 
@@ -39,6 +41,7 @@ Read = Callable[[], Iterable[Row]]
 
 ANSWERS = ("id", "chosen", "rejected", "source")  # of an example, not of a prompt
 WIDTH = 60  # characters of a value in the log
+FEW, LARGE = 20, 0.1  # share of the prompts, where they are not few, in one cluster: it is said
 
 
 class Uniques:
@@ -48,6 +51,8 @@ class Uniques:
     ----------
     rows : iterable of dict
         Rows of ``data/examples``.
+    texts : WordPairs, optional
+        To which the text of each is added.
 
     Attributes
     ----------
@@ -65,7 +70,8 @@ class Uniques:
         The first of them in each column, and the value that differs.
     """
 
-    def __init__(self, rows: Iterable[Row]) -> None:
+    def __init__(self, rows: Iterable[Row], texts: WordPairs | None = None) -> None:
+        self.texts = texts
         self.number_of: dict[bytes, int] = {}
         self.counts = array("q")
         self.labels: list[str | None] = []
@@ -79,6 +85,10 @@ class Uniques:
 
     def __len__(self) -> int:
         return len(self.counts)
+
+    def split(self, heldout: float, near_duplicate: float | None) -> Split:
+        """Decide which prompts are held out; see :func:`isodense.prompts.split.split`."""
+        return split([key.hex() for key in self.number_of], self.texts, heldout, near_duplicate)
 
     def sources(self, number: int, first: str) -> dict[str, int]:
         """Return how many occurrences of a prompt are from each source, the `first` one first."""
@@ -101,13 +111,16 @@ class Uniques:
         return set().union(*(self.conflicting.get(name, set()) for name in columns))
 
     def _add(self, row: Row) -> None:
-        if not encoder_text(row["prompt"]):
+        text = encoder_text(row["prompt"])
+        if not text:
             self.no_text += 1
             return
         key = bytes.fromhex(id_of(row))
         number = self.number_of.setdefault(key, len(self.counts))
         first = number == len(self.counts)
         if first:
+            if self.texts is not None:
+                self.texts.add(text)
             self.counts.append(0)
             self.labels.append(None)
             for counts in self._sources.values():
@@ -137,7 +150,7 @@ def _hash(value: Any) -> int:
     return hash(value if isinstance(value, str) or value is None else repr(value))
 
 
-def unique_rows(read: Read, known: Uniques, heldout: float, dropped: set[int]) -> Iterator[Row]:
+def unique_rows(read: Read, known: Uniques, found: Split, dropped: set[int]) -> Iterator[Row]:
     """Yield the rows of ``data/prompts``: the first example of each prompt.
 
     Parameters
@@ -146,8 +159,8 @@ def unique_rows(read: Read, known: Uniques, heldout: float, dropped: set[int]) -
         Returns the rows of ``data/examples``.
     known : Uniques
         Of the same rows.
-    heldout : float
-        Share of prompts held out, in [0, 1).
+    found : Split
+        Which of them are held out.
     dropped : set of int
         Numbers of the prompts to leave out.
     """
@@ -169,7 +182,7 @@ def unique_rows(read: Read, known: Uniques, heldout: float, dropped: set[int]) -
             "text": text,
             "count": known.counts[number],
             "sources": known.sources(number, row["source"]),
-            "split": "heldout" if is_heldout(identifier, heldout) else "train",
+            **found.column(number),
             **({"label": label} if label else {}),
             **kept,
         }
@@ -216,9 +229,18 @@ class Statistics:
         }
 
 
-def unique_prompts(rows: Sequence[Row], heldout: float) -> PromptSet:
+def unique_prompts(
+    rows: Sequence[Row], heldout: float, near_duplicate: float | None = None
+) -> PromptSet:
     """Return the unique prompts of rows of ``data/examples``, in memory."""
-    return PromptSet(list(unique_rows(lambda: rows, Uniques(rows), heldout, set())))
+    known = Uniques(rows, texts_for(heldout, near_duplicate))
+    found = known.split(heldout, near_duplicate)
+    return PromptSet(list(unique_rows(lambda: rows, known, found, set())))
+
+
+def texts_for(heldout: float, near_duplicate: float | None) -> WordPairs | None:
+    """Return what takes in the texts, or None where the split does without them."""
+    return WordPairs() if heldout and near_duplicate is not None else None
 
 
 def publish(read: Read, params: PromptsParams, examples_sha256: str, out: Path) -> dict[str, Any]:
@@ -240,26 +262,39 @@ def publish(read: Read, params: PromptsParams, examples_sha256: str, out: Path) 
     DataError
         If there is no valid prompt, no training prompt is left, or a column to compare is absent.
     """
-    known, found = Uniques(read()), Statistics()
+    known = Uniques(read(), texts_for(params.heldout, params.near_duplicate))
+    found = Statistics()
     if not len(known):
         hint = "check download.sources and run `dvc repro download`"
         raise DataError("no valid prompts found", "data/examples", hint=hint)
     dropped = known.disagreeing(params.drop_conflicting)
     _warn(read, known)
+    parts = known.split(params.heldout, params.near_duplicate)
+    kept = np.ones(len(known), dtype=bool)
+    kept[list(dropped)] = False
+    _warn_of_template(read, known, parts, kept)
     with publishing(out) as folder:
-        rows = unique_rows(read, known, params.heldout, dropped)
+        rows = unique_rows(read, known, parts, dropped)
         write(found.counted(rows), as_dict(params), examples_sha256, folder)
         if not found.splits["train"]:
             message = f"all {len(known)} prompts are held out or conflicting"
-            hint = "lower prompts.heldout, look at prompts.drop_conflicting, or add prompts"
+            hint = (
+                "lower prompts.heldout, raise prompts.near_duplicate, look at "
+                "prompts.drop_conflicting, or add prompts"
+            )
             raise DataError(message, "data/prompts", hint=hint)
     conflicting = {name: len(rows) for name, rows in sorted(known.conflicting.items())}
     _warn_of_labels(found)
-    return found.metrics() | {
-        "no_text": known.no_text,
-        "conflicting": conflicting,
-        "dropped_conflicting": len(dropped),
-    }
+    near = {} if known.texts is None else parts.metrics(kept)
+    return (
+        found.metrics()
+        | near
+        | {
+            "no_text": known.no_text,
+            "conflicting": conflicting,
+            "dropped_conflicting": len(dropped),
+        }
+    )
 
 
 def _warn(read: Read, known: Uniques) -> None:
@@ -282,6 +317,25 @@ def _warn(read: Read, known: Uniques) -> None:
             name,
             *(_short(value) for value in (encoder_text(row["prompt"]), row.get(name), other)),
         )
+
+
+def _warn_of_template(read: Read, known: Uniques, found: Split, kept: np.ndarray) -> None:
+    """Say so if one cluster of near-duplicates, all of one split, is a large share of the set."""
+    sizes = np.bincount(found.first[kept], minlength=len(known))
+    first, total = int(sizes.argmax()), int(kept.sum())
+    if total < FEW or sizes[first] <= LARGE * total:
+        return
+    key = list(known.number_of)[first].hex()
+    text = next(encoder_text(row["prompt"]) for row in read() if id_of(row) == key)
+    log.warning(
+        "%d of %d prompts are near-duplicates of %s or of each other, so they are %s together: if "
+        "they are different questions in one form of words, raise prompts.near_duplicate, or set "
+        "it to null to split by id alone",
+        sizes[first],
+        total,
+        _short(text),
+        "held out" if found.heldout[first] else "trained on",
+    )
 
 
 def _short(value: Any) -> str:

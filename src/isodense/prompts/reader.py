@@ -19,7 +19,8 @@ from isodense.pipeline.artifact import ids_sha256, read_checked
 from isodense.pipeline.errors import ArtifactError
 from isodense.pipeline.tables import read_batches, read_rows
 
-OWN = ("id", "prompt", "text", "count", "sources", "split", "label")  # not the data's own columns
+# not the data's own columns
+OWN = ("id", "prompt", "text", "count", "sources", "split", "leaked", "label")
 FEW_LABELS = 20  # that a small set may have although it is not twice as large
 Split = Literal["train", "heldout"]
 
@@ -34,9 +35,9 @@ class PromptSet:
     Attributes
     ----------
     rows : list of dict
-        ``id, prompt, text, count, sources, split``, if known ``label``, and the columns that the
-        data came with, where they are not null. ``count`` is the number of occurrences, and
-        ``sources`` maps the names of sources to theirs.
+        ``id, prompt, text, count, sources, split``, if true ``leaked`` and if known ``label``, and
+        the columns that the data came with, where they are not null. ``count`` is the number of
+        occurrences, and ``sources`` maps the names of sources to theirs.
     """
 
     rows: list[dict[str, Any]]
@@ -93,6 +94,8 @@ class Columns:
         Prompt ids.
     heldout : ndarray of shape (n,), bool
         Whether a prompt is held out of training.
+    leaked : ndarray of shape (n,), bool
+        Held out with a near-duplicate in training.
     counts : ndarray of shape (n,), int64
         Occurrences: the number of pairs with the prompt.
     row_labels : list of str or None
@@ -101,6 +104,7 @@ class Columns:
 
     ids: list[str]
     heldout: np.ndarray
+    leaked: np.ndarray
     counts: np.ndarray
     row_labels: list[str | None]
 
@@ -128,6 +132,7 @@ class Columns:
         return Columns(
             [self.ids[row] for row in rows],
             self.heldout[rows],
+            self.leaked[rows],
             self.counts[rows],
             [self.row_labels[row] for row in rows],
         )
@@ -206,18 +211,23 @@ def read_columns(folder: str | Path) -> Columns:
     """Do as :func:`load_columns` does, without a manifest to check the ids against."""
     ids: list[str] = []
     labels: list[str | None] = []
-    heldout, counts = array("b"), array("q")
-    for batch in read_batches(folder, ("id", "split", "count", "label")):
+    heldout, leaked, counts = array("b"), array("b"), array("q")
+    for batch in read_batches(folder, ("id", "split", "leaked", "count", "label")):
         found = batch.to_pydict()
         ids += found["id"]
         heldout.extend(split == "heldout" for split in found["split"])
+        leaked.extend(value is True for value in found.get("leaked", [None] * len(batch)))
         counts.extend(found["count"])
         labels += (  # equal labels, one string
             None if label is None else sys.intern(label)
             for label in found.get("label", [None] * len(batch))
         )
     return Columns(
-        ids, np.frombuffer(heldout, dtype=np.bool_), np.frombuffer(counts, dtype=np.int64), labels
+        ids,
+        np.frombuffer(heldout, dtype=np.bool_),
+        np.frombuffer(leaked, dtype=np.bool_),
+        np.frombuffer(counts, dtype=np.int64),
+        labels,
     )
 
 

@@ -286,7 +286,17 @@ def _evaluation_cards(found: dict[str, Any] | None) -> Iterator[Card]:
         if None not in (mean, low, high):
             note += f"; gain {mean:+{form}}, 95% interval {low:+{form}} to {high:+{form}}"
         note += f", on {found['prompts']} prompts" if "prompts" in found else ""
+        note += _clean_gain(found, key, form)
         yield name, f"{values[0]:{form}} → {values[1]:{form}}", note
+
+
+def _clean_gain(found: dict[str, Any], key: str, form: str) -> str:
+    """Return the gain on prompts without near-duplicates in training, where it is known."""
+    clean = found.get("clean", {})
+    mean = clean.get("gain", {}).get(key)
+    if mean is None:
+        return ""
+    return f"; {mean:+{form}} on the {clean['prompts']} without near-duplicates in training"
 
 
 def _left_out(download: dict[str, Any], prompts: dict[str, Any]) -> Iterator[Card]:
@@ -309,6 +319,9 @@ def _reward_cards(found: dict[str, Any]) -> Iterator[Card]:
         pairs, length = found["heldout"], found.get("length_only")
         note = f"of held-out pairs, 95% interval {pairs['low']:.0%} to {pairs['high']:.0%}"
         note += f"; length alone {length['accuracy']:.0%}" if length else ""
+        if "accuracy" in (clean := found.get("clean", {})):
+            note += f"; {clean['accuracy']:.0%} of the {clean['pairs']} pairs of prompts without "
+            note += "near-duplicates in training"
         yield "reward model accuracy", f"{pairs['accuracy']:.0%}", note
     if "never_solved" in found.get("sampled", {}):
         sampled = found["sampled"]

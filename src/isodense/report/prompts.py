@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from isodense.density.duplicates import largest_clusters
+from isodense.density.duplicates import IDENTICAL, largest_clusters
 from isodense.neighbors.graph import load_heldout_graph
 from isodense.pipeline.artifact import ids_sha256, read_checked, require_same_ids
 from isodense.pipeline.errors import ArtifactError
@@ -22,7 +22,7 @@ from isodense.prompts.reader import OWN, are_kinds, iter_rows
 from isodense.sampling.weights import Weights
 
 LONGEST = 1000  # characters of a prompt that tables show
-SHOWN = 50  # most and least weighted prompts, duplicate clusters, held-out near-duplicates
+SHOWN = 50  # most and least weighted prompts, duplicate clusters, held-out prompts
 COLUMNS = 12  # of the data, for each prompt that tables show
 NAME, LINE = 40, 120  # characters of a column's name and of its value
 MEMBERS = 20  # of a duplicate cluster
@@ -43,6 +43,8 @@ class Prompts:
     counts : ndarray of shape (n,), int64
         Occurrences of each.
     heldout : ndarray of shape (n,), bool
+    leaked : ndarray of shape (n,), bool
+        Held out with a near-duplicate in training, by the words.
     sources : list of str
         Names of the data sets that each is from, joined.
     labels : list of str
@@ -55,6 +57,7 @@ class Prompts:
     texts: list[str]
     counts: np.ndarray
     heldout: np.ndarray
+    leaked: np.ndarray
     sources: list[str]
     labels: list[str]
     relative: np.ndarray
@@ -107,9 +110,9 @@ def load(folder: Path, weights: Weights) -> Prompts:
     """
     manifest = read_checked(folder, "prompts")
     ids, texts, sources, labels = [], [], [], []
-    counts, heldout = [], []
+    counts, heldout, leaked = [], [], []
     joined: dict[tuple[str, ...], str] = {}
-    for row in iter_rows(folder, ("id", "text", "count", "sources", "split", "label")):
+    for row in iter_rows(folder, ("id", "text", "count", "sources", "split", "leaked", "label")):
         ids.append(row["id"])
         texts.append(shown(row["text"]))
         names = tuple(row["sources"])
@@ -117,6 +120,7 @@ def load(folder: Path, weights: Weights) -> Prompts:
         labels.append(row.get("label") or "")
         counts.append(row["count"])
         heldout.append(row["split"] == "heldout")
+        leaked.append(row.get("leaked", False))
     held = np.array(heldout, dtype=bool)
     if not are_kinds(labels):
         labels = [""] * len(ids)
@@ -127,7 +131,8 @@ def load(folder: Path, weights: Weights) -> Prompts:
     require_same_ids(ids_sha256(train), weights.metadata, "the weights")
     relative = np.full(len(ids), np.nan)
     relative[~held] = weights.weights.astype(np.float64) * len(weights.weights)
-    return Prompts(ids, texts, np.array(counts), held, sources, labels, relative)
+    marked = np.array(leaked, dtype=bool)
+    return Prompts(ids, texts, np.array(counts), held, marked, sources, labels, relative)
 
 
 def extremes(prompts: Prompts, folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -191,14 +196,18 @@ class Heldout:
     distances : ndarray of shape (n_heldout,), float32
         Distance to the nearest training prompt.
     near : list of dict
-        Near-duplicates of a training prompt, the nearest first: ``distance, text, train``.
+        Those nearest to a training prompt, the nearest first: ``distance, leaked, text, train``;
+        near-duplicates and others.
     count : int
-        Number of near-duplicates.
+        Number of near-duplicates, by distance.
+    by_words : int
+        Number of near-duplicates by their words.
     """
 
     distances: np.ndarray
     near: list[dict[str, Any]]
     count: int
+    by_words: int
 
 
 def nearest_train(prompts: Prompts, neighbors: Path, radius: float) -> Heldout:
@@ -223,17 +232,18 @@ def nearest_train(prompts: Prompts, neighbors: Path, radius: float) -> Heldout:
         message = f"{neighbors} has {len(graph)} held-out prompts, not {len(rows)}"
         raise ArtifactError(message, "run `dvc repro neighbors`")
     distances = np.array(graph.distances[:, 0])
-    close = np.flatnonzero(distances <= np.float64(radius))
-    close = close[np.argsort(distances[close], kind="stable")]
+    close = distances <= np.float64(max(radius, IDENTICAL))
+    leaked = close | prompts.leaked[rows]
     near = [
         {
             "distance": float(distances[row]),
+            "leaked": bool(leaked[row]),
             "text": prompts.texts[rows[row]],
             "train": prompts.texts[prompts.train[graph.indices[row, 0]]],
         }
-        for row in close[:SHOWN]
+        for row in np.argsort(distances, kind="stable")[:SHOWN]
     ]
-    return Heldout(distances, near, len(close))
+    return Heldout(distances, near, int(close.sum()), int(prompts.leaked.sum()))
 
 
 def _row(prompts: Prompts, row: int) -> dict[str, Any]:

@@ -25,6 +25,8 @@ class Task:
         Pairs; empty where the reward is checked on completions instead.
     weights : ndarray of shape (n_train,), float64
         How much each training pair counts; mean 1.
+    folds : ndarray of shape (n_train,), int64
+        Fold of each training pair for cross-validation, near-duplicates in one.
     prompts : PromptSet
         All prompts.
     policy : Path
@@ -40,6 +42,7 @@ class Task:
     train: list[dict[str, Any]]
     heldout: list[dict[str, Any]]
     weights: np.ndarray
+    folds: np.ndarray
     prompts: PromptSet
     policy: Path
     params: RewardParams
@@ -58,6 +61,8 @@ class Outcome:
         Score of the chosen answer less that of the rejected one; empty without pairs.
     train : ndarray of shape (n_train,), float64, or None
         The same of the training pairs, of a kind that is fitted on them.
+    cross_validated : ndarray of shape (n,), float64, or None
+        The same of the first training pairs, each by a reward that was fitted on other folds.
     truncated : int
         Pairs of which a conversation was cut.
     fields : dict
@@ -68,6 +73,7 @@ class Outcome:
 
     heldout: np.ndarray
     train: np.ndarray | None = None
+    cross_validated: np.ndarray | None = None
     truncated: int = 0
     fields: dict[str, Any] = field(default_factory=dict)
     reward: Reward | None = None

@@ -15,7 +15,7 @@ reward stays the same.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from isodense.prompts.reader import PromptSet
 from isodense.reward.base import Outcome, Task
 from isodense.reward.pairs import (
     FITTED,
+    folds_of,
     margins,
     pair_weights,
     require_any,
@@ -54,6 +55,8 @@ def fit(
     inputs: dict[str, str],
     out: Path,
     weights: Weights | None = None,
+    leaked: Collection[str] = (),
+    near_duplicate: float | None = None,
 ) -> dict[str, Any]:
     """Make the reward, write ``models/reward`` and return what the metrics report.
 
@@ -79,6 +82,11 @@ def fit(
         The reward's artifact.
     weights : Weights, optional
         Weights of the density stage, if training pairs are to count by them.
+    leaked : collection of str, optional
+        Ids of held-out prompts with a near-duplicate in training: the metrics also have the
+        accuracy without them. The artifact does not, and stays as it is when they change.
+    near_duplicate : float, optional
+        Similarity of near-duplicates, which are in one fold of the cross-validation.
 
     Raises
     ------
@@ -97,11 +105,12 @@ def fit(
         _say_partial(parts["train"], prompts)
     train, heldout = (parts[name] if by_pairs else [] for name in ("train", "heldout"))
     shares = pair_weights(train, prompts, weights)
-    task = Task(train, heldout, shares, prompts, policy, params, seed, device, cache)
+    folds = folds_of(train, prompts, near_duplicate)
+    task = Task(train, heldout, shares, folds, prompts, policy, params, seed, device, cache)
     inputs = inputs | {"policy": content_sha256(read_manifest(policy, "models"))}
     with publishing(out) as staging:
         made = _maker(params.kind)(task, staging)
-        report = _by_pairs(task, made) if by_pairs else _by_completions(task, made, staging)
+        report = _by_pairs(task, made, leaked) if by_pairs else _by_completions(task, made, staging)
         check = summary(report) if by_pairs else {"sampled": report["sampled"]}
         used = params.used() | ({} if by_pairs else {"check": as_dict(params.check)})
         write_manifest(
@@ -114,6 +123,7 @@ def fit(
             **({"solved_above": params.solved_above} if params.kind == "function" else {}),
             **made.fields,
         )
+    crossed = made.cross_validated
     if not by_pairs:
         return {"kind": params.kind, **report}
     return {
@@ -122,12 +132,13 @@ def fit(
         "unknown_pairs": len(parts["unknown"]),
         "truncated_pairs": made.truncated,
         **({} if made.train is None else {"train": accuracy(made.train)}),
+        **({} if crossed is None else {"cross_validation": accuracy(crossed)}),
         **report,
     }
 
 
-def _by_pairs(task: Task, made: Outcome) -> dict[str, Any]:
-    """Return the accuracy on the held-out pairs, beside that of length alone."""
+def _by_pairs(task: Task, made: Outcome, leaked: Collection[str]) -> dict[str, Any]:
+    """Return the accuracy on the held-out pairs, beside that of length alone, and on clean ones."""
     if not np.isfinite(made.heldout).all():
         message = f"the scores of {len(task.heldout)} held-out pairs are not all finite"
         hint = "choose another model; of kind full, lower reward.full.learning_rate"
@@ -136,6 +147,8 @@ def _by_pairs(task: Task, made: Outcome) -> dict[str, Any]:
     found = compare(made.heldout, *np.split(lengths, [len(task.heldout)]))
     if task.params.kind in FITTED:
         found["heldout"]["log_loss"] = float(np.logaddexp(0, -made.heldout).mean())
+    clean = made.heldout[[id_of(pair) not in leaked for pair in task.heldout]]
+    found["clean"] = {"pairs": len(clean), **(accuracy(clean) if len(clean) else {})}
     return found
 
 

@@ -23,6 +23,7 @@ from isodense.reward.base import Outcome, Task
 from isodense.reward.pairs import cut_pairs, sides
 
 TOLERANCE = 1e-6
+CROSS = 20_000  # training pairs that are cross-validated, the first ones: these are copied
 BLOCK = 8_192  # pairs whose features are float64 at once; 75 MB at 576 dimensions
 
 
@@ -165,7 +166,39 @@ def make(task: Task, out: Path) -> Outcome:
     head = fit_head(chosen[:size], rejected[:size], task.params.l2, task.weights)
     margin = margins_of(head, chosen, rejected)
     _write(head, out)
-    return Outcome(margin[size:], margin[:size], cut_pairs(cut))
+    kept = min(size, CROSS)
+    sides_of = (chosen[:kept], rejected[:kept])
+    crossed = cross_validate(*sides_of, task.params.l2, task.weights[:kept], task.folds[:kept])
+    return Outcome(margin[size:], margin[:size], crossed, cut_pairs(cut))
+
+
+def cross_validate(
+    chosen: np.ndarray, rejected: np.ndarray, l2: float, weights: np.ndarray, folds: np.ndarray
+) -> np.ndarray | None:
+    """Return the margin of each training pair under a head that was fitted on the other folds.
+
+    Layer, pooling and penalty are chosen by this, so that held-out pairs have no say in them.
+
+    Parameters
+    ----------
+    chosen, rejected, l2, weights
+        See :func:`fit_head`.
+    folds : ndarray of shape (n_pairs,), int64
+
+    Returns
+    -------
+    ndarray of shape (n_pairs,), float64, or None
+        None where all pairs are in one fold.
+    """
+    margin = np.zeros(len(folds))
+    for fold in (present := np.unique(folds)):
+        out, rest = folds == fold, folds != fold
+        if len(present) < 2:
+            return None
+        shares = weights[rest] / weights[rest].mean()
+        head = fit_head(chosen[rest], rejected[rest], l2, shares)
+        margin[out] = margins_of(head, chosen[out], rejected[out])
+    return margin
 
 
 def _write(head: Head, out: Path) -> None:

@@ -10,9 +10,12 @@ import numpy as np
 from isodense.pipeline.artifact import require_same_ids
 from isodense.pipeline.errors import TrainingError
 from isodense.prompts.conversations import Message, id_of
+from isodense.prompts.near_duplicates import WordPairs
 from isodense.prompts.reader import PromptSet
+from isodense.prompts.split import split
 from isodense.sampling.weights import Weights
 
+FOLDS = 5  # of cross-validation
 FITTED = ("head", "full")  # kinds of reward that are fitted on pairs
 
 
@@ -50,6 +53,34 @@ def split_pairs(
     for pair in pairs:
         parts[split_of.get(id_of(pair), "unknown")].append(pair)
     return parts
+
+
+def folds_of(
+    pairs: Sequence[dict[str, Any]], prompts: PromptSet, near_duplicate: float | None
+) -> np.ndarray:
+    """Return the fold of each training pair: that of its prompt, near-duplicates in one.
+
+    Parameters
+    ----------
+    pairs : sequence of dict
+        Training pairs.
+    prompts : PromptSet
+        All prompts.
+    near_duplicate : float or None
+        Similarity of near-duplicates in ``data/prompts``.
+
+    Returns
+    -------
+    ndarray of shape (n_pairs,), int64
+        From 0 to `FOLDS` - 1; ids are hashes, so the folds are about as large.
+    """
+    train, texts = prompts.split("train") if pairs else PromptSet([]), WordPairs()
+    ids = train.ids
+    for text in train.texts:
+        texts.add(text)
+    first = split(ids, texts, 0.0, near_duplicate).first
+    fold_of = {one: int(ids[at][:8], 16) % FOLDS for one, at in zip(ids, first, strict=True)}
+    return np.array([fold_of[id_of(pair)] for pair in pairs], dtype=np.int64)
 
 
 def require_any(kind: str, pairs: Sequence[dict[str, Any]]) -> None:

@@ -72,7 +72,7 @@ def make(task: Task, out: Path) -> Outcome:
     store.clean()
     scores, cut = score_pairs(task, out, task.train + task.heldout)
     train, heldout = np.split(margins(scores), [len(task.train)])
-    return Outcome(heldout, train, cut)
+    return Outcome(heldout, train, truncated=cut)
 
 
 def _train(task: Task, tokenizer: Any, ids: list[list[int]], plan: np.ndarray, out: Path) -> None:

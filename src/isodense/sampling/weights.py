@@ -16,13 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from isodense.pipeline.artifact import checked, load_array, read_manifest
+from isodense.pipeline.artifact import checked, load_array, read_manifest, require_same_ids
 from isodense.pipeline.errors import ArtifactError
+from isodense.prompts.reader import PromptSet
 
 WEIGHTS = "density_weights.npy"
 DENSITY = "density.npy"
 CLUSTERS = "duplicate_clusters.npy"
 HELDOUT_DENSITY = "heldout_density.npy"
+HELDOUT_LEAKED = "heldout_leaked.npy"
 IDS = "prompt_ids.npy"
 DTYPES = {WEIGHTS: "float32", DENSITY: "float32", CLUSTERS: "int32", IDS: "S32"}
 LINE = np.dtype([("newline", "S1"), ("id", "S32")])
@@ -123,6 +125,31 @@ def load_weights(folder: str | Path) -> Weights:
     if _ids_sha256(arrays[IDS]) != manifest["ids_sha256"]:
         raise ArtifactError(f"{folder / IDS} does not hold the ids of its manifest", HINT)
     return Weights(arrays[WEIGHTS], arrays[DENSITY], arrays[CLUSTERS], arrays[IDS], manifest)
+
+
+def load_leaked(folder: str | Path, prompts: PromptSet) -> frozenset[str]:
+    """Return the ids of the held-out prompts that have a near-duplicate in training.
+
+    Parameters
+    ----------
+    folder : str or Path
+        The density artifact.
+    prompts : PromptSet
+        All prompts.
+
+    Raises
+    ------
+    ArtifactError
+        If the artifact is incomplete or of other prompts.
+    """
+    manifest = read_manifest(folder, "density")
+    require_same_ids(prompts.split("train").ids_sha256, manifest, f"the weights in {folder}")
+    path, ids = checked(folder, manifest, HELDOUT_LEAKED), prompts.split("heldout").ids
+    leaked = load_array(path)
+    if leaked.shape != (len(ids),) or leaked.dtype != np.bool_:
+        message = f"{path} does not say yes or no of each of {len(ids)} held-out prompts"
+        raise ArtifactError(message, HINT)
+    return frozenset(ids[row] for row in np.flatnonzero(leaked))
 
 
 def _check_weights(path: Path, weights: np.ndarray) -> None:

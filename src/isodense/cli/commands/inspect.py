@@ -23,10 +23,12 @@ def add(commands: Any) -> None:
         "expected in an epoch; the shared weight of a duplicate cluster is the sum over all in it.",
         epilog="example: isodense inspect --top 50 --width 160",
     )
-    for name in ("density", "prompts"):
+    for name in ("density", "prompts", "neighbors"):
         default = ARTIFACTS[name].path
         look.add_argument(f"--{name}", type=Path, default=default, help=f"({default})")
-    shown = "prompts at each end, and duplicate clusters, to show (10)"
+    shown = "prompts at each end, duplicate clusters or pairs to show (10)"
+    about = "show the held-out prompts that are closest to a training prompt instead"
+    look.add_argument("--heldout", action="store_true", help=about)
     look.add_argument("--top", type=positive, default=10, help=shown)
     look.add_argument("--width", type=positive, help="columns of a prompt (what there is room for)")
     look.add_argument("--json", action="store_true", help="print JSON")
@@ -34,9 +36,13 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print the overview."""
-    from isodense.inspect.overview import describe, overview
+    """Print the overview, or the closest pairs across the split."""
+    from isodense.inspect import heldout, overview
 
-    found = overview(args.prompts, args.density, args.top)
+    if args.heldout:
+        found = heldout.closest(args.prompts, args.density, args.neighbors, args.top)
+    else:
+        found = overview.overview(args.prompts, args.density, args.top)
+    describe = heldout.describe if args.heldout else overview.describe
     text = json.dumps(found, indent=2) + "\n" if args.json else describe(found, args.width)
     sys.stdout.write(text)

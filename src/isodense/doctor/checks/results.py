@@ -18,6 +18,7 @@ HINTS = {  # where what was left out is described
     "embeddings": "raise embeddings.max_tokens, as far as the encoder reads",
     "train": "see frac_reward_zero_std in docs/stages/train.md",
 }
+OFTEN = 0.05  # share of leaked held-out prompts above which the check warns
 
 
 def check_preflight(project: Project) -> Iterator[Finding]:
@@ -100,7 +101,25 @@ def check_reward(project: Project) -> Iterator[Finding]:
         return
     check = manifest["check"]
     text = f"right in {check['heldout']:.1%} of the held-out pairs, length alone in "
-    yield Finding("reward", "ok", f"{text}{check['length_only']:.1%}")
+    text += f"{check['length_only']:.1%}"
+    clean = project.metrics(METRICS["reward"]).get("reward", {}).get("clean", {})
+    if "accuracy" in clean:
+        text += f"; in {clean['accuracy']:.1%} of {clean['pairs']} pairs without near-duplicates"
+    yield Finding("reward", "ok", text)
+
+
+def check_leakage(project: Project) -> Iterator[Finding]:
+    """How many held-out prompts have near-duplicates in training."""
+    found = project.metrics(METRICS["density"]).get("density", {}).get("heldout")
+    if not found or not found["prompts"]:
+        return
+    leaked = found["prompts"] - found["clean"]
+    text = f"{leaked:,} of {found['prompts']:,} held-out prompts have near-duplicates in training"
+    if leaked > OFTEN * found["prompts"]:
+        hint = "look at `isodense inspect --heldout`; lower prompts.near_duplicate, dvc repro"
+        yield Finding("leakage", "warning", text, hint)
+    else:
+        yield Finding("leakage", "ok", text)
 
 
 def check_recall(project: Project) -> Iterator[Finding]:
