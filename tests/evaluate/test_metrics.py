@@ -257,3 +257,56 @@ def test_the_first_function_alone_decides_what_is_solved():
     assert found.pass_at["pass_at_1"].tolist() == [0.5]
     silent = Answers(made.completions, total, made.vectors, both, None)
     assert silent.pass_at == {}
+
+
+def test_texts_are_measured_word_by_word():
+    made = answers(np.zeros((2, 1)), "a b a b a b a")
+    found = made.describe()
+    assert found["distinct_1"] == round(2 / 14, 6)
+    assert found["distinct_2"] == round(2 / 12, 6)
+    assert found["repetition"] == 0.5  # of four runs of four words in each text
+    assert "functions" not in found
+    third = graded(np.array([[0.0, 1], [0, 0], [1, np.nan]])).describe()
+    assert third["functions"] == {"f": 0.4}
+
+
+def test_rows_of_the_tables_by_hand(tmp_path: Path):
+    labels = ["a"] * 2 + ["é, b"] * 2
+    base = graded(np.array([[0, 0], [0, 1], [1, 1], [0, 0]]))
+    trained = graded(np.array([[0, 1], [1, 1], [1, 1], [1, 1]]))
+    found = Comparison(
+        replace(labelled(labels), density=np.array([1 / 3, 1, 2, 3])), base, trained, None
+    )
+    paths = [tmp_path / "a/b" / name for name in ("deciles.csv", "labels.csv", "completions.jsonl")]
+    write_tables(found, *paths)
+    with paths[1].open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["label"] for row in rows] == ["a", "a", "é, b", "é, b"]
+    mean, low, high = interval(np.array([0.5, 1.0]))
+    expected = {"reward": mean, "low": low, "high": high}
+    expected |= named_share("pass_at_1", np.array([0.5, 1.0]))
+    assert rows[1] == {"label": "a", "prompts": "2", "policy": "trained"} | {
+        name: str(value) for name, value in expected.items()
+    }
+    (one, _) = found.deciles()
+    assert one["density"] == round(float(np.mean([1 / 3, 1, 2, 3])), 6)
+    assert one["frac_reward_zero_std"] == 0.75
+    assert one["pass_at_1"] == 3 / 8
+    assert found.metrics()["gain"]["pass_at_1_by_decile"] == {"01": 0.5}
+    assert found.completions()[0]["density"] == 0.333333
+    assert found.completions()[0]["trained_functions"] == {"f": [0, 1]}
+    assert b"\r" not in paths[0].read_bytes()
+
+
+def test_means_over_labels_are_shares_where_the_values_are():
+    base = graded(np.array([[0, 0], [1, 1], [1, 1]]))
+    found = Comparison(labelled(["a", "b", "c"]), base, base, None).metrics()["base"]
+    assert found["pass_at_1_over_labels_high"] <= 1
+    assert found["reward_over_labels_high"] > 1
+    lone = Comparison(labelled(["a", "a", "a"]), base, base, None).metrics()["base"]
+    assert "reward_over_labels" not in lone
+
+
+def test_one_value_has_no_interval_and_none_no_mean():
+    assert interval(np.array([1 / 3, np.nan])) == (0.333333, None, None)
+    assert interval(np.array([np.nan])) == (None, None, None)
