@@ -209,7 +209,10 @@ def test_a_claim_ends_with_its_process(tmp_path: Path):
     )
     assert holder.stdout.readline() == "claimed\n"
     entry = Entry(tmp_path / "entry")
-    with pytest.raises(IsodenseError, match=r"is training in .*entry"), entry.claimed("training"):
+    with (
+        pytest.raises(IsodenseError, match=rf"is training in .*entry(?s:.)*{holder.pid} on"),
+        entry.claimed("training"),
+    ):
         pass
     holder.kill()
     holder.wait()

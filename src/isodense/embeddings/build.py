@@ -24,7 +24,7 @@ import numpy as np
 from isodense.embeddings import postprocess
 from isodense.embeddings.params import EmbeddingsParams
 from isodense.embeddings.preflight import preflight
-from isodense.embeddings.reader import ids_name, shard_name
+from isodense.embeddings.reader import embedding_bytes, ids_name, shard_name
 from isodense.embeddings.truncation import cut_prompts, equal_after_cutting, require_few
 from isodense.pipeline.artifact import (
     content_sha256,
@@ -39,6 +39,7 @@ from isodense.pipeline.errors import ArtifactError, ModelError, TextError
 from isodense.pipeline.executor import Progress, Rank
 from isodense.pipeline.params import as_dict
 from isodense.pipeline.runtime import one_thread, resolve_device
+from isodense.pipeline.storage import require_space
 from isodense.pipeline.tables import read_rows
 
 if TYPE_CHECKING:
@@ -132,7 +133,10 @@ def embed(
     run = Store(cache, "embeddings-progress").entry(key([manifest["ids_sha256"]]))
     with Progress(run.folder, rank, sum(shard.rows for shard in missing)) as bar:
         if mine:
-            _compute(prompts, mine, params, load(), bar)
+            loaded = load()
+            if not rank.index:
+                _require_space(missing, shards, loaded.dim, params.dtype, store.folder, out)
+            _compute(prompts, mine, params, loaded, bar)
         if rank.index:
             return None
         bar.wait([s.number for s in missing], lambda number: _is_finished(shards[number]))
@@ -142,6 +146,15 @@ def embed(
     report = _publish(prompts, encoder, manifest, model, shards, params, where, out)
     store.clean()
     return report | ({"equal_after_cutting": equal} if equal else {})
+
+
+def _require_space(
+    missing: list[Shard], shards: list[Shard], dim: int, dtype: str, cache: Path, out: Path
+) -> None:
+    kept, published = (
+        embedding_bytes(sum(shard.rows for shard in some), dim, dtype) for some in (missing, shards)
+    )
+    require_space("embeddings", {cache: kept, out: published})
 
 
 def load_with(folder: Path, params: dict[str, Any], device: str) -> Encoder:

@@ -16,6 +16,11 @@ from isodense.pipeline.errors import ArtifactError
 HINT = "run `dvc repro embeddings`"
 
 
+def embedding_bytes(rows: int, dim: int, dtype: str) -> int:
+    """Return the size of so many vectors on disk."""
+    return rows * dim * np.dtype(dtype).itemsize
+
+
 def shard_name(number: int) -> str:
     """Return the file name of shard `number`."""
     return f"shard-{number:05d}.npy"

@@ -28,6 +28,7 @@ from isodense.evaluate.intervals import (
 )
 from isodense.evaluate.solved import pass_at, sizes
 from isodense.evaluate.text_metrics import distinct, repetition, stock_phrases, words
+from isodense.pipeline.artifact import replacing
 from isodense.pipeline.jsonl import write_jsonl
 from isodense.prompts.reader import PromptSet
 
@@ -305,16 +306,15 @@ class Comparison:
 
 def write_tables(comparison: Comparison, deciles: Path, labels: Path, completions: Path) -> None:
     """Write the tables of deciles and of labels as CSV and the completions as JSON lines."""
-    completions.parent.mkdir(parents=True, exist_ok=True)
     _write_csv(deciles, comparison.deciles(), [])
     header = ["label", "prompts", "policy", "reward", "low", "high"]
     _write_csv(labels, comparison.by_label(), header)
-    write_jsonl(completions, comparison.completions())
+    with replacing(completions) as staging:
+        write_jsonl(staging, comparison.completions())
 
 
 def _write_csv(path: Path, rows: list[dict[str, Any]], header: list[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as stream:
+    with replacing(path) as staging, staging.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, list(rows[0]) if rows else header, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -27,7 +27,7 @@ import numpy as np
 from isodense.evaluate.intervals import mean_known
 from isodense.experiments.arms import ARMS
 from isodense.experiments.differences import Row, figure, markdown, tabulate
-from isodense.pipeline.artifact import write_json
+from isodense.pipeline.artifact import replacing, write_json
 from isodense.pipeline.errors import IsodenseError
 from isodense.pipeline.layout import ARTIFACTS, COMPLETIONS
 from isodense.sampling.remote import open_files
@@ -272,13 +272,14 @@ def compare(arms: Sequence[str], seeds: int, settings: Sequence[str], out: Path)
     except (DvcException, OSError) as error:
         hint = "if `dvc gc` has removed outputs: `dvc exp remove` the experiments, then again"
         raise IsodenseError(f"an experiment cannot be read: {error}", hint) from None
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "table.md").write_text(markdown(rows), encoding="utf-8")
+    with replacing(out / "table.md") as staging:
+        staging.write_text(markdown(rows), encoding="utf-8")
     experiments = {run.name: list(run.settings) for run in runs}
     write_json(
         out / "results.json", {"experiments": experiments, "rows": [row.as_dict() for row in rows]}
     )
-    figure(rows, out / "compare.png")
+    with replacing(out / "compare.png") as staging:
+        figure(rows, staging)
     return rows
 
 

@@ -23,6 +23,7 @@ from isodense.map.reader import COORDINATES
 from isodense.neighbors.graph import Graph, load_graph, load_heldout_graph
 from isodense.pipeline.artifact import content_sha256, publishing, require_same_ids, write_manifest
 from isodense.pipeline.params import as_dict
+from isodense.pipeline.runtime import let_numba_compile
 from isodense.pipeline.stage import progress
 from isodense.prompts.reader import Columns
 
@@ -53,6 +54,7 @@ def layout(graph: Graph, params: MapParams, seed: int) -> np.ndarray:
     n, k = len(graph), min(params.neighbors, graph.k)
     if not k:
         return np.zeros((n, 2), dtype=np.float32)
+    let_numba_compile()
     from umap.umap_ import find_ab_params, simplicial_set_embedding
 
     with _one_thread():
@@ -114,6 +116,7 @@ def edge_weights(graph: Graph, k: int) -> Any:
     csr_matrix of shape (n, n), float32
         Weights in [0, 1]; the largest in every row is 1.
     """
+    let_numba_compile()
     from umap.umap_ import fuzzy_simplicial_set
 
     n = len(graph)

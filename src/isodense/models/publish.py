@@ -14,6 +14,7 @@ from isodense.models.params import ModelParams, PolicyParams
 from isodense.pipeline.artifact import publishing, write_manifest
 from isodense.pipeline.errors import ModelError
 from isodense.pipeline.params import as_dict
+from isodense.pipeline.storage import require_space
 
 SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".jinja"}
 
@@ -86,6 +87,8 @@ def _copy(source: Path, staging: Path) -> None:
     from isodense.models.inference.load import refuse_code
 
     refuse_code(source)
+    weights = sum(file.stat().st_size for file in source.glob("*.safetensors"))
+    require_space("models", {staging: weights})
     for file in sorted(source.rglob("*")):
         hidden = any(part.startswith(".") for part in file.relative_to(source).parts)
         if file.is_file() and file.suffix in SUFFIXES and not hidden:

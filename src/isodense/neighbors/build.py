@@ -30,6 +30,7 @@ from isodense.neighbors.graph import (
     HELDOUT_INDICES,
     INDICES,
     Graph,
+    graph_bytes,
     recall,
 )
 from isodense.neighbors.params import Method, NeighborsParams
@@ -45,6 +46,7 @@ from isodense.pipeline.errors import IsodenseError
 from isodense.pipeline.executor import Rank
 from isodense.pipeline.params import as_dict
 from isodense.pipeline.runtime import resolve_device
+from isodense.pipeline.storage import require_space
 from isodense.prompts.reader import Columns
 
 EXACT_LIMIT = 100_000  # rows; a minute on 2 cores
@@ -226,6 +228,9 @@ def publish(
             return _descent_search(train, params, device, seed)
         return _ivf_search(train, params, device, seed, entry, rank)
 
+    if not rank.index:
+        needed = sum(graph_bytes(len(side.vectors), side.k) for side in sides)
+        require_space("neighbors", {store.folder: needed, out: needed})
     size = len(train.vectors) if method == "pynndescent" else ROWS
     graphs = search_blocks(sides, prepare, entry, rank, size)
     if graphs is None:

@@ -61,6 +61,11 @@ class Graph:
         return Graph(self.indices[:, :k], self.distances[:, :k])
 
 
+def graph_bytes(rows: int, k: int) -> int:
+    """Return the size on disk of a graph, a number and a distance for each neighbour."""
+    return rows * k * 8
+
+
 def recall(found: Graph, exact: Graph) -> float:
     """Return the recall of an approximate graph.
 

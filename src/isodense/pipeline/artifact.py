@@ -17,12 +17,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 
 from isodense.pipeline.errors import ArtifactError
-from isodense.pipeline.storage import staged, storing
+from isodense.pipeline.storage import beside, staged, storing, sync
 
 FORMAT_VERSION = 1
 VERSIONS = {
@@ -78,21 +77,17 @@ def replacing(path: str | Path) -> Iterator[Path]:
     It is a name of its own, so runs side by side may write the same file.
     """
     path = Path(path)
-    staging = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
-    with storing(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield staging
-            staging.replace(path)
-        finally:
-            staging.unlink(missing_ok=True)
+    with storing(path.parent), beside(path) as folder:
+        staging = folder / path.name
+        yield staging
+        sync(staging)
+        staging.replace(path)
 
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON, whole or not at all."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     with replacing(path) as staging:
-        staging.write_text(text + "\n", encoding="utf-8")
+        staging.write_text(_json(value), encoding="utf-8")
 
 
 def write_manifest(folder: str | Path, kind: str, **fields: Any) -> dict[str, Any]:
@@ -120,7 +115,7 @@ def write_manifest(folder: str | Path, kind: str, **fields: Any) -> dict[str, An
         for path in files
         if path != folder / MANIFEST
     }
-    write_json(folder / MANIFEST, manifest)
+    (folder / MANIFEST).write_text(_json(manifest), encoding="utf-8")
     return manifest
 
 
@@ -267,6 +262,10 @@ def load_array(path: str | Path, mmap: bool = False) -> np.ndarray:
         raise ArtifactError(f"{path}: no such file", "run the stage that writes it") from None
     except (ValueError, EOFError, OSError) as error:
         raise ArtifactError(f"{path} is not a plain .npy array: {error}") from None
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _version(kind: str) -> int:

@@ -25,6 +25,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import platform
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -39,11 +40,12 @@ from filelock import FileLock, Timeout
 
 from isodense.pipeline.artifact import sha256_file
 from isodense.pipeline.errors import IsodenseError, StorageError
-from isodense.pipeline.storage import storing
+from isodense.pipeline.storage import beside, storing
 
 FORMAT_VERSION = 2
 DAY = 86_400  # seconds
 LOCK, SWAP = "lock", "swap"  # in an entry: held by the run that claims it, by a writer
+HOLDER = "lock.holder"  # says who holds the first
 PACKAGE = Path(__file__).parents[1]
 
 
@@ -199,18 +201,15 @@ class Entry:
         target = self.path(name)
         with storing(self.folder):
             _make_folder(target.parent)
-            path = target.with_name(f"{target.name}.{uuid4().hex}.tmp")
-            digest = _digest_file(path)
-            try:
+            with beside(target) as folder:
+                path = folder / target.name
                 yield path
+                digest = _digest_file(path)
                 digest.write_text(_sha256(path, sync=True), encoding="ascii")
                 # A folder cannot be replaced in one step, so writers of the same one take turns.
                 with FileLock(self.folder / SWAP) if path.is_dir() else nullcontext():
                     _move(digest, _digest_file(target))
                     _move(path, target)
-            finally:
-                digest.unlink(missing_ok=True)
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     @contextmanager
     def claimed(self, what: str) -> Iterator[None]:
@@ -228,9 +227,12 @@ class Entry:
             lock.acquire(timeout=0)
         except Timeout:
             message = f"another run with the same settings is {what} in {self.folder}"
-            raise IsodenseError(message, "wait for it, or stop it") from None
+            hint = f"wait for it, or stop it{_holder(self.folder)}"
+            raise IsodenseError(message, hint) from None
         try:
             with storing(self.folder):
+                text = f"{os.getpid()} on {platform.node()}"
+                (self.folder / HOLDER).write_text(text, encoding="utf-8")
                 yield
         finally:
             lock.release()
@@ -274,6 +276,14 @@ def _is_claimed(entry: Path) -> bool:
             return False
     except Timeout:
         return True
+
+
+def _holder(folder: Path) -> str:
+    """Return who holds the claim on an entry, as far as that process has said it yet."""
+    try:
+        return f": process {(folder / HOLDER).read_text(encoding='utf-8')}"
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def _make_folder(folder: Path) -> None:

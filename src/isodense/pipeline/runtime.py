@@ -1,17 +1,26 @@
-"""Section ``base`` of ``params.yaml``: seed and device, and the number of threads."""
+"""Section ``base`` of ``params.yaml``: seed and device; threads, and a place for compiled code."""
 
 from __future__ import annotations
 
+import atexit
 import hashlib
+import logging
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
 
 from isodense.pipeline.errors import IsodenseError
 from isodense.pipeline.params import Params
+from isodense.pipeline.storage import existing
+
+log = logging.getLogger("isodense")
 
 
 class BaseParams(Params):
@@ -63,3 +72,25 @@ def one_thread() -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(threads)
+
+
+def let_numba_compile() -> None:
+    """Give numba a folder where it has none; to be called before what it compiles is imported.
+
+    It keeps compiled code in ``__pycache__`` beside the source or in the user's cache, and refuses
+    to import a function where neither can be written.
+    """
+    import numba
+
+    config: Any = numba.config
+    home = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    folders = [Path(numba.__file__).parents[1], Path(home)]
+    if config.CACHE_DIR or any(os.access(existing(path), os.W_OK) for path in folders):
+        return
+    config.CACHE_DIR = tempfile.mkdtemp(prefix="isodense-numba-")
+    atexit.register(shutil.rmtree, config.CACHE_DIR, ignore_errors=True)
+    log.info(
+        "%s and %s cannot be written, so numba compiles anew in every run; set NUMBA_CACHE_DIR to "
+        "a folder that can",
+        *folders,
+    )

@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
@@ -27,8 +27,12 @@ from isodense.pipeline.errors import StorageError
 STAGING = re.compile(r"\.[0-9a-f]{32}\.tmp(/.*)?$")
 ABANDONED = 86_400  # seconds after which a writer counts as dead where folders cannot be locked
 FULL = 2**20  # bytes; with less left, a write that failed without a reason failed for this one
-NO_ROOM = re.compile(r"no space left|os error 28|quota exceeded", re.IGNORECASE)
+NO_ROOM = re.compile(r"no space left|quota exceeded", re.IGNORECASE)
+NUMBER = re.compile(r"\(os error (\d+)\)")  # as Rust ends its messages
 SHORT = re.compile(r"requested and \d+ written|failed writing|write error", re.IGNORECASE)
+
+
+_needed: dict[str, int] = {}  # bytes by folder, of what this process is going to write
 
 
 @contextmanager
@@ -37,13 +41,20 @@ def staged(out: Path) -> Iterator[Path]:
 
     It is inside ``<out>.<uuid>.tmp``, so writers side by side do not meet; the last to finish wins.
     """
-    holder, lock = _claimed(out)
-    try:
+    with beside(out) as holder:
         new = holder / "new"
         new.mkdir()
         yield new
-        _sync(new)
+        sync(new)
         _swap(new, out, holder)
+
+
+@contextmanager
+def beside(out: Path) -> Iterator[Path]:
+    """Give an empty folder ``<out>.<uuid>.tmp`` to prepare `out` in; it is gone at the end."""
+    holder, lock = _claimed(out)
+    try:
+        yield holder
     finally:
         with suppress(OSError):  # what is left, the next writer removes
             shutil.rmtree(holder)
@@ -66,6 +77,54 @@ def storing(folder: Path) -> Iterator[None]:
         if found is None:
             raise
         raise found from error
+
+
+def require_space(what: str, needs: Mapping[Path, int]) -> None:
+    """Raise unless the disks have room for what is going to be written.
+
+    Parameters
+    ----------
+    what : str
+        Who writes, for the message.
+    needs : mapping of Path to int
+        Bytes by folder, which need not exist yet.
+
+    Raises
+    ------
+    StorageError
+        Naming the folders of the disk that is too small, what is needed and what is free.
+    """
+    disks: dict[int, list[Path]] = {}
+    for folder in needs:
+        disks.setdefault(existing(folder).stat().st_dev, []).append(folder)
+    for folders in disks.values():
+        needed, free = sum(needs[folder] for folder in folders), _free(folders[0])
+        _needed.update({STAGING.sub("", str(folder)): needed for folder in folders})
+        if free < needed:
+            names = " and ".join(STAGING.sub("", str(folder)) for folder in folders)
+            message = f"{what} needs about {size(needed)} in {names}, where {size(free)} are free"
+            raise StorageError(message, "free some, or move it: `isodense doctor` shows all disks")
+
+
+def size(number: float) -> str:
+    """Return a number of bytes as text, in decimal units.
+
+    Examples
+    --------
+    >>> size(1_500_000_000)
+    '1.5 GB'
+    """
+    units = ["B", "kB", "MB", "GB", "TB"]
+    while number >= 1000 and len(units) > 1:
+        number /= 1000
+        units.pop(0)
+    return f"{number:.{0 if number >= 10 or units[0] == 'B' else 1}f} {units[0]}"
+
+
+def existing(folder: Path) -> Path:
+    """Return the folder, or the nearest parent that exists."""
+    folder = folder.absolute()
+    return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def _claimed(out: Path) -> tuple[Path, int]:
@@ -127,11 +186,11 @@ def _swap(new: Path, out: Path, holder: Path) -> None:
     _sync_one(out.parent)
 
 
-def _sync(folder: Path) -> None:
-    """Wait until all files of a folder are on disk."""
-    for path in [*folder.rglob("*"), folder]:
-        if path.is_file() or path.is_dir():
-            _sync_one(path)
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder and all that is in it, is on disk."""
+    for part in [*path.rglob("*"), path]:
+        if part.is_file() or part.is_dir():
+            _sync_one(part)
 
 
 def _sync_one(path: Path) -> None:
@@ -146,13 +205,22 @@ def _sync_one(path: Path) -> None:
 
 
 def _storage_error(error: Exception, folder: Path) -> StorageError | None:
+    if isinstance(error, StorageError):
+        return None
     number = error.errno if isinstance(error, OSError) else None
-    name = error.filename if isinstance(error, OSError) else None
-    path = STAGING.sub("", os.fsdecode(name) if isinstance(name, str | bytes) else str(folder))
-    if number in (errno.ENOSPC, errno.EDQUOT) or (number is None and _means_full(error, folder)):
-        place = STAGING.sub("", str(folder))
+    if number is None:
+        number = _number_in(str(error), folder)
+    place = STAGING.sub("", str(folder))
+    path = STAGING.sub("", _named(error) or place)
+    if number in (errno.ENOSPC, errno.EDQUOT):
         hint = "free some and run it again: finished pieces in the cache are kept"
-        return StorageError(f"no space left on the disk of {place}", hint)
+        return StorageError(f"no space left on the disk of {place}{_missing(place)}", hint)
+    if number == errno.EFBIG:
+        hint = "raise it (`ulimit -f`), or write to another disk"
+        return StorageError(f"{path} would be larger than this system lets a file be", hint)
+    if number == errno.EIO:
+        hint = "the disk, or the connection to it, fails: see `dmesg`, then run it again"
+        return StorageError(f"{path} cannot be read or written: {error}", hint)
     if number == errno.EROFS:
         return StorageError(f"{path} is on a read-only file system", "make it writable, or move")
     if number in (errno.EACCES, errno.EPERM):
@@ -161,18 +229,32 @@ def _storage_error(error: Exception, folder: Path) -> StorageError | None:
     return None
 
 
-def _means_full(error: Exception, folder: Path) -> bool:
-    """Return whether an error without a number says that the disk is full."""
-    if isinstance(error, StorageError):
-        return False
-    if NO_ROOM.search(str(error)):
-        return True
-    return bool(SHORT.search(str(error))) and _free(folder) < FULL
+def _missing(place: str) -> str:
+    """Return how much the run needs there, where it has said so."""
+    for folder, needed in _needed.items():
+        if Path(place).absolute().is_relative_to(Path(folder).absolute()):
+            return f", where the run needs about {size(needed)}"
+    return ""
+
+
+def _named(error: Exception) -> str | None:
+    """Return the path that an error names, None where it is a name in some open folder."""
+    name = getattr(error, "filename2", None) or getattr(error, "filename", None)
+    path = os.fsdecode(name) if isinstance(name, str | bytes) else ""
+    return path if os.sep in path else None
+
+
+def _number_in(text: str, folder: Path) -> int | None:
+    """Return the number of an error that a library in another language gives in words only."""
+    if NO_ROOM.search(text):
+        return errno.ENOSPC
+    if found := NUMBER.search(text):
+        return int(found[1])
+    if SHORT.search(text):
+        return errno.ENOSPC if _free(folder) < FULL else errno.EIO
+    return None
 
 
 def _free(folder: Path) -> int:
     """Return the bytes that are left on the disk of a folder, which need not exist."""
-    for path in (folder, *folder.absolute().parents):
-        if path.exists():
-            return shutil.disk_usage(path).free
-    return 0
+    return shutil.disk_usage(existing(folder)).free

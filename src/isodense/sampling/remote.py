@@ -16,9 +16,7 @@ import atexit
 import hashlib
 import os
 import re
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -27,6 +25,7 @@ from typing import Any
 
 from isodense.pipeline.artifact import replacing
 from isodense.pipeline.errors import ArtifactError
+from isodense.pipeline.storage import beside, storing, sync
 
 ADDRESS = re.compile(r"[A-Za-z][\w+.-]*://|[\w.-]+@[\w.-]+:")  # https://…, git@host:…
 BUFFER = 1 << 20  # bytes read at once
@@ -168,18 +167,16 @@ def _appearing(folder: Path) -> Iterator[Path]:
 
     Of several processes that fetch the same, the first to finish names the folder.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}.", suffix=".tmp"))
-    try:
+    with storing(folder), beside(folder) as holder:
+        staging = holder / "new"
+        staging.mkdir()
         yield staging
-        staging.chmod(0o755)  # mkdtemp's are private; caches may be shared
+        sync(staging)
         try:
             staging.rename(folder)
         except OSError:
             if not folder.is_dir():
                 raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _note(commit: str, path: str) -> Path:

@@ -29,6 +29,20 @@ def newest(folder: Path) -> Path | None:
     return max(filter(_is_whole, marked), key=_step, default=None)
 
 
+def checkpoint_bytes(parameters: int, adapter: bool) -> int:
+    """Return what a run keeps in the cache, about: the old checkpoint stays while a new is written.
+
+    Parameters
+    ----------
+    parameters : int
+        Of the policy.
+    adapter : bool
+        Whether only an adapter is trained.
+    """
+    weights = 4 * parameters
+    return weights if adapter else 2 * 3 * weights + weights
+
+
 def finalize(checkpoint: Path) -> None:
     """Mark a checkpoint as complete and delete all others beside it.
 

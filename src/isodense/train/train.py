@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from isodense.models.inference.reader import parameter_count
 from isodense.pipeline.artifact import (
     content_sha256,
     publishing,
@@ -35,9 +36,10 @@ from isodense.pipeline.artifact import (
 from isodense.pipeline.cache import Store, cache_key
 from isodense.pipeline.errors import TrainingError
 from isodense.pipeline.params import as_dict
+from isodense.pipeline.storage import require_space
 from isodense.prompts.reader import PromptSet
 from isodense.reward.scoring.check import no_signal, require_not_weak
-from isodense.train.checkpoints import Stop, newest
+from isodense.train.checkpoints import Stop, checkpoint_bytes, newest
 from isodense.train.params import TrainParams
 from isodense.train.plan import plan_facts, plan_run
 from isodense.train.settings import draws_needed, make_config, resumable_every
@@ -171,6 +173,8 @@ def train(
     folder = entry.folder
     first = os.environ.get("RANK", "0") == "0"
     with entry.claimed("training") if first else nullcontext():  # before processes meet
+        if first:
+            _require_space(policy, params, folder, out)
         config = make_config(params, seed, device, folder)
         plan = plan_run(prompts, weights, policy, params, draws_needed(config), seed)
         facts = plan_facts(plan, prompts)
@@ -200,6 +204,12 @@ def train(
             _publish(folder / "policy", out, plan=facts, ids_sha256=prompts.ids_sha256, **fields)
             shutil.rmtree(folder)
     return {**facts, **results, "changed": changed}
+
+
+def _require_space(policy: Path, params: TrainParams, folder: Path, out: Path) -> None:
+    count = parameter_count(policy)
+    kept = checkpoint_bytes(count, adapter=params.lora is not None)
+    require_space("train", {folder: kept, out: 4 * count})
 
 
 def _warn_unchanged(params: TrainParams) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from isodense.doctor.checks.project import Finding, Project, size
+from isodense.doctor.checks.project import Finding, Project
 from isodense.doctor.checks.space import training_bytes
+from isodense.pipeline.storage import size
 
 DDP = "ISODENSE_LAUNCH='accelerate launch --config_file configs/ddp.yaml'"
 

@@ -153,18 +153,3 @@ class Project:
     def cache(self) -> Path:
         """Folder of intermediate results of the stages, outside DVC outputs."""
         return Path(os.environ.get("ISODENSE_CACHE", self.root / ".cache" / "isodense"))
-
-
-def size(number: float) -> str:
-    """Return a number of bytes as text, in decimal units.
-
-    Examples
-    --------
-    >>> size(1_500_000_000)
-    '1.5 GB'
-    """
-    units = ["B", "kB", "MB", "GB", "TB"]
-    while number >= 1000 and len(units) > 1:
-        number /= 1000
-        units.pop(0)
-    return f"{number:.{0 if number >= 10 or units[0] == 'B' else 1}f} {units[0]}"

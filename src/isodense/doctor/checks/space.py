@@ -8,7 +8,6 @@ logits, and of activations: 34 bytes per token, layer and hidden unit in 16 bits
 
 from __future__ import annotations
 
-import math
 import os
 import tempfile
 import time
@@ -16,10 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from isodense.doctor.checks.project import Finding, Project, size
+from isodense.doctor.checks.project import Finding, Project
+from isodense.embeddings.reader import embedding_bytes
+from isodense.models.inference.reader import parameter_count
+from isodense.neighbors.graph import graph_bytes
 from isodense.pipeline.cache import DAY, days_kept
-from isodense.pipeline.errors import ArtifactError
 from isodense.pipeline.layout import ARTIFACTS, METRICS
+from isodense.pipeline.storage import existing, size
+from isodense.train.checkpoints import checkpoint_bytes
 
 BASE = 800_000_000  # bytes of Python with torch and TRL
 COPIES = 3  # arrays of the shape of the logits: logits, probabilities, gradients
@@ -39,9 +42,9 @@ def check_disk(project: Project) -> Iterator[Finding]:
     }
     volumes: dict[int, list[str]] = {}
     for name, (folder, _) in needs.items():
-        volumes.setdefault(_existing(folder).stat().st_dev, []).append(name)
+        volumes.setdefault(existing(folder).stat().st_dev, []).append(name)
     for names in volumes.values():
-        needed, folder = sum(needs[name][1] for name in names), _existing(needs[names[0]][0])
+        needed, folder = sum(needs[name][1] for name in names), existing(needs[names[0]][0])
         volume = os.statvfs(folder)
         free = volume.f_bavail * volume.f_frsize
         text = f"{size(free)} free for {', '.join(names)}; a whole run writes about {size(needed)}"
@@ -148,35 +151,23 @@ def policy_parameters(project: Project) -> int:
     ArtifactError
         If a weights file is damaged.
     """
-    from safetensors import SafetensorError, safe_open
-
-    count = 0
-    for path in project.folder("policy").glob("*.safetensors"):
-        try:
-            with safe_open(path, framework="numpy") as tensors:
-                for name in tensors.keys():
-                    count += math.prod(tensors.get_slice(name).get_shape())
-        except SafetensorError as error:
-            message = f"{path} cannot be read: {error}"
-            raise ArtifactError(message, "run `dvc checkout --force models`") from None
-    return count
+    return parameter_count(project.folder("policy"))
 
 
 def _artifacts(project: Project) -> int:
     """Return the bytes of embeddings, graph, models and trained policy."""
     rows, dim = _shape(project)
     embeddings = project.sections.get("embeddings")
-    width = 2 if embeddings and embeddings.dtype == "float16" else 4
-    policy = 4 * policy_parameters(project)
-    return rows * dim * width + rows * _k(project) * 8 + 2 * policy
+    vectors = embedding_bytes(rows, dim, embeddings.dtype if embeddings else "float32")
+    return vectors + graph_bytes(rows, _k(project)) + 2 * 4 * policy_parameters(project)
 
 
 def _checkpoints(project: Project) -> int:
-    """Return the bytes of two checkpoints (the old stays while a new is written) and the result."""
-    train, weights = project.sections.get("train"), 4 * policy_parameters(project)
+    """Return the bytes that training keeps in the cache."""
+    train = project.sections.get("train")
     if train is None:
         return 0
-    return weights if train.lora is not None else 2 * 3 * weights + weights
+    return checkpoint_bytes(policy_parameters(project), adapter=train.lora is not None)
 
 
 def _shape(project: Project) -> tuple[int, int]:
@@ -215,9 +206,3 @@ def _memory() -> tuple[int, int]:
     if limit.isdigit():
         total, free = min(total, int(limit)), min(free, max(0, int(limit) - used))
     return total, free
-
-
-def _existing(folder: Path) -> Path:
-    """Return the folder, or the nearest parent that exists."""
-    folder = folder.absolute()
-    return next(path for path in (folder, *folder.parents) if path.exists())

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from isodense.pipeline.artifact import MANIFEST, checked
+from isodense.pipeline.errors import ArtifactError
 
 LOADED = {".json", ".safetensors", ".txt", ".model", ".jinja"}  # suffixes of files that are read
 KINDS = ("models", "train")
@@ -35,6 +37,28 @@ def require_undamaged(folder: str | Path, weights: bool = True) -> None:
         return
     if isinstance(manifest, dict) and manifest.get("kind") in KINDS:
         check_files(folder, manifest, weights=weights)
+
+
+def parameter_count(folder: str | Path) -> int:
+    """Return the number of parameters of a model, 0 if there are no weights.
+
+    Raises
+    ------
+    ArtifactError
+        If a weights file is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    count = 0
+    for path in Path(folder).glob("*.safetensors"):
+        try:
+            with safe_open(path, framework="numpy") as tensors:
+                for name in tensors.keys():
+                    count += math.prod(tensors.get_slice(name).get_shape())
+        except SafetensorError as error:
+            message = f"{path} cannot be read: {error}"
+            raise ArtifactError(message, "run `dvc checkout --force models`") from None
+    return count
 
 
 def check_files(
