@@ -193,7 +193,7 @@ def test_all_checks_are_in_the_list():
         if name.startswith("check_") and value.__module__ == module.__name__
     }
     assert set(CHECKS) == written
-    assert len(CHECKS) == len(written) == 22
+    assert len(CHECKS) == len(written) == 23
     assert all(issubclass(section_class(name), params.Params) for name in params.SECTIONS)
 
 

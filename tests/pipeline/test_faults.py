@@ -20,7 +20,7 @@ def outcome(*arguments: str) -> list[str]:
     command = [*COMMAND, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    last = [line for line in done.stdout.splitlines() if line.startswith("| **all**")][0]
+    last = next(line for line in done.stdout.splitlines() if line.startswith("| **all**"))
     return [cell.strip() for cell in last.strip("|").split("|")][2:]
 
 
