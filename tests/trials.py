@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import logging
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -173,7 +174,9 @@ class Bench:
                 for out in self.outputs(name)
                 if digest(place / out) != digest(self.base / out)
             ]
-            made.wrong += [f"{path.name} stays" for path in place.rglob("*.tmp")]
+            made.wrong += [
+                f"{path.name} stays" for path in place.rglob("*.tmp") if ".cache" not in path.parts
+            ]
         return made
 
     def _left(self, name: str, place: Path, old: dict[str, str], wrong: list[str]) -> str:
@@ -227,9 +230,8 @@ def _wrong_words(status: int, said: str, fault: str, place: Path) -> list[str]:
 
 
 def _names_place(line: str, place: Path) -> bool:
-    words = line.replace(":", " ").split()
-    return any((place / word).exists() or ((place / word).parent.exists() and "/" in word)
-               for word in words)  # fmt: skip
+    named = [Path(place, word) for word in re.split("[:,]? ", line) if "/" in word]
+    return any(path.is_relative_to(place) for path in named)
 
 
 def _make_old(source: Path, target: Path) -> None:

@@ -19,6 +19,9 @@ STAGE = [sys.executable, str(ROOT / "stages" / "embeddings.py"), "--prompts", "d
 STAGE += ["--encoder", "models/encoder", "--out", "data/embeddings", "--metrics", "metrics.json"]
 
 
+pytestmark = pytest.mark.slow  # processes of a stage, each of which loads torch
+
+
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
     """Give a folder with what ``embeddings`` reads."""

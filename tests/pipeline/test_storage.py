@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -14,12 +16,24 @@ import numpy as np
 import pytest
 from safetensors import SafetensorError
 
+from isodense.embeddings.build import embed
+from isodense.models.params import ModelParams
+from isodense.models.publish import publish as publish_model
 from isodense.pipeline import stage
 from isodense.pipeline import storage as module
-from isodense.pipeline.artifact import publishing, read_manifest, verify_files, write_manifest
+from isodense.pipeline.artifact import (
+    publishing,
+    read_manifest,
+    replacing,
+    verify_files,
+    write_json,
+    write_manifest,
+)
 from isodense.pipeline.cache import Store
 from isodense.pipeline.errors import StorageError
-from isodense.pipeline.storage import storing
+from isodense.pipeline.storage import require_space, storing
+from tests import tiny
+from tests.embeddings.test_build import PARAMS as EMBEDDINGS
 
 SIZE = 3  # files of an artifact
 
@@ -247,3 +261,90 @@ def test_a_cache_that_is_a_file_or_may_not_be_written_names_the_variable(tmp_pat
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(StorageError, match=r"cannot be written(?s:.)*ISODENSE_CACHE"):
         Store(tmp_path, "embeddings")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            OSError(errno.EIO, "Input/output error", "/x/a"),
+            "^/x/a cannot be read or",
+        ),
+        (OSError(errno.EIO, "Input/output error", "a"), r"map cannot be read or written: .*Input"),
+        (SafetensorError("I/O error: Input/output error (os error 5)"), "map cannot be read or"),
+        (RuntimeError("PytorchStreamWriter failed writing file data/0"), "map cannot be read or"),
+        (SafetensorError("I/O error: File too large (os error 27)"), "map would be larger than"),
+        (OSError(errno.ENOENT, "No such file"), None),
+        (SafetensorError("invalid header"), None),
+    ],
+)
+def test_what_libraries_say_of_a_disk_becomes_one_line(tmp_path, error, words):
+    with pytest.raises(StorageError if words else type(error), match=words) as caught:
+        with storing(tmp_path / "map"):
+            raise error
+    assert words is None or caught.value.hint
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="no limits of files")
+def test_a_real_limit_is_named_and_the_old_stays(tmp_path):
+    """The kernel cuts the write short, as a quota does."""
+    publish(tmp_path / "map", 1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(StorageError, match=r"cannot be read or written|would be larger"):
+            publish(tmp_path / "map", 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert value_of(tmp_path / "map") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["map"]
+
+
+def test_a_file_is_replaced_whole_and_what_a_killed_writer_left_goes(tmp_path):
+    left = tmp_path / f"metrics.json.{'0' * 32}.tmp"
+    left.mkdir()
+    (left / "metrics.json").write_text("half")
+    write_json(tmp_path / "metrics.json", {"a": 1})
+
+    def write_half() -> None:
+        with replacing(tmp_path / "metrics.json") as staging:
+            staging.write_text("half")
+            raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(StorageError, match="cannot be read or written"):
+        write_half()
+    assert (tmp_path / "metrics.json").read_text() == '{\n  "a": 1\n}\n'
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
+
+
+# --- room -----------------------------------------------------------------------------------------
+
+
+def test_too_little_room_is_said_before_the_work_with_folders_and_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_needed", {})
+    needs = {tmp_path / "cache": 3_000_000, tmp_path / "new" / "out": 1_500_000}
+    require_space("embeddings", needs)
+    monkeypatch.setattr(module, "_free", lambda _: 4_000_000)
+    with pytest.raises(StorageError, match=r"embeddings needs about 4\.5 MB in .*cache and .*out"):
+        require_space("embeddings", needs)  # of one disk
+    with pytest.raises(StorageError, match=r"where the run needs about 4\.5 MB"):
+        with storing(tmp_path / "cache" / "key"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(StorageError, match=r"of /elsewhere\n"), storing(Path("/elsewhere")):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_stages_say_what_they_need_before_they_begin(tmp_path, monkeypatch):
+    prompts, encoder = tiny.prompts(tmp_path / "prompts", 40), tiny.encoder(tmp_path / "encoder")
+    monkeypatch.setattr(module, "_free", lambda _: 1000)
+    with pytest.raises(
+        StorageError, match=r"embeddings needs about 10 kB in .*embeddings and .*out"
+    ):
+        embed(prompts, encoder, EMBEDDINGS, "cpu", tmp_path / "cache", tmp_path / "out")
+    assert not [*tmp_path.glob("cache/embeddings/*/*.npy*")]
+    source = ModelParams(source="folder", name=str(encoder), version=None, sha256=None, path=None)
+    with pytest.raises(StorageError, match=r"models needs about \d+ kB in .*model, where 1\.0 kB"):
+        publish_model("encoder", source, tmp_path / "model", tmp_path / "cache")
+    assert not (tmp_path / "model").exists()

@@ -171,6 +171,8 @@ def exact_search(train: Side, last: Last | None, device: str) -> Search:
 
 def finish(entry: Entry, recipe: str, sides: list[Side], prints: list[str]) -> None:
     """Note in the entry of a finished search what it is of, so that a larger set can grow it."""
+    if entry.holds(NOTE):
+        return
     rows = {s.name: [len(s.vectors), p] for s, p in zip(sides, prints, strict=True)}
     note = {"recipe": recipe, "rows": rows, "k": [side.k for side in sides]}
     with entry.writing(NOTE) as path:

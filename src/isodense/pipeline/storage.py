@@ -220,13 +220,18 @@ def _storage_error(error: Exception, folder: Path) -> StorageError | None:
         return StorageError(f"{path} would be larger than this system lets a file be", hint)
     if number == errno.EIO:
         hint = "the disk, or the connection to it, fails: see `dmesg`, then run it again"
-        return StorageError(f"{path} cannot be read or written: {error}", hint)
+        return StorageError(f"{path} cannot be read or written: {_reason(error)}", hint)
     if number == errno.EROFS:
         return StorageError(f"{path} is on a read-only file system", "make it writable, or move")
     if number in (errno.EACCES, errno.EPERM):
         hint = "see who owns it (`ls -ld`), and give yourself the right to read and write it"
         return StorageError(f"{path}: permission denied", hint)
     return None
+
+
+def _reason(error: Exception) -> str:
+    """Return what an error says, less the path."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 def _missing(place: str) -> str:
