@@ -1,17 +1,20 @@
-"""Two runs at once: of one stage on one output and one cache, and of clones that share a cache."""
+"""Two runs at once: of a stage on one output, clones with one cache, queued experiments."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from isodense.pipeline.artifact import read_checked
 from tests import tiny
+from tests.dvc.test_experiments import finish_queue
 from tests.project import ROOT, SMALL
 from tests.trials import digest, write_params
 
@@ -57,3 +60,39 @@ def test_two_runs_at_once_end_with_equal_bytes(clone, tmp_path, same_output):
     before = digest(clone / "data/embeddings")
     assert alone.wait() == 0
     assert digest(clone / "data/embeddings") == before
+
+
+def test_two_workers_train_side_by_side(finished, tmp_path):
+    """Seeds apart, both end, with the bytes of a run alone; settings alike, one says who trains."""
+    project = finished.copy(tmp_path)
+    add = ["dvc", "exp", "run", "--queue"]
+    project.run(*add, "-n", "seed", "-S", "train.seed=7,8", "train")
+    project.run("dvc", "queue", "start", "--jobs", "2")
+    try:
+        finish_queue(project, 300)
+        locks = [_trained(project, f"seed-{number}") for number in (1, 2)]
+        project.run(*add, "-n", "alike", "-S", "train.save_steps=1,2", "train")
+        project.run("dvc", "queue", "start", "--jobs", "2")
+        finish_queue(project, 300)
+        status = project.run("dvc", "queue", "status")
+    finally:
+        project.run("dvc", "queue", "stop", "--kill", check=False)
+    states = re.findall(r"alike-\d +.*(Success|Failed)", status)
+    assert len(states) == 2
+    assert "Success" in states
+    for number in (1, 2):
+        logs = project.run("dvc", "queue", "logs", f"alike-{number}")
+        if "Traceback" in logs or "error: " in logs:
+            assert "another run with the same settings is training in" in logs
+            assert re.search(r"wait for it, or stop it: process \d+ on ", logs)
+    project.set({"train.seed": 7})
+    project.run("dvc", "repro", "--force", "--single-item", "--no-run-cache", "train")
+    alone = yaml.safe_load(project.lock())["stages"]["train"]["outs"]
+    assert alone == locks[0] != locks[1]
+
+
+def _trained(project, name):
+    """Return what dvc.lock has of an experiment's trained policy."""
+    refs = project.run("git", "for-each-ref", "--format=%(refname)", "refs/exps").split()
+    (ref,) = (ref for ref in refs if ref.endswith(f"/{name}"))
+    return yaml.safe_load(project.run("git", "show", f"{ref}:dvc.lock"))["stages"]["train"]["outs"]
