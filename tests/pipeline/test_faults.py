@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from tests.project import ROOT
-
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="names open files by /proc")
-COMMAND = [sys.executable, str(ROOT / "benchmarks" / "faults.py")]
+COMMAND = [sys.executable, str(Path(__file__).parents[2] / "benchmarks" / "faults.py")]
 
 
 def outcome(*arguments: str) -> list[str]:
@@ -25,8 +24,8 @@ def outcome(*arguments: str) -> list[str]:
 
 
 def test_some_steps_of_a_quick_stage_fail():
-    """Every fifth; all of them, of all stages, by the command and when slow tests run."""
-    points, killed, line, finished, *_, wrong = outcome("--stages", "download", "--every", "5")
+    """Every seventh; all of them, of all stages, by the command and when slow tests run."""
+    points, killed, line, finished, *_, wrong = outcome("--stages", "download", "--every", "7")
     assert int(points) == int(killed) + int(line) + int(finished) >= 10
     assert int(killed) >= 4
     assert int(line) >= 2
