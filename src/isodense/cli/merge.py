@@ -202,6 +202,7 @@ def _write_prompts(folders: list[Path], params: dict[str, Any], out: Path) -> di
     own near-duplicates. The prompts of the first part stay as they are.
     """
     rows: dict[str, dict[str, Any]] = {}
+    kept = read_manifest(folders[0], "prompts")["rows"]
     for row in (row for folder in folders for row in load_prompts(folder).rows):
         first = rows.setdefault(row["id"], row)
         if first is not row:
@@ -211,7 +212,7 @@ def _write_prompts(folders: list[Path], params: dict[str, Any], out: Path) -> di
             if row.get("label"):
                 first.setdefault("label", row["label"])
     out.mkdir()
-    return write(split_again(rows, params), params, None, out)
+    return write(split_again(rows, params, kept), params, None, out)
 
 
 def _link(source: Path, target: Path) -> None:

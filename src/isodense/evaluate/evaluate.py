@@ -10,6 +10,7 @@ would agree; ``completions.jsonl`` holds every answer for reading.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -62,6 +63,8 @@ def load_heldout(prompts: PromptSet, density: str | Path) -> Heldout:
         raise TrainingError(message, "raise prompts.heldout, or add data")
     manifest = read_manifest(density, "density")
     require_same_ids(prompts.split("train").ids_sha256, manifest, f"the weights in {density}")
+    what = f"the held-out densities in {density}"
+    require_same_ids(heldout.ids_sha256, manifest, what, "heldout_ids_sha256")
     path = checked(density, manifest, HELDOUT_DENSITY)
     values = load_array(path)
     if values.shape != (len(heldout),) or not np.isfinite(values).all():
@@ -73,10 +76,12 @@ def load_heldout(prompts: PromptSet, density: str | Path) -> Heldout:
 def sample(heldout: Heldout, size: int) -> Heldout:
     """Return at most `size` of the prompts, in order.
 
-    Ids are uniform hashes, so the smallest are a fair sample, and one that appending data changes
-    little.
+    Those whose ids have the smallest hashes are a fair sample, and one that appending data changes
+    little. The ids themselves are none: the smallest ids are held out by themselves, and any id
+    because of a near-duplicate.
     """
-    chosen = np.sort(np.argsort(np.array(heldout.prompts.ids), kind="stable")[:size])
+    hashes = [hashlib.sha256(one.encode()).hexdigest() for one in heldout.prompts.ids]
+    chosen = np.sort(np.argsort(np.array(hashes), kind="stable")[:size])
     rows = [heldout.prompts.rows[row] for row in chosen]
     return replace(heldout, prompts=PromptSet(rows), density=heldout.density[chosen])
 

@@ -27,9 +27,16 @@ from isodense.inspect.lookup import (
     rows_of,
 )
 from isodense.neighbors.graph import Graph, load_heldout_graph
-from isodense.pipeline.artifact import checked, load_array
+from isodense.pipeline.artifact import (
+    checked,
+    content_sha256,
+    load_array,
+    read_manifest,
+    require_same_ids,
+)
 from isodense.pipeline.errors import ArtifactError, IsodenseError
 from isodense.prompts.conversations import Message, encoder_text, prompt_id
+from isodense.prompts.reader import load_columns
 from isodense.sampling.weights import HELDOUT_DENSITY, Weights, load_weights
 
 ID = re.compile(r"(?=.*[0-9])[0-9a-f]{4,32}")  # no word such as "facade"
@@ -212,6 +219,9 @@ def _heldout(place: Place, folders: Folders, trained: Trained) -> Subject:
     density = load_array(
         checked(folders.density, trained.weights.metadata, HELDOUT_DENSITY), mmap=True
     )
+    heldout = load_columns(folders.prompts).split("heldout").ids_sha256
+    what = f"the held-out densities in {folders.density}"
+    require_same_ids(heldout, trained.weights.metadata, what, "heldout_ids_sha256")
     if not place.number < len(near) == len(density):
         message = f"{folders.neighbors} and {folders.density} have other held-out prompts"
         raise ArtifactError(message, "run `dvc repro density`, or `dvc checkout`")
@@ -227,6 +237,10 @@ def _new(messages: list[Message], folders: Folders, trained: Trained) -> Subject
     from isodense.inspect.query import nearest_to
 
     text = encoder_text(messages)
+    embeddings = content_sha256(read_manifest(folders.embeddings, "embeddings"))
+    if read_manifest(folders.neighbors, "neighbors")["inputs"]["embeddings"] != embeddings:
+        message = f"{folders.neighbors} was not made of the vectors in {folders.embeddings}"
+        raise ArtifactError(message, "run `dvc repro density`")
     near = nearest_to(
         text,
         min(trained.params.k, len(trained.graph)),

@@ -53,6 +53,9 @@ def closest(prompts: Path, density: Path, neighbors: Path, top: int) -> dict[str
     if len(near) != len(rows):
         message = f"{neighbors} has {len(near)} held-out prompts, not {len(rows)}"
         raise ArtifactError(message, "run `dvc repro neighbors`")
+    what = f"the held-out densities in {density}"
+    heldout = columns.split("heldout").ids_sha256
+    require_same_ids(heldout, weights.metadata, what, "heldout_ids_sha256")
     found, train = stored(weights), columns.positions("train")
     close, by_words = near_training(found, near), columns.leaked[rows]
     order = np.argsort(near.distances[:, 0], kind="stable")[:top]

@@ -212,17 +212,19 @@ def content_sha256(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def require_same_ids(expected: str, manifest: dict[str, Any], what: str) -> None:
-    """Raise unless an artifact was made for the prompts whose ``ids_sha256`` is `expected`.
+def require_same_ids(
+    expected: str, manifest: dict[str, Any], what: str, key: str = "ids_sha256"
+) -> None:
+    """Raise unless an artifact was made for the prompts whose hash, under `key`, is `expected`.
 
     Raises
     ------
     ArtifactError
         Naming `what` and both hashes.
     """
-    found = manifest.get("ids_sha256")
+    found = manifest.get(key)
     if found != expected:
-        message = f"{what} belong to other prompts (ids_sha256 {found!s:.12}, not {expected:.12})"
+        message = f"{what} belong to other prompts ({key} {found!s:.12}, not {expected:.12})"
         raise ArtifactError(message, f"run `dvc repro {manifest['kind']}`")
 
 

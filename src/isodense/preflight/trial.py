@@ -26,7 +26,7 @@ TOKENS = 2  # of each completion
 GROUP = 2  # completions of each prompt
 PROMPTS = 2
 FILE = "done.json"
-CODE = ("embeddings", "models/inference", "preflight", "reward/scoring", "train")
+CODE = ("embeddings", "evaluate", "models/inference", "preflight", "reward", "train")
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate")
 ELSEWHERE = ("use_vllm", "deepspeed", "fsdp", "fsdp_config")  # of GRPOConfig: not in one process
 HINTS = {
@@ -53,14 +53,14 @@ def try_policy(inputs: Inputs, device: str, cache: Path, launched: bool) -> Iter
         Whether a launcher starts the training, which then is not tried in this one process.
     """
     store = Store(cache, "preflight")
-    entry = store.entry(_key(inputs, device, launched))
+    rows = shortest(inputs.rows)
+    entry = store.entry(_key(inputs, rows, device, launched))
     if not entry.holds(FILE):
         elsewhere = launched or any(inputs.train.grpo.get(name) for name in ELSEWHERE)
         trials: dict[str, Trial] = {} if elsewhere else {"train": try_step}
         if inputs.reward.kind in FITTED:
             trials["reward"] = try_head if inputs.reward.kind == "head" else try_classifier
         trials["evaluate"] = try_completions
-        rows = shortest(inputs.rows)
         found = [
             one
             for name, trial in trials.items()
@@ -73,11 +73,12 @@ def try_policy(inputs: Inputs, device: str, cache: Path, launched: bool) -> Iter
     store.clean()
 
 
-def _key(inputs: Inputs, device: str, launched: bool) -> str:
+def _key(inputs: Inputs, rows: list[dict[str, Any]], device: str, launched: bool) -> str:
     models = {"policy": inputs.policy, "encoder": inputs.encoder}
     sections = {name: as_dict(getattr(inputs, name)) for name in ("reward", "train", "evaluate")}
     return cache_key(
-        inputs={name: read_manifest(folder, "models") for name, folder in models.items()},
+        inputs={name: read_manifest(folder, "models") for name, folder in models.items()}
+        | {"prompts": [[row["prompt"], row.get("tools")] for row in rows]},
         params={**sections, "launched": launched},
         code=CODE,
         libraries=LIBRARIES,
@@ -157,7 +158,7 @@ def try_completions(inputs: Inputs, rows: list[dict[str, Any]], device: str) -> 
 
 def try_step(inputs: Inputs, rows: list[dict[str, Any]], device: str) -> None:
     """Train for one step on short completions; without Adam's moments, which take memory only."""
-    from isodense.train.grpo import make_trainer
+    from isodense.train.grpo import make_trainer, merged_policy
     from isodense.train.settings import draws_needed, make_config
 
     make_config(inputs.train, 0, device, Path(tempfile.gettempdir()))  # of the real sizes
@@ -174,7 +175,12 @@ def try_step(inputs: Inputs, rows: list[dict[str, Any]], device: str) -> None:
         config = make_config(params, 0, device, Path(folder))
         config.save_strategy = "no"
         plan = [rows[number % len(rows)] for number in range(draws_needed(config))]
-        make_trainer(inputs.policy, Alternating(), config, plan, params.lora).train()
+        trainer = make_trainer(inputs.policy, Alternating(), config, plan, params.lora)
+        trainer.train()
+        if params.lora is not None:
+            adapter = Path(folder) / "adapter"
+            trainer.save_model(str(adapter))
+            merged_policy(trainer, inputs.policy, adapter)
 
 
 class Alternating:

@@ -41,6 +41,7 @@ Read = Callable[[], Iterable[Row]]
 
 ANSWERS = ("id", "chosen", "rejected", "source")  # of an example, not of a prompt
 WIDTH = 60  # characters of a value in the log
+MANY, TOO_MANY = 500, 1.5  # prompts from which on that many times the share is no chance
 FEW, LARGE = 20, 0.1  # share of the prompts, where they are not few, in one cluster: it is said
 
 
@@ -285,6 +286,7 @@ def publish(read: Read, params: PromptsParams, examples_sha256: str, out: Path) 
             raise DataError(message, "data/prompts", hint=hint)
     conflicting = {name: len(rows) for name, rows in sorted(known.conflicting.items())}
     _warn_of_labels(found)
+    _warn_of_share(found, params.heldout)
     near = {} if known.texts is None else parts.metrics(kept)
     return (
         found.metrics()
@@ -336,6 +338,20 @@ def _warn_of_template(read: Read, known: Uniques, found: Split, kept: np.ndarray
         _short(text),
         "held out" if found.heldout[first] else "trained on",
     )
+
+
+def _warn_of_share(found: Statistics, wanted: float) -> None:
+    """Say so if near-duplicates have brought many more prompts into the held-out split."""
+    total, heldout = len(found.counts), found.splits["heldout"]
+    if total >= MANY and heldout > TOO_MANY * wanted * total:
+        log.warning(
+            "%d of %d prompts are held out, and prompts.heldout is %g: near-duplicates of held-out "
+            "prompts are held out with them. If they are different questions, raise "
+            "prompts.near_duplicate",
+            heldout,
+            total,
+            wanted,
+        )
 
 
 def _short(value: Any) -> str:

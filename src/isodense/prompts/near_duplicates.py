@@ -1,10 +1,11 @@
 """Lexical near-duplicates: texts most of whose pairs of adjacent words are the same.
 
-A text is a set of word pairs, case, punctuation and Unicode form left out; letters of scripts that
-do without spaces are words of their own. Two texts are near-duplicates if the Jaccard similarity of
-their sets reaches a threshold (Broder 1997) and they share `FEW` pairs, or all pairs of one of
-them: of "what is 2+2" and "what is 2+3" the shared words say nothing. Texts of the same words in
-the same order are near-duplicates, however short.
+A text is a set of word pairs, case, punctuation and Unicode form left out. Where a script has no
+spaces, ideographs are words of their own, and of an alphabet any four letters in a row are one. Two
+texts are near-duplicates if the Jaccard similarity of their sets reaches a threshold (Broder 1997)
+and they share `FEW` pairs, or all pairs of one of them: of "what is 2+2" and "what is 2+3" the
+shared words say nothing. Texts of the same words in the same order are near-duplicates, however
+short.
 
 A word pair counts in the first `COMMON` texts that have it, and in later ones it does not: text
 that so many prompts share is a template, and what is left tells them apart.
@@ -23,6 +24,7 @@ from array import array
 from collections.abc import Iterator
 from hashlib import blake2b
 from itertools import pairwise
+from unicodedata import category
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -35,10 +37,14 @@ FEW = 5  # shared word pairs that short near-duplicates have
 BLOCK = 2048  # texts compared with the earlier ones at once; speed and memory only
 PARTS = 16  # in which word pairs are sorted, one after the other; memory only
 
+LETTERS = 4  # of the words that overlap where an alphabet has no spaces
+
 # Numbers and operators tell questions of arithmetic and code apart; other punctuation does not.
-WORD = re.compile(r"[^\W_]+|[-+*/=<>^%&|~$€£]")
-UNSPACED = re.compile("([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uf900-\ufaff])")
-APOSTROPHE = re.compile("['’]")
+MARKS = "".join(map(chr, filter(lambda code: category(chr(code))[0] == "M", range(0x300, 0xFE30))))
+WORD = re.compile(rf"(?:[^\W_]|[{MARKS}])+|[-+*/=<>^%&|~$€£#±×÷·−√∞∑∫≠≈\u2264\u2265]")
+IDEOGRAPH = re.compile("([\u2e80-\u9fff\uf900-\ufaff])")
+ALPHABET = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]+")  # Thai, Lao, Burmese, Khmer
+IGNORED = re.compile("['’‘ʼ`´′\u00ad\u200b-\u200f\u2060\ufeff]")  # apostrophes, what has no width
 
 
 def words(text: str) -> list[str]:
@@ -51,8 +57,17 @@ def words(text: str) -> list[str]:
     >>> words("今日は")
     ['今', '日', 'は']
     """
-    folded = APOSTROPHE.sub("", unicodedata.normalize("NFKC", text).casefold())
-    return WORD.findall(UNSPACED.sub(r" \1 ", folded)) or [text]
+    plain = IGNORED.sub("", text)
+    folded = IGNORED.sub("", unicodedata.normalize("NFKC", plain).casefold())
+    spaced = ALPHABET.sub(_overlapping, IDEOGRAPH.sub(r" \1 ", folded))
+    return WORD.findall(spaced) or [text]
+
+
+def _overlapping(run: re.Match[str]) -> str:
+    """Return all runs of `LETTERS` letters, as words: pairs of letters are too few to tell."""
+    text = run[0]
+    pieces = [text[start : start + LETTERS] for start in range(max(1, len(text) - LETTERS + 1))]
+    return f" {' '.join(pieces)} "
 
 
 class WordPairs:
@@ -120,12 +135,13 @@ class _Shared:
     ----------
     texts, pairs : csr_array
         Texts by pairs, and the same transposed: pairs that a single text has are left out.
-    counting : ndarray of shape (n,), int64
-        How many pairs count in each text.
+    whole, counting : ndarray of shape (n,), int64
+        How many pairs each text has, and how many of them count.
     """
 
     def __init__(self, pairs: np.ndarray, counts: np.ndarray) -> None:
         n = len(counts)
+        self.whole = counts.astype(np.int64)
         rows = np.repeat(np.arange(n, dtype=np.int32), counts)
         self.counting = np.zeros(n, dtype=np.int64)
         owners, columns, ended = [], [], []
@@ -160,7 +176,7 @@ class _Shared:
         row, other, shared = row[kept], other[kept], shared[kept]
         own, theirs = self.counting[row], self.counting[other] - self._ended.before(row, other)
         alike = shared >= threshold * (own + theirs - shared) - 1e-9
-        alike &= (shared >= FEW) | (shared == np.minimum(own, theirs))
+        alike &= (shared >= FEW) | (shared == np.minimum(self.whole[row], self.whole[other]))
         return row[alike], other[alike]
 
 

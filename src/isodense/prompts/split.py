@@ -58,7 +58,11 @@ class Split:
 
 
 def split(
-    ids: Sequence[str], texts: WordPairs | None, heldout: float, near_duplicate: float | None
+    ids: Sequence[str],
+    texts: WordPairs | None,
+    heldout: float,
+    near_duplicate: float | None,
+    decided: Sequence[Mapping[str, Any]] = (),
 ) -> Split:
     """Decide which prompts are held out.
 
@@ -72,21 +76,26 @@ def split(
         Share of prompts held out, in [0, 1).
     near_duplicate : float or None
         Similarity of near-duplicates; None for a split by ids alone.
+    decided : sequence of mapping
+        Rows of the first prompts, which stay as they are.
     """
     held = np.array([is_heldout(one, heldout) for one in ids], dtype=bool)
     leaked, first = np.zeros(len(ids), dtype=bool), np.arange(len(ids))
+    held[: len(decided)] = [row["split"] == "heldout" for row in decided]
+    leaked[: len(decided)] = [bool(row.get("leaked")) for row in decided]
     if texts is None or near_duplicate is None:
         return Split(held, leaked, first)
     for row, earlier in texts.near_duplicates(near_duplicate):
         beside = held[earlier]
-        held[row] = beside.any()
-        leaked[row] = held[row] and not beside.all()
+        if row >= len(decided):
+            held[row] = beside.any()
+            leaked[row] = held[row] and not beside.all()
         first[row] = first[earlier[0]]
     return Split(held, leaked, first)
 
 
 def split_again(
-    rows: Mapping[str, dict[str, Any]], params: Mapping[str, Any]
+    rows: Mapping[str, dict[str, Any]], params: Mapping[str, Any], kept: int
 ) -> Iterator[dict[str, Any]]:
     """Yield rows of ``data/prompts``, by their ids, held out or not as :func:`split` decides.
 
@@ -96,11 +105,14 @@ def split_again(
         In order.
     params : mapping
         Those of the prompts stage, from the manifest.
+    kept : int
+        How many of the first rows stay as they are.
     """
     texts = WordPairs()
     for row in rows.values():
         texts.add(row["text"])
     near_duplicate = params.get("near_duplicate")  # which older artifacts do not have
-    found = split(list(rows), texts, params["heldout"], near_duplicate)
+    decided = list(rows.values())[:kept]
+    found = split(list(rows), texts, params["heldout"], near_duplicate, decided)
     for number, row in enumerate(rows.values()):
         yield {**{k: v for k, v in row.items() if k != "leaked"}, **found.column(number)}

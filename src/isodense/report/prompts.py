@@ -15,7 +15,7 @@ import numpy as np
 
 from isodense.density.duplicates import IDENTICAL, largest_clusters
 from isodense.neighbors.graph import load_heldout_graph
-from isodense.pipeline.artifact import ids_sha256, read_checked, require_same_ids
+from isodense.pipeline.artifact import ids_sha256, read_checked, read_manifest, require_same_ids
 from isodense.pipeline.errors import ArtifactError
 from isodense.pipeline.tables import read_at
 from isodense.prompts.reader import OWN, are_kinds, iter_rows
@@ -228,9 +228,9 @@ def nearest_train(prompts: Prompts, neighbors: Path, radius: float) -> Heldout:
     """
     rows = np.flatnonzero(prompts.heldout)
     graph = load_heldout_graph(neighbors)
-    if len(graph) != len(rows):
-        message = f"{neighbors} has {len(graph)} held-out prompts, not {len(rows)}"
-        raise ArtifactError(message, "run `dvc repro neighbors`")
+    ids = ids_sha256([prompts.ids[row] for row in rows])
+    manifest = read_manifest(neighbors, "neighbors")
+    require_same_ids(ids, manifest, f"the held-out prompts of {neighbors}", "heldout_ids_sha256")
     distances = np.array(graph.distances[:, 0])
     close = distances <= np.float64(max(radius, IDENTICAL))
     leaked = close | prompts.leaked[rows]

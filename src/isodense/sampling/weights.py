@@ -29,6 +29,7 @@ IDS = "prompt_ids.npy"
 DTYPES = {WEIGHTS: "float32", DENSITY: "float32", CLUSTERS: "int32", IDS: "S32"}
 LINE = np.dtype([("newline", "S1"), ("id", "S32")])
 LINES = 4096  # hashed at once: they stay in the processor's cache
+HELDOUT = "heldout_ids_sha256"
 HINT = "run `dvc repro density`, or `dvc checkout --force data/density`"
 
 
@@ -144,7 +145,9 @@ def load_leaked(folder: str | Path, prompts: PromptSet) -> frozenset[str]:
     """
     manifest = read_manifest(folder, "density")
     require_same_ids(prompts.split("train").ids_sha256, manifest, f"the weights in {folder}")
-    path, ids = checked(folder, manifest, HELDOUT_LEAKED), prompts.split("heldout").ids
+    heldout = prompts.split("heldout")
+    require_same_ids(heldout.ids_sha256, manifest, f"the held-out prompts of {folder}", HELDOUT)
+    path, ids = checked(folder, manifest, HELDOUT_LEAKED), heldout.ids
     leaked = load_array(path)
     if leaked.shape != (len(ids),) or leaked.dtype != np.bool_:
         message = f"{path} does not say yes or no of each of {len(ids)} held-out prompts"

@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
+from isodense.models.inference.backbone import made_up
 from isodense.models.inference.load import (
     UNREADABLE,
     policy_class,
@@ -37,6 +38,7 @@ from isodense.train.prompts import plan_dataset, trainer_tokenizer
 from isodense.train.record import steps_with_signal
 from isodense.train.rewards import reward_functions
 
+EXACT, HALF = 1e-3, 5e-2  # largest difference of logits over their size, in float32, in 16 bits
 PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 
 
@@ -132,9 +134,7 @@ def save_policy(trainer: GRPOTrainer, policy: str | Path, folder: Path) -> bool:
     if not trainer.is_world_process_zero():
         return True
     if not whole:
-        _portable_config(adapter / "adapter_config.json", Path(policy).name)
-        model = trainer.accelerator.unwrap_model(trainer.model).get_base_model()
-        merge_adapter(_class(model), policy, adapter).save_pretrained(folder)
+        merged_policy(trainer, policy, adapter).save_pretrained(folder)
         load_tokenizer(policy).save_pretrained(folder)
     for name in PROCESSORS:
         if Path(policy, name).is_file():
@@ -149,6 +149,50 @@ def save_policy(trainer: GRPOTrainer, policy: str | Path, folder: Path) -> bool:
             "train.lora adapts",
         )
     return False
+
+
+def merged_policy(trainer: GRPOTrainer, policy: str | Path, adapter: Path) -> Any:
+    """Return the policy with the trained adapter merged: the model that was trained.
+
+    Parameters
+    ----------
+    trainer : GRPOTrainer
+    policy : str or Path
+        The untrained policy's folder.
+    adapter : Path
+        Where the trainer has saved the adapter.
+
+    Raises
+    ------
+    TrainingError
+        If the adapter does not fit the policy, or the merged model computes something else.
+    """
+    _portable_config(adapter / "adapter_config.json", Path(policy).name)
+    trained = trainer.accelerator.unwrap_model(trainer.model)
+    merged = merge_adapter(_class(trained.get_base_model()), policy, adapter)
+    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):  # there it is in pieces
+        _require_same(trained, merged)
+    return merged
+
+
+def _require_same(trained: Any, merged: Any) -> None:
+    """Raise unless two models give the same logits, up to the precision of the first."""
+    (tokens,) = made_up(merged.config, [16])
+    training, exact = trained.training, trained.dtype == torch.float32
+    trained.eval()
+    with torch.inference_mode():
+        wanted, found = (
+            model(input_ids=torch.tensor([tokens], device=model.device)).logits.float().cpu()
+            for model in (trained, merged.eval())
+        )
+    trained.train(training)
+    difference = float((wanted - found).abs().max())
+    if not difference <= (EXACT if exact else HALF) * float(wanted.abs().max()):
+        message = (
+            f"merged, the adapter gives another model: logits differ by up to {difference:.2g}"
+        )
+        hint = "in train.lora, adapt no tied embeddings, and start with init_lora_weights: true"
+        raise TrainingError(message, hint)
 
 
 def check_policy(policy: str | Path) -> None:

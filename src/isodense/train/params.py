@@ -23,6 +23,7 @@ OWN_FIELDS = {
     "num_generations": "train.num_generations",
     "max_completion_length": "train.max_completion_tokens",
     "learning_rate": "train.learning_rate",
+    "reward_weights": "reward.functions",
     "beta": "train.beta",
     "temperature": "train.temperature",
     "chat_template_kwargs": "models.policy.chat_template_kwargs (one setting for all stages)",

@@ -37,6 +37,16 @@ def require_undamaged(folder: str | Path, weights: bool = True) -> None:
         return
     if isinstance(manifest, dict) and manifest.get("kind") in KINDS:
         check_files(folder, manifest, weights=weights)
+        _refuse_others(Path(folder), manifest)
+
+
+def _refuse_others(folder: Path, manifest: dict[str, Any]) -> None:
+    """Raise if a file is there that transformers would load and the manifest does not have."""
+    for path in sorted(folder.iterdir()):
+        known = path.name in manifest["files"] or path.name == MANIFEST
+        if path.suffix in LOADED and path.is_file() and not known:
+            message = f"{path} is not part of the artifact {folder}, and would be loaded"
+            raise ArtifactError(message, f"remove it, or run `dvc checkout --force {folder}`")
 
 
 def parameter_count(folder: str | Path) -> int:
