@@ -159,7 +159,8 @@ def write_density(folder: Path, prompts: PromptSet) -> None:
     train, heldout = prompts.split("train"), prompts.split("heldout")
     density = np.linspace(0, 2, len(train), dtype=np.float32)
     weights = np.exp(-density.astype(np.float64))
-    write_weights(folder, train.ids, weights, density, np.linspace(0, 2, len(heldout)))
+    values = np.linspace(0, 2, len(heldout))
+    write_weights(folder, train.ids, weights, density, values, heldout_ids=heldout.ids)
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

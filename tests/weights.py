@@ -27,10 +27,12 @@ def write_weights(
     density: np.ndarray | None = None,
     heldout: np.ndarray | None = None,
     leaked: Sequence[int] = (),
+    heldout_ids: Sequence[str] = (),
 ) -> None:
     """Write `weights`, scaled to sum 1, and a density that is by default their negative log.
 
-    `leaked` are the numbers of the held-out prompts with a near-duplicate in training.
+    `leaked` are the numbers of the held-out prompts, `heldout_ids`, with a near-duplicate in
+    training.
     """
     weights = np.asarray(weights, dtype=np.float64)
     density = -np.log(weights) if density is None else density
@@ -43,4 +45,5 @@ def write_weights(
             np.save(made / HELDOUT_DENSITY, heldout.astype(np.float32))
             np.save(made / HELDOUT_LEAKED, np.isin(np.arange(len(heldout)), leaked))
         fields = {"inputs": {}, "params": {}, "exponent": 1.0, **SCALES}
+        fields["heldout_ids_sha256"] = ids_sha256(heldout_ids)
         write_manifest(made, "density", rows=len(ids), ids_sha256=ids_sha256(ids), **fields)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 from collections import Counter
@@ -12,6 +13,7 @@ import pytest
 
 from isodense.prompts import near_duplicates
 from isodense.prompts.near_duplicates import WordPairs, words
+from isodense.prompts.split import split
 
 
 def found(texts, threshold=0.5):
@@ -31,6 +33,8 @@ ALIKE = [
     ("for (i = 0; i < n; i++) { total += x[i]; }", "for (j = 0; i < n; i++) total += x[i];"),
     ("!!!", "!!!"),
     ("strasse", "STRASSE"),
+    ("don‘t and won`t", "don't and won't"),
+    ("soft\u00adware", "software"),
     (
         "Tom has 3 apples and buys 5 more at the market. How many apples does Tom have now?",
         "Tom has 8 apples and buys 9 more at the market. How many apples does Tom have now?",
@@ -39,6 +43,11 @@ ALIKE = [
 OTHER = [
     ("2+2?", "2+3?"),
     ("2+2?", "2-2?"),
+    ("8÷2", "8×2"),
+    ("x ≤ 5", "x ≥ 5"),
+    ("What is √16?", "What is 16?"),
+    ("C#?", "C?"),
+    ("कि", "के"),
     ("What is 2+2?", "What is 2+3?"),
     ("prompt 17", "prompt 18"),
     ("What is the capital of France?", "What is the capital of Spain?"),
@@ -80,7 +89,8 @@ def naive(texts, threshold, common, few):
         for other, theirs in enumerate(counting):
             shared = len(mine & theirs)
             alike = shared and shared / len(mine | theirs) >= threshold
-            alike = alike and (shared >= few or shared == min(len(mine), len(theirs)))
+            left, whole = min(len(mine), len(theirs)), min(len(pairs), len(sets[other]))
+            alike = alike and (shared in (whole, *range(few, 99)) or shared == left >= 3)
             if alike:
                 result.setdefault(row, set()).add(other)
         if same := [other for other in range(row) if words(texts[other]) == found]:
@@ -117,6 +127,39 @@ def test_a_form_of_words_that_many_share_tells_nothing():
     assert set(near) == set(range(1, 100))  # until the form has been seen often
     again = f"{texts[300]} Think step by step."
     assert found([*texts, again])[400] == [300]
+
+
+TEMPLATES = {
+    "sums": lambda r: "Compute {} + {} * {} - {}.".format(*r.integers(2, 90, 4)),
+    "capitals": lambda r: "What is the w{} of land{}?".format(*r.integers(0, 90, 2)),
+    "problems": lambda r: (
+        "n{} has {} apples, buys {} more and gives {} to each of {} friends. How many are left?"
+    ).format(*r.integers(0, 60, 5)),
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_thousands_in_one_form_of_words_are_split_by_id(name):
+    rng = np.random.default_rng(0)
+    texts = list(dict.fromkeys(TEMPLATES[name](rng) for _ in range(3000)))
+    pairs = WordPairs()
+    for text in texts:
+        pairs.add(text)
+    ids = [hashlib.sha256(text.encode()).hexdigest()[:32] for text in texts]
+    made = split(ids, pairs, 0.1, 0.5)
+    assert made.heldout.mean() == pytest.approx(0.1, abs=0.03)
+    assert made.leaked.sum() < 0.01 * len(texts)
+
+
+def test_an_alphabet_without_spaces_tells_texts_apart_and_variants_together():
+    """Thai letters: variants differ in a number, other texts in all words."""
+    rng = np.random.default_rng(0)
+    letters = [chr(code) for code in range(0x0E01, 0x0E2F)]
+    vocabulary = ["".join(rng.choice(letters, 5)) for _ in range(2000)]
+    texts = ["".join(rng.choice(vocabulary, 12)) for _ in range(3000)]
+    near = found([*texts, *(f"{text[:30]}42{text[30:]}" for text in texts[:100])])
+    assert [near.get(3000 + row) for row in range(100)] == [[row] for row in range(100)]
+    assert len(near) == 100
 
 
 def test_nothing_and_one_text_have_none():

@@ -8,7 +8,8 @@ shared words say nothing. Texts of the same words in the same order are near-dup
 short.
 
 A word pair counts in the first `COMMON` texts that have it, and in later ones it does not: text
-that so many prompts share is a template, and what is left tells them apart.
+that so many prompts share is a template, and what is left tells them apart. Where that is little,
+`LEFT` shared pairs are enough if they are all that is left of one of the two.
 
 Near-duplicates of a text are sought among the texts before it. They depend on these and on nothing
 after it, and the search is exact: a pair of words belongs to `COMMON` texts at most, so comparing
@@ -33,7 +34,8 @@ from tqdm import tqdm
 from isodense.pipeline.stage import progress
 
 COMMON = 100  # texts that have a word pair before it is part of a template
-FEW = 5  # shared word pairs that short near-duplicates have
+FEW = 5  # shared word pairs that near-duplicates have
+LEFT = 3  # that they have if these are all that a template left of one of them
 BLOCK = 2048  # texts compared with the earlier ones at once; speed and memory only
 PARTS = 16  # in which word pairs are sorted, one after the other; memory only
 
@@ -176,7 +178,9 @@ class _Shared:
         row, other, shared = row[kept], other[kept], shared[kept]
         own, theirs = self.counting[row], self.counting[other] - self._ended.before(row, other)
         alike = shared >= threshold * (own + theirs - shared) - 1e-9
-        alike &= (shared >= FEW) | (shared == np.minimum(self.whole[row], self.whole[other]))
+        short = np.minimum(self.whole[row], self.whole[other])
+        left = np.minimum(own, theirs)
+        alike &= (shared >= FEW) | (shared == short) | ((shared == left) & (shared >= LEFT))
         return row[alike], other[alike]
 
 
