@@ -165,7 +165,7 @@ class Bench:
             again = {words[1] for words in log if words[0] == COMPUTING}
             if status:
                 made.wrong.append(f"the next run failed: {said[-300:]}")
-            lost = sorted(set(finished) & again)
+            lost = sorted(set(finished) & again) if made.ended != "finished" else []
             made.kept = len(finished) - len(lost)
             if lost:
                 made.wrong.append(f"computed again: {', '.join(lost)}")
@@ -230,8 +230,8 @@ def _wrong_words(status: int, said: str, fault: str, place: Path) -> list[str]:
 
 
 def _names_place(line: str, place: Path) -> bool:
-    named = [Path(place, word) for word in re.split("[:,]? ", line) if "/" in word]
-    return any(path.is_relative_to(place) for path in named)
+    paths = [(word, Path(place, word)) for word in re.split("[:,]? ", line)]
+    return any(path.exists() or "/" in word for word, path in paths)
 
 
 def _make_old(source: Path, target: Path) -> None:

@@ -274,6 +274,7 @@ def test_a_cache_that_is_a_file_or_may_not_be_written_names_the_variable(tmp_pat
         (SafetensorError("I/O error: Input/output error (os error 5)"), "map cannot be read or"),
         (RuntimeError("PytorchStreamWriter failed writing file data/0"), "map cannot be read or"),
         (SafetensorError("I/O error: File too large (os error 27)"), "map would be larger than"),
+        (shutil.Error([("a", "b", "[Errno 5] Input/output error: 'b'")]), "map cannot be read or"),
         (OSError(errno.ENOENT, "No such file"), None),
         (SafetensorError("invalid header"), None),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -170,11 +171,28 @@ def test_a_crash_after_the_last_step_trains_no_step_more(world, monkeypatch: pyt
 
 def test_scratches_that_nobody_uses_are_deleted(world):
     folder, _ = world
-    old = folder / "cache/tidy/train/old"
-    old.mkdir(parents=True)
+    old, ended, other = (folder / "cache/tidy/train" / name for name in ("old", "ended", "other"))
+    for path in (old, ended, other):
+        path.mkdir(parents=True)
+    (ended / "published").touch()
     os.utime(old, (0, 0))
     run(world, "tidy", length, max_steps=1)
     assert not old.exists()
+    assert not ended.exists()
+    assert other.exists()
+
+
+def test_a_run_whose_result_was_lost_after_it_ended_trains_no_step_more(
+    world, monkeypatch: pytest.MonkeyPatch
+):
+    """DVC runs a stage again if it is killed, or the disk full, before it noted the result."""
+    folder, _ = world
+    run(world, "lost", length, max_steps=2)
+    before = snapshot(folder / "lost")
+    shutil.rmtree(folder / "lost")
+    monkeypatch.setattr("trl.GRPOTrainer.training_step", lambda *_: interrupt())
+    run(world, "lost", length, max_steps=2)
+    assert snapshot(folder / "lost") == before
 
 
 def test_a_request_to_stop_finishes_the_step(world):

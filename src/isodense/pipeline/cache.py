@@ -146,13 +146,19 @@ class Store:
         for path in sorted(self.folder.glob(f"*/{having}")):
             yield Entry(path.parent)
 
+    def remove(self, entry: Entry) -> None:
+        """Delete an entry, unless a run has claimed it."""
+        with suppress(OSError):  # another run has deleted it, or is using it
+            if not _is_claimed(entry.folder):
+                _delete(entry.folder)
+
     def clean(self) -> None:
         """Delete entries that no run has used for :func:`days_kept`."""
         limit = time.time() - self._seconds_kept
         for path in self.folder.iterdir() if self.folder.is_dir() else ():
             with suppress(OSError):  # another run has deleted it, or is using it
-                if path.lstat().st_mtime < limit and not _is_claimed(path):
-                    _delete(path)
+                if path.lstat().st_mtime < limit:
+                    self.remove(Entry(path))
         for path in self.folder.glob("*/*.tmp"):  # left by a run that was killed
             with suppress(OSError):
                 if path.lstat().st_mtime < limit:

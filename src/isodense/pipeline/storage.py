@@ -28,7 +28,7 @@ STAGING = re.compile(r"\.[0-9a-f]{32}\.tmp(/.*)?$")
 ABANDONED = 86_400  # seconds after which a writer counts as dead where folders cannot be locked
 FULL = 2**20  # bytes; with less left, a write that failed without a reason failed for this one
 NO_ROOM = re.compile(r"no space left|quota exceeded", re.IGNORECASE)
-NUMBER = re.compile(r"\(os error (\d+)\)")  # as Rust ends its messages
+NUMBER = re.compile(r"(?:\(os error |\[Errno )(\d+)")  # of Rust, and of shutil.copytree
 SHORT = re.compile(r"requested and \d+ written|failed writing|write error", re.IGNORECASE)
 
 
@@ -230,8 +230,11 @@ def _storage_error(error: Exception, folder: Path) -> StorageError | None:
 
 
 def _reason(error: Exception) -> str:
-    """Return what an error says, less the path."""
-    return (isinstance(error, OSError) and error.strerror) or str(error)
+    """Return what an error says, less the paths."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    found = NUMBER.search(str(error))
+    return os.strerror(int(found[1])) if found else str(error)
 
 
 def _missing(place: str) -> str:

@@ -8,6 +8,8 @@ opened.
 
 A run that was cut off goes on from its last checkpoint, in the cache, with the same draws and, on
 the same machine, to the same weights. The cache entry is keyed by everything that shapes the run.
+It outlives the run, so that a result which DVC could not note costs no training; the next run
+deletes it.
 
 Any field of TRL's ``GRPOConfig`` can be set under ``train.grpo``, except those that the stage
 sets from other params or needs for the run to repeat, and of peft's ``LoraConfig`` under
@@ -33,7 +35,7 @@ from isodense.pipeline.artifact import (
     read_manifest,
     write_manifest,
 )
-from isodense.pipeline.cache import Store, cache_key
+from isodense.pipeline.cache import Entry, Store, cache_key
 from isodense.pipeline.errors import TrainingError
 from isodense.pipeline.params import as_dict
 from isodense.pipeline.storage import require_space
@@ -49,8 +51,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("isodense")
 
-HOLDING_PATHS = shutil.ignore_patterns("training_args.bin", "README.md")
+HOLDING_PATHS = shutil.ignore_patterns("training_args.bin", "README.md", "*.tmp")
 LAUNCH = ("WORLD_SIZE", "OMP_NUM_THREADS", "ACCELERATE_USE_FSDP", "ACCELERATE_MIXED_PRECISION")
+PUBLISHED = "published"  # in the cache entry of a run that has ended
 NOT_SHAPING = ("save_steps", "on_weak_reward")  # params that change nothing about the result
 CODE = (
     "models/inference",
@@ -147,7 +150,7 @@ def train(
         Seed of draws and completions.
     device : {"cpu", "cuda"}
     cache : Path
-        Where the run keeps its checkpoints until it is done.
+        Where the run keeps its checkpoints, the last until another run begins.
     inputs : dict of str to dict
         Manifests of what went in.
     out : Path
@@ -174,6 +177,7 @@ def train(
     first = os.environ.get("RANK", "0") == "0"
     with entry.claimed("training") if first else nullcontext():  # before processes meet
         if first:
+            _remove_published(store, entry)
             _require_space(policy, params, folder, out)
         config = make_config(params, seed, device, folder)
         plan = plan_run(prompts, weights, policy, params, draws_needed(config), seed)
@@ -202,8 +206,19 @@ def train(
             hashes = {name: content_sha256(manifest) for name, manifest in inputs.items()}
             fields = {"params": as_dict(params), "inputs": hashes, "changed": changed}
             _publish(folder / "policy", out, plan=facts, ids_sha256=prompts.ids_sha256, **fields)
-            shutil.rmtree(folder)
+            shutil.rmtree(folder / "policy")
+            (folder / PUBLISHED).touch()
     return {**facts, **results, "changed": changed}
+
+
+def _remove_published(store: Store, present: Entry) -> None:
+    """Delete the checkpoints of other runs that have ended: DVC has noted their results by now.
+
+    Until it has, a full disk or a kill makes DVC train again; that goes on from the last step.
+    """
+    for entry in store.entries(PUBLISHED):
+        if entry.folder != present.folder:
+            store.remove(entry)
 
 
 def _require_space(policy: Path, params: TrainParams, folder: Path, out: Path) -> None:
