@@ -20,6 +20,7 @@ from isodense.train.grpo import has_changed, merge_adapter
 from isodense.train.params import TrainParams
 from isodense.train.train import train
 from tests import tiny
+from tests.damage import reseal
 from tests.rl import SECTIONS, write_inputs
 
 WEIGHTS = "model.safetensors"
@@ -72,6 +73,7 @@ def changed(before: dict, after: dict) -> list[str]:
 
 def test_lora_of_a_policy_that_also_sees_is_in_what_is_published(world):
     (world[0] / "models/vision/preprocessor_config.json").write_text("{}")
+    reseal(world[0] / "models/vision")
     made, before, after = run(world, "vision", lora=VISION)
     assert before.keys() == after.keys()
     moved = changed(before, after)
@@ -91,6 +93,12 @@ def test_the_merge_is_the_policy_and_the_adapters_product(world):
         product = adapter[f"{key}B.weight"] @ adapter[f"{key}A.weight"]
         scale = json.loads((made / "adapter/adapter_config.json").read_text())["lora_alpha"] / 4
         torch.testing.assert_close(after[name], before[name] + scale * product)
+
+
+def test_an_adapter_that_cannot_be_merged_as_it_was_trained_is_refused(world):
+    """The embeddings are tied: merged into them, the adapter would change the head, too."""
+    with pytest.raises(TrainingError, match="the adapter gives another model"):
+        run(world, "policy", lora={"target_modules": ["embed_tokens"], "r": 4, "lora_alpha": 64})
 
 
 @pytest.mark.parametrize("lora", [LORA, None])
