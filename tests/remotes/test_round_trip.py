@@ -36,7 +36,7 @@ def test_a_team_shares(serve, stage, sharer, tmp_path):
         mate.run("dvc", "pull", "density")
         expected = outputs(sharer, "data/density", "reports/plots/density")
         assert moved(mate, remote, {}) == expected
-        assert len(expected) == 11
+        assert len(expected) == 12
         assert same(sharer, mate, "data/density")
         assert sorted(path.name for path in (mate.root / "data").iterdir()) == ["density", "raw"]
 
