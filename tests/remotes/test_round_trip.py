@@ -21,8 +21,8 @@ RERUN = {  # a changed param, and what its stage needs that a clone with density
     [
         (servers.local, "density"),
         (ssh_server, "train"),
-        (servers.s3, "density"),
-        (servers.http, "density"),
+        pytest.param(servers.s3, "density", marks=pytest.mark.slow),
+        pytest.param(servers.http, "density", marks=pytest.mark.slow),
     ],
 )
 def test_a_team_shares(serve, stage, sharer, tmp_path):
