@@ -38,12 +38,9 @@ def main(argv: list[str]) -> str:
     require_same_ids(train.ids_sha256, manifest, f"the neighbours in {args.neighbors}")
     found = estimate(graph, section, train.counts)
     near = load_heldout_graph(args.neighbors)
-    require_same_ids(
-        heldout.ids_sha256,
-        {**manifest, "ids_sha256": manifest["heldout_ids_sha256"]},
-        f"the held-out prompts in {args.neighbors}",
-    )
-    close = near_training(found, near)
+    what = f"the held-out prompts in {args.neighbors}"
+    require_same_ids(heldout.ids_sha256, manifest, what, "heldout_ids_sha256")
+    close = near_training(near, found.scales.radius)
     publish(
         found,
         heldout_density(found, near, section),

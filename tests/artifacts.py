@@ -53,6 +53,9 @@ def write_density(data: Path, **changes: object) -> None:
     graph, manifest = load_graph(data / "neighbors")
     found = estimate(graph, params, train.counts)
     near = load_heldout_graph(data / "neighbors")
-    heldout, leaked = heldout_density(found, near, params), near_training(found, near) | leaked
+    heldout, leaked = (
+        heldout_density(found, near, params),
+        near_training(near, found.scales.radius) | leaked,
+    )
     digest = content_sha256(read_manifest(data / "neighbors", "neighbors"))
     publish(found, heldout, leaked, train.ids, params, manifest, digest, data / "density")

@@ -13,6 +13,7 @@ import yaml
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]
+PARAMS = ROOT / "params.yaml"
 FIRST = "first-repro.txt"  # beside the clone: what the first run printed
 SMALL = {
     "download.sample.pairs": 120,
@@ -78,15 +79,7 @@ class Project:
 
     def set(self, values: dict[str, object]) -> None:
         path = self.root / "params.yaml"
-        params = yaml.safe_load(path.read_text())
-        for name, value in values.items():
-            *sections, key = name.split(".")
-            section = params
-            for part in sections:
-                section = section[part]
-            assert key in section, name
-            section[key] = value
-        path.write_text(yaml.safe_dump(params))
+        write_params(path, values, path)
 
     def lock(self) -> str:
         return (self.root / "dvc.lock").read_text()
@@ -94,6 +87,19 @@ class Project:
     def ran(self, output: str) -> list[str]:
         marks = [line for line in output.splitlines() if line.startswith("Running stage '")]
         return [line.split("'")[1] for line in marks]
+
+
+def write_params(path: Path, values: dict[str, object], source: Path = PARAMS) -> None:
+    """Write the params of `source`, by default the project's, with some values changed."""
+    params = yaml.safe_load(source.read_text())
+    for name, value in values.items():
+        *sections, key = name.split(".")
+        section = params
+        for part in sections:
+            section = section[part]
+        assert key in section, name
+        section[key] = value
+    path.write_text(yaml.safe_dump(params))
 
 
 def start(folder: Path) -> Project:

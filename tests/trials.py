@@ -31,7 +31,7 @@ from isodense.pipeline.errors import IsodenseError
 from tests import tiny
 from tests.damage import reseal
 from tests.faulty import Faults, install
-from tests.project import ROOT, SMALL
+from tests.project import ROOT, SMALL, write_params
 
 PARAMS = SMALL | {"train.save_steps": 1, "map.epochs": 10}
 HEAVY = ("trl", "trl.trainer.grpo_trainer", "umap", "faiss", "matplotlib.figure", "dvclive.live",
@@ -246,19 +246,6 @@ def _make_old(source: Path, target: Path) -> None:
         return
     (target / "old").touch()
     reseal(target)
-
-
-def write_params(path: Path, values: dict[str, Any]) -> None:
-    """Write the project's params with some values changed."""
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    for name, value in values.items():
-        *sections, key = name.split(".")
-        section = params
-        for part in sections:
-            section = section[part]
-        assert key in section, name
-        section[key] = value
-    path.write_text(yaml.safe_dump(params))
 
 
 def _script(name: str) -> Any:

@@ -83,7 +83,7 @@ def write(data, rows, asked=()):
     found = estimate(graph, PARAMS)
     density = heldout_density(found, near, PARAMS)
     ids = columns.split("train").ids
-    leaked, digest = near_training(found, near), content_sha256(manifest)
+    leaked, digest = near_training(near, found.scales.radius), content_sha256(manifest)
     publish(found, density, leaked, ids, PARAMS, manifest, digest, data / "density")
     with publishing(data / "embeddings") as made:
         for number, start in enumerate(range(0, len(vectors), SHARD)):

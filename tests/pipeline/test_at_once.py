@@ -15,8 +15,8 @@ import yaml
 from isodense.pipeline.artifact import read_checked
 from tests import tiny
 from tests.dvc.test_experiments import finish_queue
-from tests.project import ROOT, SMALL
-from tests.trials import digest, write_params
+from tests.project import ROOT, SMALL, write_params
+from tests.trials import digest
 
 STAGE = [sys.executable, str(ROOT / "stages" / "embeddings.py"), "--prompts", "data/prompts"]
 STAGE += ["--encoder", "models/encoder", "--out", "data/embeddings", "--metrics", "metrics.json"]

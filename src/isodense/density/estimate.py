@@ -196,25 +196,25 @@ def heldout_density(found: Estimate, near: Graph, params: DensityParams) -> np.n
         return np.zeros(len(near))
     sizes = np.bincount(found.clusters)[found.clusters]
     counts, _ = soft_counts(near, None, sizes, found.scales, len(found.clusters))
-    near_duplicate = near.distances[:, 0] <= np.float64(found.scales.radius)
-    return np.where(near_duplicate, found.density[near.indices[:, 0]], np.log1p(counts))
+    close = near_training(near, found.scales.radius)
+    return np.where(close, found.density[near.indices[:, 0]], np.log1p(counts))
 
 
-def near_training(found: Estimate, near: Graph) -> np.ndarray:
+def near_training(near: Graph, radius: float) -> np.ndarray:
     """Return which prompts that are not in the graph are near-duplicates of one that is.
 
     Parameters
     ----------
-    found : Estimate
-        What :func:`estimate` found for the prompts in the graph.
     near : Graph
         The nearest prompts of the graph to each other prompt.
+    radius : float
+        Of near-duplicates, see :class:`isodense.density.duplicates.Scales`.
 
     Returns
     -------
     ndarray of shape (m,), bool
     """
-    return near.distances[:, 0] <= np.float64(max(found.scales.radius, IDENTICAL))
+    return near.distances[:, 0] <= np.float64(max(radius, IDENTICAL))
 
 
 def _check(graph: Graph) -> None:

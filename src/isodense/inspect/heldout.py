@@ -57,7 +57,7 @@ def closest(prompts: Path, density: Path, neighbors: Path, top: int) -> dict[str
     heldout = columns.split("heldout").ids_sha256
     require_same_ids(heldout, weights.metadata, what, "heldout_ids_sha256")
     found, train = stored(weights), columns.positions("train")
-    close, by_words = near_training(found, near), columns.leaked[rows]
+    close, by_words = near_training(near, found.scales.radius), columns.leaked[rows]
     order = np.argsort(near.distances[:, 0], kind="stable")[:top]
     pairs = np.stack([rows[order], train[near.indices[order, 0]]], axis=1).tolist()
     texts = read_texts(prompts, {row for pair in pairs for row in pair})

@@ -175,8 +175,8 @@ def publish(prompts: Columns, neighbors: Path, params: MapParams, seed: int, out
     graph, manifest = load_graph(neighbors)
     what = f"the neighbours in {neighbors}"
     require_same_ids(prompts.split("train").ids_sha256, manifest, what)
-    held = manifest | {"ids_sha256": manifest["heldout_ids_sha256"]}
-    require_same_ids(prompts.split("heldout").ids_sha256, held, what)
+    heldout = prompts.split("heldout").ids_sha256
+    require_same_ids(heldout, manifest, what, "heldout_ids_sha256")
     if graph.k < min(params.neighbors, len(graph) - 1):
         log.info("the graph holds %d neighbours, fewer than map.neighbors", graph.k)
     coordinates = np.empty((len(prompts), 2), dtype=np.float32)

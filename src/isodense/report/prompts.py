@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from isodense.density.duplicates import IDENTICAL, largest_clusters
+from isodense.density.duplicates import largest_clusters
+from isodense.density.estimate import near_training
 from isodense.neighbors.graph import load_heldout_graph
 from isodense.pipeline.artifact import ids_sha256, read_checked, read_manifest, require_same_ids
 from isodense.pipeline.errors import ArtifactError
@@ -232,7 +233,7 @@ def nearest_train(prompts: Prompts, neighbors: Path, radius: float) -> Heldout:
     manifest = read_manifest(neighbors, "neighbors")
     require_same_ids(ids, manifest, f"the held-out prompts of {neighbors}", "heldout_ids_sha256")
     distances = np.array(graph.distances[:, 0])
-    close = distances <= np.float64(max(radius, IDENTICAL))
+    close = near_training(graph, radius)
     leaked = close | prompts.leaked[rows]
     near = [
         {
