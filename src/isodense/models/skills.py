@@ -50,7 +50,7 @@ def make(name: str, seed: int, out: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
     base = BaseParams(seed=seed, device="cpu")
-    even = _even(base, BATCH * STEPS)
+    even = even_rows(base, BATCH * STEPS)
     tokenizer = _tokenizer(even)
     set_seed(base.seed_of("models.skills"))
     config = LlamaConfig(
@@ -73,6 +73,7 @@ def make(name: str, seed: int, out: Path) -> None:
         if name == "lopsided":
             rows = [one for one in load(STANDARD, _rng(base)) if "heldout" not in one]
             _supervise(model, tokenizer, rows, MORE_STEPS, base.seed_of("models.lopsided"))
+    model.config.use_cache = True  # which the trainer sets to False
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
 
@@ -81,7 +82,7 @@ def _rng(base: BaseParams) -> np.random.Generator:
     return base.rng("download.skills")
 
 
-def _even(base: BaseParams, rows: int) -> list[dict[str, Any]]:
+def even_rows(base: BaseParams, rows: int) -> list[dict[str, Any]]:
     """Return requests of all skills in turn, none of them held out."""
     _, drawn, _ = draw_heldout(STANDARD.heldout, _rng(base))
     return [row(one.skill, *one.draw()) for _ in range(-(-rows // len(drawn))) for one in drawn]
@@ -129,7 +130,7 @@ def _supervise(
     """Train on the answers by TRL's supervised trainer."""
     import tempfile
 
-    from datasets import Dataset
+    import datasets
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 
@@ -157,9 +158,12 @@ def _supervise(
             save_strategy="no",
             report_to="none",
             logging_steps=40,
-            disable_tqdm=True,
         )
-        trainer = SFTTrainer(
-            model, config, train_dataset=Dataset.from_list(answered), processing_class=tokenizer
-        )
-        trainer.train()
+        shown = datasets.is_progress_bar_enabled()
+        datasets.disable_progress_bars()
+        try:
+            data = datasets.Dataset.from_list(answered)
+            SFTTrainer(model, config, train_dataset=data, processing_class=tokenizer).train()
+        finally:
+            if shown:
+                datasets.enable_progress_bars()
