@@ -47,7 +47,8 @@ PLACES = {  # package: (layer from the top, column); each layer may import the o
     "models": (9, 1.0),
     "download": (10, 0.0),
     "prompts": (10, 1.0),
-    BASE: (11, 0.0),
+    "synthetic": (11, 0.0),
+    BASE: (12, 0.0),
 }
 
 WIDTH, GAP, MARGIN, LINE, TITLE, BETWEEN = 290, 26, 44, 16, 26, 30  # pixels

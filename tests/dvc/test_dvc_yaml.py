@@ -158,7 +158,7 @@ def test_the_preflight_runs_before_the_first_long_stage_and_training_and_is_no_d
 
 
 def test_the_file_stays_readable():
-    assert len((ROOT / "dvc.yaml").read_text().splitlines()) < 350
+    assert len((ROOT / "dvc.yaml").read_text().splitlines()) < 400
 
 
 def test_outputs_are_cached_and_metrics_are_in_git():

@@ -1,12 +1,12 @@
 import pytest
 
-from isodense.download.sources.skills import load
 from isodense.models import skills
 from isodense.models.params import ModelParams
 from isodense.pipeline.errors import IsodenseError
 from isodense.pipeline.params import build
 from isodense.pipeline.runtime import BaseParams
 from isodense.reward.answers import exact_match
+from isodense.synthetic.requests import load
 
 MODEL = {"source": "skills", "name": "even", "version": "3", "sha256": None, "path": None}
 

@@ -166,7 +166,7 @@ def test_no_param_has_a_default():
             assert field.is_required()
             if isinstance(field.annotation, type) and issubclass(field.annotation, Params):
                 seen.append(field.annotation)
-    assert len(seen) == len(SECTIONS) + 11
+    assert len(seen) == len(SECTIONS) + 12
 
 
 def test_params_are_imported_without_what_the_stages_compute_with():

@@ -24,7 +24,6 @@ from isodense.download.sources import (
     hub,
     local,
     sample,
-    skills,
     stack_exchange,
     ultrafeedback,
 )
@@ -32,12 +31,13 @@ from isodense.pipeline import stage
 from isodense.pipeline.artifact import ids_sha256, publishing, write_manifest
 from isodense.pipeline.errors import DataError
 from isodense.pipeline.tables import ORIGIN, MixedTypes, read_batches, write_rows
+from isodense.synthetic import requests
 
 log = logging.getLogger("isodense")
 
 LOADERS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
     "sample": sample.load,
-    "skills": skills.load,
+    "skills": requests.load,
     "hh": hh.load,
     "ultrafeedback": ultrafeedback.load,
     "stack_exchange": stack_exchange.load,

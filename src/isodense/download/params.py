@@ -12,10 +12,10 @@ from isodense.download.sources.hh import HhParams
 from isodense.download.sources.hub import HubParams
 from isodense.download.sources.local import LocalParams
 from isodense.download.sources.sample import SampleParams
-from isodense.download.sources.skills import SkillsParams
 from isodense.download.sources.stack_exchange import StackExchangeParams
 from isodense.download.sources.ultrafeedback import UltrafeedbackParams
 from isodense.pipeline.params import CrossFieldError, Params, as_dict
+from isodense.synthetic.requests import SkillsParams
 
 Source = Literal["sample", "skills", "hh", "ultrafeedback", "stack_exchange", "hub", "local"]
 

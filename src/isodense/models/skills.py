@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from isodense.download.sources.skills import SkillsParams, draw_heldout, load, row
 from isodense.pipeline.runtime import BaseParams, one_thread
+from isodense.synthetic.requests import SkillsParams, draw_heldout, load, row
 
 STANDARD = SkillsParams(
     requests=2400, exponent=1.0, duplicates=0.1, near_duplicates=0.15, heldout=40

@@ -35,13 +35,13 @@ from collections.abc import Iterator
 from typing import Any, Self
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from isodense.download.sources.sample_answers import draw_answers
 from isodense.download.sources.sample_edits import Turns, careless, edit
 from isodense.download.sources.sample_intents import Intent, fill, read_intents
 from isodense.pipeline.params import CrossFieldError, Params
+from isodense.synthetic.counts import duplicate_counts, power_law_counts
 
 FRESH, NEAR_DUPLICATE, DUPLICATE = range(3)
 CARELESS = 0.2  # share of fresh prompts in careless lower case
@@ -99,7 +99,7 @@ def load(params: SampleParams, rng: np.random.Generator) -> Iterator[dict[str, A
         Intents are shuffled, and a duplicate comes after its original.
     """
     intents = read_intents()
-    rows = intent_counts(params.pairs, params.exponent, len(intents))
+    rows = power_law_counts(params.pairs, params.exponent, len(intents))
     exact, near = duplicate_counts(rows, params.duplicates, params.near_duplicates)
     sizes = zip(rows.tolist(), near.tolist(), exact.tolist(), strict=True)
     writers = [
@@ -117,82 +117,6 @@ def load(params: SampleParams, rng: np.random.Generator) -> Iterator[dict[str, A
             "rejected": [{"role": "assistant", "content": rejected}],
             "label": intents[rank].intent,
         }
-
-
-def intent_counts(pairs: int, exponent: float, intents: int) -> npt.NDArray[np.int64]:
-    """Return the number of rows of each intent: a power law, rounded to sum to `pairs`.
-
-    Parameters
-    ----------
-    pairs : int
-        Rows of all intents together.
-    exponent : float
-        Rank r gets a share proportional to ``r ** -exponent``.
-    intents : int
-        Number of intents.
-
-    Returns
-    -------
-    ndarray of shape (intents,), int64
-        Row counts by rank; at least 1 each where `pairs` allows.
-
-    Examples
-    --------
-    >>> intent_counts(26, 1.0, 4).tolist()
-    [13, 6, 4, 3]
-    """
-    ranks = np.arange(1, intents + 1, dtype=np.float64)
-    rows = _apportion(pairs, ranks**-exponent, np.full(intents, pairs))
-    while rows.min() == 0 and rows.max() > 1:
-        rows[rows.argmax()] -= 1
-        rows[rows.argmin()] += 1
-    return rows
-
-
-def duplicate_counts(
-    rows: npt.NDArray[np.int64], duplicates: float, near_duplicates: float
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return how many rows of each intent are duplicates, and how many near-duplicates.
-
-    The first row of an intent is fresh; if that leaves too few rows, there are fewer duplicates
-    than asked for.
-
-    Parameters
-    ----------
-    rows : ndarray of shape (n_intents,), int64
-        Rows of each intent.
-    duplicates, near_duplicates : float
-        Shares of all rows.
-
-    Returns
-    -------
-    exact : ndarray of shape (n_intents,), int64
-        In proportion to the power 3/2 of the row counts.
-    near : ndarray of shape (n_intents,), int64
-        In proportion to the row counts.
-    """
-    pairs = int(rows.sum())
-    places = np.maximum(rows - 1, 0)
-    weights = rows.astype(np.float64)
-    exact = _apportion(round(duplicates * pairs), weights * np.sqrt(weights), places)
-    near = _apportion(round(near_duplicates * pairs), weights, places - exact)
-    return exact, near
-
-
-def _apportion(
-    total: int, weights: npt.NDArray[np.float64], caps: npt.NDArray[np.int64]
-) -> npt.NDArray[np.int64]:
-    """Split `total` in proportion to `weights` by largest remainder, none above its cap."""
-    counts = np.zeros(len(weights), dtype=np.int64)
-    while (left := min(total, int(caps.sum())) - int(counts.sum())) > 0:
-        free = np.where(counts < caps, weights, 0.0)
-        # Rounded, because the last bits of powers and sums differ between platforms.
-        quota = np.round(left * free / free.sum(), 9)
-        whole = np.floor(quota).astype(np.int64)
-        order = np.argsort(whole - quota, kind="stable")
-        whole[order[: left - int(whole.sum())]] += 1
-        counts = np.minimum(counts + whole, caps)
-    return counts
 
 
 def _kinds(rows: int, near: int, exact: int, rng: np.random.Generator) -> Iterator[int]:

@@ -3,9 +3,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from isodense.download.sources import skills
-from isodense.download.sources.skill_families import skills as all_skills
 from isodense.pipeline.errors import DataError
+from isodense.synthetic import requests as skills
+from isodense.synthetic.families import skills as all_skills
 
 DEFAULTS = {
     "requests": 2400,

@@ -1,8 +1,8 @@
-"""Source ``skills``: lopsided requests for 40 skills whose answers can be checked, made by seed.
+"""Lopsided requests for 40 skills whose answers can be checked, made by seed: source ``skills``.
 
 The set on which a benefit of sampling can be seen. Each request has one right answer of a few
 letters (column ``answer``), and its skill is its ``label``
-(:mod:`isodense.download.sources.skill_families`). How common a skill is follows a power law whose
+(:mod:`isodense.synthetic.families`). How common a skill is follows a power law whose
 ranks are drawn by seed, so that over several seeds no skill is the rare one. The held-out requests
 (column ``heldout``) are other ones, as many of each skill, so that rare skills count as much as
 common ones. Of the same seed, :mod:`isodense.models.skills` makes a small policy that can answer
@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from isodense.download.sources.sample import duplicate_counts, intent_counts
-from isodense.download.sources.skill_families import Skill, skills
 from isodense.pipeline.errors import DataError
 from isodense.pipeline.params import Params
+from isodense.synthetic.counts import duplicate_counts, power_law_counts
+from isodense.synthetic.families import Skill, skills
 
 OPENINGS = ("Quick one: ", "Hi, ", "Please tell me: ", "For a quiz: ", "I forgot: ", "Hey. ")
 ENDINGS = (" Thanks!", " Just the answer.", " Please.", " One word is enough.", " Be brief.")
@@ -123,7 +123,7 @@ def load(params: SkillsParams, rng: np.random.Generator) -> Iterator[dict[str, A
         If a skill has fewer requests than are asked for.
     """
     ranked, drawn, heldout = draw_heldout(params.heldout, rng)
-    rows = intent_counts(params.requests, params.exponent, len(ranked))
+    rows = power_law_counts(params.requests, params.exponent, len(ranked))
     exact, near = duplicate_counts(rows, params.duplicates, params.near_duplicates)
     queues = [
         iter(_training_rows(one, *size))
