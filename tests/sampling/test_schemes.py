@@ -29,3 +29,24 @@ def test_weights_of_other_prompts_are_refused(tmp_path: Path):
             prompt_weights(other, weights, sampling)
     with pytest.raises(TrainingError, match=r"no prompt is left to train on\n.*lower "):
         prompt_weights(PromptSet([]), weights, "density")
+
+
+def test_the_inverted_scheme_draws_what_is_crowded(tmp_path: Path):
+    prompts = write_inputs(tmp_path).split("train")
+    weights = load_weights(tmp_path / "data/density")
+    odds = prompt_weights(prompts, weights, "inverted")
+    assert np.allclose(odds * weights.weights, 1)
+    assert odds.argmax() == weights.weights.argmin()
+
+
+def test_the_label_scheme_gives_each_label_the_same_mass(tmp_path: Path):
+    prompts = write_inputs(tmp_path).split("train")
+    weights = load_weights(tmp_path / "data/density")
+    labels = np.array(["rare"] + ["common"] * (len(prompts) - 1))
+    rows = [row | {"label": str(label)} for row, label in zip(prompts.rows, labels, strict=True)]
+    odds = prompt_weights(PromptSet(rows), weights, "label")
+    assert odds[labels == "rare"].sum() == pytest.approx(odds[labels == "common"].sum())
+    assert len(set(odds[labels == "common"])) == 1
+    missing = PromptSet([rows[0] | {"label": None}, *rows[1:]])
+    with pytest.raises(TrainingError, match=r"1 of \d+ prompts have no label"):
+        prompt_weights(missing, weights, "label")

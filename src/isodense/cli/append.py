@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from isodense.experiments.compare import environ
+from isodense.experiments.running import environ
 from isodense.inspect.growth import Before, Growth, compare, remember
 from isodense.pipeline.artifact import replacing
 from isodense.pipeline.errors import IsodenseError

@@ -52,8 +52,8 @@ class Draws:
         Number of draws.
     seed : int
         Names the stream of draws; see :func:`isodense.sampling.draw.draw`.
-    sampling : {"density", "uniform", "count"}
-        Draw by the weights of the density stage, all alike, or by occurrences.
+    sampling : {"density", "uniform", "count", "label", "inverted"}
+        What the odds of a draw follow; see :func:`isodense.sampling.schemes.prompt_weights`.
     """
 
     size: int

@@ -1,7 +1,8 @@
-"""Ways to draw prompts: by density, all alike, or by occurrences."""
+"""Ways to draw prompts: by density, all alike, by occurrences, or to compare with these."""
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from isodense.prompts.reader import PromptSet
     from isodense.sampling.weights import Weights
 
-Sampling = Literal["density", "uniform", "count"]
+Sampling = Literal["density", "uniform", "count", "label", "inverted"]
 SAMPLING: tuple[Sampling, ...] = get_args(Sampling)
 
 
@@ -26,7 +27,9 @@ def prompt_weights(prompts: PromptSet, weights: Weights, sampling: Sampling) -> 
         The training prompts.
     weights : Weights
         What the density stage wrote.
-    sampling : {"density", "uniform", "count"}
+    sampling : {"density", "uniform", "count", "label", "inverted"}
+        By the weights; all alike; by occurrences; all labels alike, as if the kinds of prompts were
+        known; or in inverse proportion to the weights, the wrong sign: a negative control.
 
     Returns
     -------
@@ -37,12 +40,27 @@ def prompt_weights(prompts: PromptSet, weights: Weights, sampling: Sampling) -> 
     ArtifactError
         If the weights belong to other prompts, also where they are not used.
     TrainingError
-        If there are no prompts.
+        If there are no prompts, or a prompt has no label where labels decide.
     """
     if not len(prompts):
         raise TrainingError("no prompt is left to train on", "lower prompts.heldout, or add data")
     require_same_ids(prompts.ids_sha256, weights.metadata, "the weights")
     if sampling == "density":
         return weights.weights
+    if sampling == "inverted":
+        return 1.0 / weights.weights.astype(np.float64)
+    if sampling == "label":
+        return _evening_labels(prompts)
     counts = [row["count"] if sampling == "count" else 1 for row in prompts.rows]
     return np.array(counts, dtype=np.float64)
+
+
+def _evening_labels(prompts: PromptSet) -> np.ndarray:
+    """Return one over the number of prompts that have the prompt's label."""
+    labels = prompts.labels
+    if labels is None:
+        missing = sum(1 for row in prompts.rows if row.get("label") is None)
+        message = f"sampling by label, and {missing} of {len(prompts)} prompts have no label"
+        raise TrainingError(message, "sample by density or uniform, or give every row a label")
+    sizes = Counter(labels)
+    return np.array([1 / sizes[label] for label in labels])

@@ -57,9 +57,10 @@ class TrainParams(Params):
 
     Attributes
     ----------
-    sampling : {"density", "uniform", "count"}
+    sampling : {"density", "uniform", "count", "label", "inverted"}
         Draw prompts by the weights of the density stage, all alike, or as often as they were asked
-        (which is what training on all pairs alike does).
+        (which is what training on all pairs alike does). To compare with: ``label``, each label as
+        often as any other, and ``inverted``, in inverse proportion to the weights.
     replacement : bool
         Whether a prompt can come again before every other has come once.
     uniform_share : float

@@ -11,6 +11,7 @@ from isodense.cli.commands._arguments import positive
 from isodense.experiments.arms import ARMS
 
 OUTPUT = Path("reports/compare")
+DEFAULT = ["uniform", "density"]
 
 
 def add(commands: Any) -> None:
@@ -18,19 +19,34 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "compare",
         help=run.__doc__,
-        description=f"{run.__doc__} Arms: uniform (every distinct prompt alike), density (by "
-        "the weights), count (by occurrences), density-reward (the weights in "
-        "the reward only), density-both. All have the same steps and completions. Runs that exist "
+        description=f"{run.__doc__} Arms: uniform (every distinct prompt alike), density (by the "
+        "weights), count (by occurrences), oracle (each label alike), inverted (one over the "
+        "weights, the wrong way round), density-0.9 and density-0.7 (gentler and stronger "
+        "weights), semdedup (near-duplicates left out, then uniform), clusters (each cluster of "
+        "embeddings alike), difficulty and density+difficulty, density-reward (the weights in the "
+        "reward only), density-both. All have the same steps and completions. Runs that exist "
         "already are not run again, so a comparison can be cut off, or get more seeds.",
-        epilog="example: isodense compare --arms uniform density --seeds 5 -S train.max_steps=200",
+        epilog="example: isodense compare --arms uniform density inverted --seeds 8 --jobs 2 "
+        "-S base.seed={seed} -S train.max_steps=240",
     )
     parser.add_argument(
-        "--arms", choices=ARMS, nargs="+", default=list(ARMS), help="first: the base"
+        "--arms",
+        choices=ARMS,
+        nargs="+",
+        default=DEFAULT,
+        metavar="ARM",
+        help=f"first: the base ({' '.join(DEFAULT)})",
     )
     parser.add_argument("--seeds", type=positive, default=3, help="of draws and completions (3)")
     parser.add_argument(
-        "-S", "--set-param", action="append", default=[], metavar="KEY=VALUE", help="for all arms"
+        "-S",
+        "--set-param",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="for all arms; {seed} in it is the run's seed",
     )
+    parser.add_argument("--jobs", type=positive, default=1, help="experiments at once (1)")
     parser.add_argument("--output", type=Path, default=OUTPUT, help=f"folder to write ({OUTPUT})")
     parser.set_defaults(run=run)
 
@@ -40,5 +56,5 @@ def run(args: argparse.Namespace) -> None:
     from isodense.experiments.compare import compare
     from isodense.experiments.differences import describe
 
-    rows = compare(args.arms, args.seeds, args.set_param, args.output)
+    rows = compare(args.arms, args.seeds, args.set_param, args.output, args.jobs)
     sys.stdout.write(f"{describe(rows)}\nalso in {args.output}, with a figure\n")
