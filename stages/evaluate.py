@@ -14,7 +14,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from isodense.evaluate.evaluate import evaluate, load_heldout
+from isodense.evaluate.evaluate import evaluate
+from isodense.evaluate.heldout import load_heldout
 from isodense.evaluate.metrics import Comparison, write_tables
 from isodense.evaluate.params import EvaluateParams
 from isodense.pipeline import notices, params, stage

@@ -63,6 +63,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
     },
     "evaluate": {
         "max_prompts": 8,
+        "answer": None,
         "num_generations": 2,
         "max_completion_tokens": 6,
         "temperature": 1.0,

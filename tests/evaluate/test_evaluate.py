@@ -6,53 +6,35 @@ import numpy as np
 import pytest
 import yaml
 
-from isodense.evaluate.evaluate import (
-    evaluate,
-    load_heldout,
-    open_encoder,
-    sample,
-)
-from isodense.evaluate.metrics import Comparison, Heldout
+from isodense.evaluate.evaluate import evaluate, open_encoder
+from isodense.evaluate.heldout import load_heldout
+from isodense.evaluate.metrics import Comparison
 from isodense.evaluate.params import EvaluateParams
 from isodense.models.inference import completions
 from isodense.models.inference.policy import load_policy
 from isodense.pipeline import params
 from isodense.pipeline.artifact import content_sha256, read_manifest, write_manifest
-from isodense.pipeline.errors import ArtifactError, ParamsError, TrainingError
-from isodense.prompts.reader import PromptSet, load_prompts
+from isodense.pipeline.errors import ArtifactError, DataError, ParamsError
+from isodense.prompts.reader import load_prompts
 from tests import tiny
-from tests.damage import reseal
-from tests.rl import SECTIONS, write_density, write_inputs, write_reward
+from tests.rl import SECTIONS, write_inputs, write_reward
 
 SAMPLED = EvaluateParams(
-    max_prompts=12, num_generations=3, max_completion_tokens=8, temperature=1.0, batch_tokens=512
+    max_prompts=12,
+    answer=None,
+    num_generations=3,
+    max_completion_tokens=8,
+    temperature=1.0,
+    batch_tokens=512,
 )
 GREEDY = EvaluateParams(
-    max_prompts=12, num_generations=1, max_completion_tokens=8, temperature=0.0, batch_tokens=512
+    max_prompts=12,
+    answer=None,
+    num_generations=1,
+    max_completion_tokens=8,
+    temperature=0.0,
+    batch_tokens=512,
 )
-
-
-def test_a_sample_keeps_order_and_changes_little_when_prompts_are_added():
-    rng = np.random.default_rng(0)
-    ids = [f"{int(value):032x}" for value in rng.integers(0, 2**62, 300)]
-    rows = [{"id": identifier} for identifier in ids]
-    many = Heldout(PromptSet(rows), np.arange(300, dtype=np.float32))
-    few = Heldout(PromptSet(rows[:250]), np.arange(250, dtype=np.float32))
-    one, other = sample(few, 50), sample(many, 50)
-    assert len(set(one.prompts.ids) & set(other.prompts.ids)) > 35
-    assert one.density.tolist() == [ids.index(identifier) for identifier in one.prompts.ids]
-    assert np.all(np.diff(one.density) > 0)
-    assert sample(few, 1000).prompts.ids == few.prompts.ids
-
-
-def test_a_sample_does_not_prefer_prompts_that_are_held_out_by_their_own_ids():
-    """Ids of these are small; those held out with a near-duplicate have any."""
-    rng = np.random.default_rng(0)
-    small = [f"{int(value):032x}" for value in rng.integers(0, 2**60, 200)]
-    others = [f"{int(value):032x}" for value in rng.integers(2**60, 2**62, 200)]
-    rows = [{"id": one} for pair in zip(small, others, strict=True) for one in pair]
-    taken = sample(Heldout(PromptSet(rows), np.zeros(400)), 200).prompts.ids
-    assert len(set(taken) & set(small)) == pytest.approx(100, abs=25)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +87,7 @@ def test_a_policy_gains_nothing_over_itself_and_does_not_diverge(
     world: Path, settings: EvaluateParams
 ):
     comparison = compare(world, "same", settings)
-    assert comparison.gain.tolist() == [0.0] * 12
+    assert comparison.gains["reward"].tolist() == [0.0] * 12
     assert comparison.base.completions == comparison.trained.completions
     metrics = comparison.metrics()
     kl = {name: metrics["trained"].pop(name, 0) for name in ("kl", "kl_low", "kl_high")}
@@ -218,6 +200,31 @@ def test_verifiable_rewards_are_measured_by_solved_prompts_labels_and_functions(
     assert sum(row["prompts"] for row in table[::2]) == 12
     (first, *_) = found.completions()
     assert set(first["base_functions"]) == {"even", "long"}
+    assert "answer_probability" not in metrics["base"]
+
+
+def test_how_likely_the_answer_is_is_measured_beside_the_reward(world: Path, tmp_path: Path):
+    prompts = load_prompts(world / "data/prompts")
+    rows = prompts.split("heldout").rows
+    for row in rows[1:]:
+        row["truth"] = "red"
+    answer = GREEDY.model_copy(update={"answer": "truth", "max_prompts": None})
+    found = load_heldout(prompts, world / "data/density")
+    paths = [world / name for name in ("models/policy", "other", "models/reward", "models/encoder")]
+    both = evaluate(found, *paths, answer, 0, "cpu", tmp_path)
+    metrics = both.metrics()
+    for policy, answers in both.policies.items():
+        log_probs = answers.answer_log_probs
+        assert np.isnan(log_probs[0])  # the prompt without an answer
+        mean = np.exp(log_probs[1:]).mean()
+        assert metrics[policy]["answer_probability"] == pytest.approx(mean, abs=1e-6)
+        assert "answer_probability" in metrics["clean"][policy]
+    assert (both.trained.answer_log_probs[1:] != both.base.answer_log_probs[1:]).all()
+    assert "answer_probability_low" in metrics["gain"]
+    assert set(metrics["gain"]["answer_probability_by_decile"]) == set(metrics["gain"]["by_decile"])
+    assert "answer_probability_low" in both.deciles()[0]
+    with pytest.raises(DataError, match="names 'thruth', which no held-out prompt has"):
+        evaluate(found, *paths, answer.model_copy(update={"answer": "thruth"}), 0, "cpu", tmp_path)
 
 
 def test_greedy_completions_of_a_prompt_would_all_be_equal(tmp_path: Path):
@@ -233,22 +240,3 @@ def test_a_policy_trained_from_another_base_is_refused(world: Path, tmp_path: Pa
     write_manifest(made, "train", inputs={"policy": "0" * 64})
     with pytest.raises(ArtifactError, match="trained from another policy"):
         compare(world, str(made), GREEDY)
-
-
-def test_an_empty_heldout_split_says_what_to_raise(tmp_path: Path):
-    prompts = write_inputs(tmp_path, count=10, heldout=0.0)
-    with pytest.raises(TrainingError, match=r"0 of 10(.|\n)*raise prompts\.heldout"):
-        load_heldout(prompts, tmp_path / "data/density")
-
-
-def test_densities_of_other_prompts_are_refused(world: Path, tmp_path: Path):
-    prompts = load_prompts(world / "data/prompts")
-    fewer = PromptSet(prompts.rows[:-3])
-    with pytest.raises(ArtifactError, match=r"other prompts|one finite number"):
-        load_heldout(fewer, world / "data/density")
-    write_density(tmp_path / "density", prompts)
-    values = np.full(len(prompts.split("heldout")), np.nan, dtype=np.float32)
-    np.save(tmp_path / "density/heldout_density.npy", values)
-    reseal(tmp_path / "density")
-    with pytest.raises(ArtifactError, match="one finite number"):
-        load_heldout(prompts, tmp_path / "density")

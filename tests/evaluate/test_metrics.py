@@ -10,15 +10,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from isodense.evaluate.metrics import (
-    Answers,
-    Comparison,
-    Heldout,
-    bins,
-    interval,
-    named_share,
-    write_tables,
-)
+from isodense.evaluate.heldout import Heldout
+from isodense.evaluate.intervals import interval, named_share
+from isodense.evaluate.metrics import Answers, Comparison, bins, write_tables
 from isodense.models.inference.generation import Completion
 from isodense.prompts.reader import PromptSet
 
@@ -160,7 +154,7 @@ def test_tables_hold_every_prompt_and_both_policies(tmp_path: Path):
     comparison = Comparison(heldout(20), base, trained, None)
     paths = [tmp_path / "plots" / name for name in ("deciles.csv", "labels.csv")]
     write_tables(comparison, *paths, tmp_path / "completions.jsonl")
-    assert paths[1].read_text() == "label,prompts,policy,reward,low,high\n"
+    assert paths[1].read_text() == "label,prompts,policy,training_prompts,reward,low,high\n"
     with (tmp_path / "plots/deciles.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     columns = ["decile", "density", "policy", "reward", "low", "high", "frac_reward_zero_std"]
@@ -227,6 +221,20 @@ def test_labels_that_are_no_kinds_are_not_averaged_over():
     assert not [name for name in found["gain"] if "over_labels" in name]
 
 
+def test_without_labels_crowded_prompts_count_less():
+    rewards = np.array([[0.0], [0.0], [1.0], [1.0]])  # the last are the sparsest of `heldout`
+    crowded = replace(heldout(4), exponent=np.log(2))  # each half as heavy as the next
+    found = Comparison(crowded, answers(0 * rewards), answers(rewards), None).metrics()
+    assert found["trained"]["reward"] == 0.5
+    assert found["trained"]["reward_evened"] == pytest.approx(12 / 15, abs=1e-6)
+    assert found["gain"]["reward_evened"] == pytest.approx(12 / 15, abs=1e-6)
+    assert found["base"]["reward_evened"] == 0
+    solved = Comparison(crowded, graded(rewards), graded(rewards), None).metrics()
+    assert solved["trained"]["pass_at_1_evened_high"] <= 1
+    named = Comparison(labelled(["a", "a", "b", "b"]), graded(rewards), graded(rewards), None)
+    assert not [name for name in named.metrics()["gain"] if "evened" in name]
+
+
 def test_completions_without_an_opinion_do_not_count():
     nan = np.nan
     base = graded(np.array([[0, nan], [nan, nan], [1, 1], [nan, 1]]))
@@ -275,7 +283,10 @@ def test_rows_of_the_tables_by_hand(tmp_path: Path):
     base = graded(np.array([[0, 0], [0, 1], [1, 1], [0, 0]]))
     trained = graded(np.array([[0, 1], [1, 1], [1, 1], [1, 1]]))
     found = Comparison(
-        replace(labelled(labels), density=np.array([1 / 3, 1, 2, 3])), base, trained, None
+        replace(labelled(labels), density=np.array([1 / 3, 1, 2, 3]), training={"a": 7}),
+        base,
+        trained,
+        None,
     )
     paths = [tmp_path / "a/b" / name for name in ("deciles.csv", "labels.csv", "completions.jsonl")]
     write_tables(found, *paths)
@@ -285,9 +296,8 @@ def test_rows_of_the_tables_by_hand(tmp_path: Path):
     mean, low, high = interval(np.array([0.5, 1.0]))
     expected = {"reward": mean, "low": low, "high": high}
     expected |= named_share("pass_at_1", np.array([0.5, 1.0]))
-    assert rows[1] == {"label": "a", "prompts": "2", "policy": "trained"} | {
-        name: str(value) for name, value in expected.items()
-    }
+    row = {"label": "a", "prompts": 2, "policy": "trained", "training_prompts": 7} | expected
+    assert rows[1] == {name: str(value) for name, value in row.items()}
     (one, _) = found.deciles()
     assert one["density"] == round(float(np.mean([1 / 3, 1, 2, 3])), 6)
     assert one["frac_reward_zero_std"] == 0.75

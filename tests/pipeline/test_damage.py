@@ -13,7 +13,7 @@ import pytest
 import isodense
 from isodense.embeddings.encoder import load_encoder
 from isodense.embeddings.reader import load_vectors
-from isodense.evaluate.evaluate import load_heldout
+from isodense.evaluate.heldout import load_heldout
 from isodense.inspect.growth import read_texts
 from isodense.inspect.lookup import heldout_rows
 from isodense.models.inference.policy import load_policy, load_tokenizer

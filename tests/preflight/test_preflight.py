@@ -207,6 +207,15 @@ def test_wrong_params_of_later_stages_are_said_first(project: Project):
         project.findings()
 
 
+def test_a_ground_truth_that_the_data_lacks_is_a_problem(project: Project):
+    project.configure(evaluate={"answer": "anwser"})
+    assert said(project.findings(), "evaluate") == [
+        "problem: evaluate.answer names 'anwser', and the data has solution"
+    ]
+    project.configure(evaluate={"answer": "solution"})
+    assert not said(project.findings(), "evaluate")
+
+
 @pytest.mark.slow
 def test_a_problem_stops_the_pipeline_unless_it_need_not_get_that_far(project: Project):
     project.write(rows(pairs=False))

@@ -10,7 +10,6 @@ would agree; ``completions.jsonl`` holds every answer for reading.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,18 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from isodense.evaluate.metrics import Answers, Comparison, Heldout
+from isodense.evaluate.ground_truth import ground_truth_log_probs
+from isodense.evaluate.heldout import Heldout, sample
+from isodense.evaluate.metrics import Answers, Comparison
 from isodense.evaluate.params import EvaluateParams
-from isodense.pipeline.artifact import (
-    checked,
-    content_sha256,
-    load_array,
-    read_manifest,
-    require_same_ids,
-)
-from isodense.pipeline.errors import ArtifactError, TrainingError
-from isodense.prompts.reader import PromptSet
-from isodense.sampling.weights import HELDOUT_DENSITY, load_leaked
+from isodense.pipeline.artifact import content_sha256, read_manifest
+from isodense.pipeline.errors import ArtifactError
 
 if TYPE_CHECKING:
     from isodense.embeddings.encoder import Encoder
@@ -38,52 +31,6 @@ if TYPE_CHECKING:
 
 ENCODER_TOKENS = 256  # of a completion that the encoder reads; the last ones
 ENCODER_MULTIPLE = 16  # lengths that encoders take
-
-
-def load_heldout(prompts: PromptSet, density: str | Path) -> Heldout:
-    """Return the held-out prompts with their density.
-
-    Parameters
-    ----------
-    prompts : PromptSet
-        All prompts.
-    density : str or Path
-        The density artifact.
-
-    Raises
-    ------
-    TrainingError
-        If fewer than two prompts are held out, which give no interval.
-    ArtifactError
-        If the densities belong to other prompts.
-    """
-    heldout = prompts.split("heldout")
-    if len(heldout) < 2:
-        message = f"{len(heldout)} of {len(prompts)} prompts are held out; evaluating takes two"
-        raise TrainingError(message, "raise prompts.heldout, or add data")
-    manifest = read_manifest(density, "density")
-    require_same_ids(prompts.split("train").ids_sha256, manifest, f"the weights in {density}")
-    what = f"the held-out densities in {density}"
-    require_same_ids(heldout.ids_sha256, manifest, what, "heldout_ids_sha256")
-    path = checked(density, manifest, HELDOUT_DENSITY)
-    values = load_array(path)
-    if values.shape != (len(heldout),) or not np.isfinite(values).all():
-        message = f"{path} does not hold one finite number for each of {len(heldout)} prompts"
-        raise ArtifactError(message, "run `dvc repro density`")
-    return Heldout(heldout, values, prompts.labels_are_kinds, load_leaked(density, prompts))
-
-
-def sample(heldout: Heldout, size: int) -> Heldout:
-    """Return at most `size` of the prompts, in order.
-
-    Those whose ids have the smallest hashes are a fair sample, and one that appending data changes
-    little. The ids themselves are none: the smallest ids are held out by themselves, and any id
-    because of a near-duplicate.
-    """
-    hashes = [hashlib.sha256(one.encode()).hexdigest() for one in heldout.prompts.ids]
-    chosen = np.sort(np.argsort(np.array(hashes), kind="stable")[:size])
-    rows = [heldout.prompts.rows[row] for row in chosen]
-    return replace(heldout, prompts=PromptSet(rows), density=heldout.density[chosen])
 
 
 def evaluate(
@@ -118,6 +65,8 @@ def evaluate(
     ------
     ArtifactError
         If `trained` was not trained from `policy`, or the reward belongs to another policy.
+    DataError
+        If ``evaluate.answer`` names no column with ground truths.
     """
     from isodense.models.inference.completions import (
         complete_once,
@@ -134,6 +83,7 @@ def evaluate(
     vectors = open_encoder(encoder, device)
     heldout = sample(heldout, params.max_prompts)
     rows, settings = heldout.prompts.rows, _settings(params, seed)
+    likely = [_likely(folder, policy, rows, params, device) for folder in (policy, trained)]
     made = [
         complete_once(policy, rows, settings, device, cache),
         completions_of(trained, rows, settings, device),
@@ -148,8 +98,20 @@ def evaluate(
         ]
         ratios = under[0] - under[1]
     above = read_manifest(reward, "reward").get("solved_above")
-    base, after = (judge(rows, completions, scores, vectors, above) for completions in made)
+    base, after = (
+        replace(judge(rows, completions, scores, vectors, above), answer_log_probs=under)
+        for completions, under in zip(made, likely, strict=True)
+    )
     return Comparison(heldout, base, after, ratios, changed=manifest.get("changed", True))
+
+
+def _likely(
+    folder: Path, policy: Path, rows: Sequence[dict[str, Any]], params: EvaluateParams, device: str
+) -> np.ndarray | None:
+    """Return how likely the ground truths are, where a column has them."""
+    if params.answer is None:
+        return None
+    return ground_truth_log_probs(folder, policy, rows, params.answer, device, params.batch_tokens)
 
 
 def _settings(params: EvaluateParams, seed: int) -> dict[str, Any]:

@@ -66,3 +66,38 @@ def named_share(name: str, values: np.ndarray) -> dict[str, float | None]:
     low, high = wilson(float(values.sum()), len(values))
     found = {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
     return {key: round(value, 6) for key, value in found.items()}
+
+
+def named_weighted(
+    name: str, values: np.ndarray, weights: np.ndarray, share: bool = False
+) -> dict[str, float | None]:
+    """Return the weighted mean of the values that are not NaN, and a 95% interval, as metrics.
+
+    The interval is that of a ratio of two means (Hájek 1971, to first order), which with equal
+    weights is the t interval; of shares it is Wilson's, of as many values as the weights are worth
+    (Kish 1965).
+
+    Parameters
+    ----------
+    name : str
+    values, weights : ndarray of shape (n,)
+        Weights are positive.
+    share : bool
+        Whether to give the interval of :func:`named_share`.
+    """
+    from scipy.special import stdtrit
+
+    known = ~np.isnan(values)
+    values, weights = values[known].astype(np.float64), weights[known]
+    names, n = (name, f"{name}_low", f"{name}_high"), len(values)
+    if n < 2:
+        return dict(zip(names, interval(values), strict=True))
+    weights = weights / weights.sum()
+    mean, size = float(weights @ values), 1 / float(weights @ weights)
+    if share:
+        low, high = wilson(mean * size, size)
+    else:
+        error = np.sqrt(n / (n - 1)) * np.linalg.norm(weights * (values - mean))
+        half = float(stdtrit(n - 1, 0.975) * error)
+        low, high = mean - half, mean + half
+    return {key: rounded(value) for key, value in zip(names, (mean, low, high), strict=True)}

@@ -2,79 +2,41 @@
 
 Every prompt has the same number of completions by each policy. The reward of a prompt is the mean
 reward of its completions that have one; intervals are 95% t intervals over prompts, for the gain
-over paired differences. Means over labels weigh each kind of prompt alike, and their intervals are
-over the labels' means. Prompts are also binned by density into deciles (fewer, if a decile would
-hold under ``BIN`` prompts), the most isolated prompts first. ``docs/stages/evaluate.md`` defines
-each metric.
+over paired differences. :mod:`isodense.evaluate.averages` weighs kinds of prompts alike. Prompts
+are also binned by density into deciles (fewer, if a decile would hold under ``BIN`` prompts), the
+most isolated prompts first. ``docs/stages/evaluate.md`` defines each metric.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from isodense.evaluate.averages import gain_over_labels, over_labels
 from isodense.evaluate.diversity import self_bleu, vendi
+from isodense.evaluate.heldout import Heldout
 from isodense.evaluate.intervals import (
     interval,
     mean_known,
     named_interval,
     named_share,
+    named_weighted,
     rounded,
 )
 from isodense.evaluate.solved import pass_at, sizes
 from isodense.evaluate.text_metrics import distinct, repetition, stock_phrases, words
 from isodense.pipeline.artifact import replacing
 from isodense.pipeline.jsonl import write_jsonl
-from isodense.prompts.reader import PromptSet
 
 if TYPE_CHECKING:
     from isodense.models.inference.generation import Completion
 
 BIN = 5
-
-
-@dataclass(frozen=True)
-class Heldout:
-    """Held-out prompts and their density.
-
-    Attributes
-    ----------
-    prompts : PromptSet
-        Prompts of the split ``"heldout"``.
-    density : ndarray of shape (n_prompts,), float32
-        Log density among the training prompts.
-    kinds : bool
-        Whether labels name kinds of prompts.
-    leaked : frozenset of str
-        Ids of those with a near-duplicate in training.
-    """
-
-    prompts: PromptSet
-    density: np.ndarray
-    kinds: bool = False
-    leaked: frozenset[str] = frozenset()
-
-    @property
-    def clean(self) -> np.ndarray:
-        """Whether a prompt has no near-duplicate in training: ndarray of shape (n_prompts,)."""
-        return np.array([one not in self.leaked for one in self.prompts.ids], dtype=bool)
-
-    @property
-    def labels(self) -> dict[str, np.ndarray]:
-        """Row numbers of the prompts of each label, sorted by label; none unless labels are kinds.
-
-        Prompts without a label are left out.
-        """
-        rows: dict[str, list[int]] = {}
-        for number, row in enumerate(self.prompts.rows if self.kinds else []):
-            if row.get("label"):
-                rows.setdefault(row["label"], []).append(number)
-        return {label: np.array(rows[label]) for label in sorted(rows)}
+SHARES = "pass_at_"  # begins the names of what is a share of draws
 
 
 @dataclass(frozen=True)
@@ -94,6 +56,9 @@ class Answers:
         What each reward function gives, of kind function.
     solved_above : float or None
         A completion to which the first function gives more is solved; None where none tells.
+    answer_log_probs : ndarray of shape (n_prompts,), float64, or None
+        Log-probability of each prompt's ground truth in nats, NaN for a prompt without one; None
+        where no column has them.
     """
 
     completions: list[list[Completion]]
@@ -101,6 +66,7 @@ class Answers:
     vectors: np.ndarray
     functions: dict[str, np.ndarray] = field(default_factory=dict)
     solved_above: float | None = None
+    answer_log_probs: np.ndarray | None = None
 
     @property
     def grouped(self) -> bool:
@@ -120,6 +86,14 @@ class Answers:
         decisive = next(iter(self.functions.values()), self.rewards)
         solved, count = (decisive > self.solved_above).sum(axis=1), decisive.shape[1]
         return {f"pass_at_{k}": pass_at(solved, count, k) for k in sizes(count)}
+
+    @property
+    def measured(self) -> dict[str, np.ndarray]:
+        """What is averaged over prompts: reward, pass@k, and the answer's probability if known."""
+        found = {"reward": self.reward, **self.pass_at}
+        if self.answer_log_probs is not None:
+            found["answer_probability"] = np.exp(self.answer_log_probs)
+        return found
 
     @property
     def frac_reward_zero_std(self) -> np.ndarray:
@@ -154,9 +128,9 @@ class Answers:
         if self.grouped:
             found["vendi_within"] = np.mean([vendi(group) for group in self.vectors])
             found["frac_reward_zero_std"] = self.frac_reward_zero_std.mean()
-        result: dict[str, Any] = named_interval("reward", self.reward)
-        for name, values in self.pass_at.items():
-            result |= named_share(name, values)
+        result: dict[str, Any] = {}
+        for name, values in self.measured.items():
+            result |= named_mean(name, values)
         result |= {name: round(float(value), 6) for name, value in found.items()}
         if self.functions:
             means = {name: mean_known(values) for name, values in self.functions.items()}
@@ -188,35 +162,56 @@ class Comparison:
     changed: bool = True
 
     @property
-    def gain(self) -> np.ndarray:
-        """Reward of the trained minus the base policy: ndarray of shape (n_prompts,), float64."""
-        return self.trained.reward - self.base.reward
+    def policies(self) -> dict[str, Answers]:
+        """Answers of the policy before and after training, by name."""
+        return {"base": self.base, "trained": self.trained}
+
+    @property
+    def gains(self) -> dict[str, np.ndarray]:
+        """What the trained policy has more than the base policy of each measure, by prompt."""
+        base = self.base.measured
+        return {name: values - base[name] for name, values in self.trained.measured.items()}
 
     def metrics(self) -> dict[str, Any]:
         """Return the metrics of both policies, the divergence, and the gain by density decile."""
-        labels = self.heldout.labels
+        labels = self.heldout.rarest_first
         found: dict[str, Any] = {"prompts": len(self.heldout.prompts)}
         found |= {"labels": len(labels)} if labels else {}
-        for name, answers in (("base", self.base), ("trained", self.trained)):
-            found[name] = answers.describe()
-            measured = {"reward": answers.reward, **answers.pass_at}
-            found[name] |= over_labels(measured, labels, answers.pass_at)
+        for policy, answers in self.policies.items():
+            found[policy] = answers.describe()
+            for name, values in answers.measured.items():
+                share = name.startswith(SHARES)
+                found[policy] |= over_labels(name, values, labels, share)
+                found[policy] |= self._evened(name, values, share)
             if answers.grouped:
-                found[name]["frac_reward_zero_std_by_decile"] = self._by_decile(
+                found[policy]["frac_reward_zero_std_by_decile"] = self._by_decile(
                     answers.frac_reward_zero_std
                 )
         found["trained"] |= self.divergence()
-        gains = {"reward": self.gain, **self.gain_of_pass_at}
-        gain: dict[str, Any] = {}
-        for name, values in gains.items():
-            gain |= named_interval(name, values)
-        gain |= over_labels(gains, labels) | {"by_decile": self._by_decile(self.gain)}
-        if "pass_at_1" in gains:
-            gain["pass_at_1_by_decile"] = self._by_decile(gains["pass_at_1"])
-        return found | {"gain": gain, "clean": self.on_clean()}
+        return found | {"gain": self._gain(), "clean": self.on_clean()}
+
+    def _gain(self) -> dict[str, Any]:
+        """Return the gain of each measure: overall, over labels or evened, and by decile."""
+        labels, base, trained = self.heldout.rarest_first, self.base.measured, self.trained.measured
+        found: dict[str, Any] = {}
+        for name, values in self.gains.items():
+            found |= named_interval(name, values)
+            found |= gain_over_labels(name, base[name], trained[name], labels)
+            found |= self._evened(name, values)
+        found["by_decile"] = self._by_decile(self.gains["reward"])
+        for name in ("pass_at_1", "answer_probability"):
+            if name in self.gains:
+                found[f"{name}_by_decile"] = self._by_decile(self.gains[name])
+        return found
+
+    def _evened(self, name: str, values: np.ndarray, share: bool = False) -> dict[str, Any]:
+        """Return the mean weighted inversely to density, where there are no labels to go by."""
+        if len(self.heldout.labels) > 1:
+            return {}
+        return named_weighted(f"{name}_evened", values, self.heldout.weights, share)
 
     def on_clean(self) -> dict[str, Any]:
-        """Return rewards, pass@k and gains over the prompts without a near-duplicate in training.
+        """Return measures and gains over the prompts without a near-duplicate in training.
 
         Without such prompts there is nothing but their number.
         """
@@ -224,20 +219,14 @@ class Comparison:
         found: dict[str, Any] = {"prompts": int(clean.sum())}
         if not found["prompts"]:
             return found
-        for name, answers in (("base", self.base), ("trained", self.trained)):
-            found[name] = named_interval("reward", answers.reward[clean])
-            for key, values in answers.pass_at.items():
-                found[name] |= named_share(key, values[clean])
-        found["gain"] = named_interval("reward", self.gain[clean])
-        for key, values in self.gain_of_pass_at.items():
-            found["gain"] |= named_interval(key, values[clean])
+        for policy, answers in self.policies.items():
+            found[policy] = {}
+            for name, values in answers.measured.items():
+                found[policy] |= named_mean(name, values[clean])
+        found["gain"] = {}
+        for name, values in self.gains.items():
+            found["gain"] |= named_interval(name, values[clean])
         return found
-
-    @property
-    def gain_of_pass_at(self) -> dict[str, np.ndarray]:
-        """Each pass@k of the trained minus that of the base policy, prompt by prompt."""
-        base = self.base.pass_at
-        return {name: values - base[name] for name, values in self.trained.pass_at.items()}
 
     def divergence(self) -> dict[str, float | None]:
         """Return an estimate of KL(trained || base) in nats, per completion and per token.
@@ -256,11 +245,11 @@ class Comparison:
         rows = []
         for number, members in enumerate(bins(self.heldout.density), start=1):
             density = round(float(self.heldout.density[members].mean()), 6)
-            for policy, answers in (("base", self.base), ("trained", self.trained)):
+            for policy, answers in self.policies.items():
                 mean, low, high = interval(answers.reward[members])
                 row = {"decile": number, "density": density, "policy": policy}
                 row |= {"reward": mean, "low": low, "high": high}
-                row |= _interval_of_pass(answers, members)
+                row |= _others(answers, members)
                 if answers.grouped:
                     row["frac_reward_zero_std"] = round(
                         float(answers.frac_reward_zero_std[members].mean()), 6
@@ -269,14 +258,15 @@ class Comparison:
         return rows
 
     def by_label(self) -> list[dict[str, Any]]:
-        """Return mean reward and pass@1 of each label and policy, with intervals."""
+        """Return each label's measures under each policy, with intervals."""
         rows = []
         for label, members in self.heldout.labels.items():
-            for policy, answers in (("base", self.base), ("trained", self.trained)):
+            for policy, answers in self.policies.items():
                 mean, low, high = interval(answers.reward[members])
                 row = {"label": label, "prompts": len(members), "policy": policy}
+                row |= {"training_prompts": self.heldout.training.get(label, 0)}
                 row |= {"reward": mean, "low": low, "high": high}
-                rows.append(row | _interval_of_pass(answers, members))
+                rows.append(row | _others(answers, members))
         return rows
 
     def completions(self) -> list[dict[str, Any]]:
@@ -286,7 +276,7 @@ class Comparison:
             row = {"id": prompt["id"], "text": prompt["text"]}
             row["density"] = round(float(self.heldout.density[number]), 6)
             row |= {"leaked": True} if prompt["id"] in self.heldout.leaked else {}
-            for policy, answers in (("base", self.base), ("trained", self.trained)):
+            for policy, answers in self.policies.items():
                 row[policy] = [completion.text for completion in answers.completions[number]]
                 rewards = answers.rewards[number].tolist()
                 row[f"{policy}_reward"] = [rounded(reward) for reward in rewards]
@@ -307,7 +297,7 @@ class Comparison:
 def write_tables(comparison: Comparison, deciles: Path, labels: Path, completions: Path) -> None:
     """Write the tables of deciles and of labels as CSV and the completions as JSON lines."""
     _write_csv(deciles, comparison.deciles(), [])
-    header = ["label", "prompts", "policy", "reward", "low", "high"]
+    header = ["label", "prompts", "policy", "training_prompts", "reward", "low", "high"]
     _write_csv(labels, comparison.by_label(), header)
     with replacing(completions) as staging:
         write_jsonl(staging, comparison.completions())
@@ -320,32 +310,17 @@ def _write_csv(path: Path, rows: list[dict[str, Any]], header: list[str]) -> Non
         writer.writerows(rows)
 
 
-def _interval_of_pass(answers: Answers, members: np.ndarray) -> dict[str, Any]:
-    """Return pass@1 of some prompts with its interval, where rewards tell."""
-    values = answers.pass_at.get("pass_at_1")
-    return {} if values is None else named_share("pass_at_1", values[members])
+def named_mean(name: str, values: np.ndarray) -> dict[str, float | None]:
+    """Return the mean of a measure over prompts, with the interval that it has."""
+    return (named_share if name.startswith(SHARES) else named_interval)(name, values)
 
 
-def over_labels(
-    measured: Mapping[str, np.ndarray],
-    labels: Mapping[str, np.ndarray],
-    shares: Collection[str] = (),
-) -> dict[str, Any]:
-    """Return means over labels of the labels' means, as ``…_over_labels`` with intervals.
-
-    Parameters
-    ----------
-    measured : mapping of str to ndarray of shape (n_prompts,)
-    labels : mapping of str to ndarray of int
-        Row numbers of each label; with fewer than two, nothing is returned.
-    shares : collection of str
-        Names of what lies in [0, 1].
-    """
+def _others(answers: Answers, members: np.ndarray) -> dict[str, Any]:
+    """Return what is known of some prompts beside the reward, with intervals."""
     found: dict[str, Any] = {}
-    for name, values in measured.items() if len(labels) > 1 else ():
-        means = np.array([mean_known(values[members]) for members in labels.values()])
-        named = named_share if name in shares else named_interval
-        found |= named(f"{name}_over_labels", means)
+    for name in ("pass_at_1", "answer_probability"):
+        if name in answers.measured:
+            found |= named_mean(name, answers.measured[name][members])
     return found
 
 

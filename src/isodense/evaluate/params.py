@@ -14,8 +14,11 @@ class EvaluateParams(Params):
 
     Attributes
     ----------
-    max_prompts : int
-        Held-out prompts used; where there are more, those with the smallest ids, which are hashes.
+    max_prompts : int or None
+        Held-out prompts used at most, None for all: those with the smallest hashes of their ids, as
+        many of each label where labels are kinds.
+    answer : str or None
+        Column with the ground truth, whose probability under each policy is measured.
     num_generations : int
         Completions of each prompt by each policy.
     max_completion_tokens : int
@@ -26,7 +29,8 @@ class EvaluateParams(Params):
         Padded tokens per batch, prompts and completions.
     """
 
-    max_prompts: int = Field(ge=2)
+    max_prompts: int | None = Field(ge=2)
+    answer: str | None
     num_generations: int = Field(ge=1)
     max_completion_tokens: int = Field(ge=1)
     temperature: float = Field(ge=0.0, le=10.0)

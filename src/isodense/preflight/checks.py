@@ -39,7 +39,7 @@ class Finding:
 
 def examine(inputs: Inputs) -> Iterator[Finding]:
     """Yield the findings of all checks."""
-    for check in (check_pairs, check_columns, check_heldout):
+    for check in (check_pairs, check_columns, check_heldout, check_answer):
         yield from check(inputs)
     if not (inputs.policy / "manifest.json").is_file():
         text = f"{inputs.policy} is not here, so that its context and template were not looked at"
@@ -89,6 +89,14 @@ def check_heldout(inputs: Inputs) -> Iterator[Finding]:
     if inputs.heldout < 2:
         text = f"{inputs.heldout} of {inputs.count} prompts are held out; evaluating takes two"
         yield Finding("problem", "evaluate", text, "raise prompts.heldout, or add data")
+
+
+def check_answer(inputs: Inputs) -> Iterator[Finding]:
+    """Whether the data has the ground truth whose probability is evaluated."""
+    name, known = inputs.evaluate.answer, inputs.columns
+    if name not in (None, "label", *known):
+        text = f"evaluate.answer names {name!r}, and the data has {', '.join(known) or 'none'}"
+        yield Finding("problem", "evaluate", text, "correct the name, or set it to null")
 
 
 def check_context(inputs: Inputs, context: int) -> Iterator[Finding]:

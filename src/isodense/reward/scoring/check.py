@@ -18,7 +18,7 @@ Z95 = 1.959963984540054
 PERFECT = 0.95  # an accuracy that a reward as good as perfect may have
 
 
-def wilson(successes: float, total: int) -> tuple[float, float]:
+def wilson(successes: float, total: float) -> tuple[float, float]:
     """Return the 95% interval of a proportion (Wilson 1927).
 
     Examples
