@@ -18,10 +18,9 @@ Row = dict[str, Any]
 def publish_prompts(examples: Iterable[Row], folder: Path, heldout: float, **params: Any) -> Row:
     """Publish the prompts of rows of ``data/examples`` as the stage does; return the statistics."""
     rows = list(examples)
-    section = PromptsParams(
-        **{"heldout": heldout, "near_duplicate": None, "drop_conflicting": [], **params}
-    )
-    return publish(lambda: rows, section, "0" * 64, folder)
+    section = {"heldout": heldout, "heldout_by": "id", "near_duplicate": None}
+    section |= {"drop_conflicting": [], **params}
+    return publish(lambda: rows, PromptsParams(**section), "0" * 64, folder)
 
 
 def write_prompts(folder: Path, rows: Iterable[Row]) -> Row:

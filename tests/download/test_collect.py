@@ -11,11 +11,18 @@ import pytest
 import yaml
 
 from isodense.download.collect import publish
-from isodense.download.examples import example_id, fault, iter_examples, load_pairs
+from isodense.download.examples import (
+    example_id,
+    fault,
+    iter_examples,
+    kept_columns,
+    load_pairs,
+)
 from isodense.download.params import DownloadParams
 from isodense.pipeline import params as params_module
 from isodense.pipeline.artifact import ids_sha256, read_manifest, verify_files
 from isodense.pipeline.errors import DataError, ParamsError
+from isodense.prompts.deduplicate import unique_prompts
 from tests.download.sources import test_hh
 from tests.hub import Hub
 
@@ -48,7 +55,7 @@ SECTION = {
         "columns": {},
         "limit": None,
     },
-    "local": {"files": [], "columns": {}, "limit": None},
+    "local": {"files": [], "heldout": [], "columns": {}, "limit": None},
 }
 
 
@@ -60,7 +67,7 @@ def section(folder: Path, **changes: object) -> DownloadParams:
 
 def strings(folder: Path, rows: list[dict], name: str = "pairs.jsonl") -> dict:
     (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return {"files": [str(folder / name)], "columns": {}, "limit": None}
+    return {"files": [str(folder / name)], "heldout": [], "columns": {}, "limit": None}
 
 
 def rng_for(source: str) -> np.random.Generator:
@@ -176,10 +183,23 @@ def test_a_column_of_two_types_is_named_with_file_and_line(tmp_path: Path):
     assert [entry["level"] for entry in iter_examples(tmp_path / "out")] == [1.0, 2.5, 3.0]
 
 
+def test_a_test_set_is_held_out_of_training(tmp_path: Path):
+    both = [strings(tmp_path, [row(text) for text in texts], f"{texts}.jsonl")["files"]
+            for texts in ("abc", "de")]  # fmt: skip
+    local = {"files": both[0], "heldout": both[1], "columns": {}, "limit": None}
+    params = section(tmp_path, sources=["local"], local=local)
+    publish(params, rng_for, tmp_path / "out")
+    found = unique_prompts(list(iter_examples(tmp_path / "out")), 0.0)
+    assert [one["split"] for one in found.rows] == ["heldout"] * 2 + ["train"] * 3
+    assert kept_columns(tmp_path / "out") == []
+    names = [Path(file).name for file in both[1]]
+    assert read_manifest(tmp_path / "out", "download")["params"]["local"]["heldout"] == names
+
+
 def test_half_of_a_surrogate_pair_is_a_bad_row_in_any_format(tmp_path: Path):
     path = tmp_path / "a.json"
     path.write_text(json.dumps([row("a"), row("b", note="\ud800")]))
-    local = {"files": [str(path)], "columns": {}, "limit": None}
+    local = {"files": [str(path)], "heldout": [], "columns": {}, "limit": None}
     with pytest.raises(DataError, match=r"a\.json:1: a text holds half of a surrogate pair"):
         publish(section(tmp_path, sources=["local"], local=local), rng_for, tmp_path / "out")
 
@@ -187,7 +207,7 @@ def test_half_of_a_surrogate_pair_is_a_bad_row_in_any_format(tmp_path: Path):
 def test_a_failure_keeps_the_artifact_that_was_there(tmp_path: Path):
     publish(section(tmp_path), rng_for, tmp_path / "out")
     before = (tmp_path / "out/shard-00000.parquet").read_bytes()
-    files = {"files": [str(tmp_path / "absent.jsonl")], "columns": {}, "limit": None}
+    files = {"files": [str(tmp_path / "absent.jsonl")], "heldout": [], "columns": {}, "limit": None}
     with pytest.raises(DataError, match="no such file"):
         publish(
             section(tmp_path, sources=["sample", "local"], local=files), rng_for, tmp_path / "out"
@@ -211,6 +231,10 @@ def test_no_valid_examples_is_an_error_that_says_what_to_do(tmp_path: Path):
         ({"sources": ["sample", "sample"]}, "sources names 'sample' 2 times"),
         ({"sources": ["samples"]}, "sources[0]: 'samples' is not one of 'sample'"),
         ({"sources": ["local"]}, "list your files there"),
+        (
+            {"local": SECTION["local"] | {"files": ["a.jsonl"], "heldout": ["a.jsonl"]}},
+            "local.heldout names 'a.jsonl', and so does local.files",
+        ),
         ({"sources": ["hub"]}, "hub.repo is null: set it, as to openai/gsm8k"),
         ({"sources": ["hub"], "hub": SECTION["hub"] | {"repo": "a/b"}}, "hub.revision is null"),
         ({"on_bad_row": "ignore"}, "'ignore' is not one of"),

@@ -213,7 +213,7 @@ def test_a_stage_stops_at_once_without_a_traceback(tmp_path, stage):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("heldout: 010", "10 is above the maximum"),  # ten, as for DVC, and not eight
+        ("near_duplicate: 010", "10 is above the maximum"),  # ten, as for DVC, and not eight
         ("heldout: yes", "'yes' is not a number"),
         ("heldout: 190:20:30", "'190:20:30' is not a number"),
         ('heldout: !!int "x"', "not YAML"),

@@ -126,7 +126,7 @@ def update(files: Sequence[Path], since: str | None = None) -> Growth:
         raise IsodenseError(f"{absent[0]} is not a file", "name files of prompts")
     names = [_name(file) for file in files]
     for name in names:  # faults show before anything changes
-        one = section.local.model_copy(update={"files": [name]})
+        one = section.local.model_copy(update={"files": [name], "heldout": []})
         for _ in local.load(one, tally.bad_row):
             pass
     known = {Path(file).expanduser().resolve() for file in section.local.files}

@@ -199,7 +199,8 @@ def _write_prompts(folders: list[Path], params: dict[str, Any], out: Path) -> di
     """Write the prompts of `folders` as one artifact and return its manifest.
 
     Which of them are held out is decided anew, as for a set that has grown: each part knew only its
-    own near-duplicates. The prompts of the first part stay as they are.
+    own near-duplicates. The prompts of the first part stay as they are, but for those that the data
+    of another part holds out.
     """
     rows: dict[str, dict[str, Any]] = {}
     kept = read_manifest(folders[0], "prompts")["rows"]
@@ -209,8 +210,9 @@ def _write_prompts(folders: list[Path], params: dict[str, Any], out: Path) -> di
             first["count"] += row["count"]
             for source, count in row["sources"].items():
                 first["sources"][source] = first["sources"].get(source, 0) + count
-            if row.get("label"):
-                first.setdefault("label", row["label"])
+            for name in ("label", "heldout"):
+                if row.get(name):
+                    first.setdefault(name, row[name])
     out.mkdir()
     return write(split_again(rows, params, kept), params, None, out)
 

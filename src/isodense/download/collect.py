@@ -127,8 +127,8 @@ def collect(
     Yields
     ------
     dict
-        ``id, prompt, source`` and, if the source has them, ``chosen``, ``rejected``, ``label`` and
-        other columns.
+        ``id, prompt, source`` and, if the source has them, ``chosen``, ``rejected``, ``label``,
+        ``heldout`` and other columns.
     """
     for source in params.sources:
         tally.sources[source] = 0

@@ -27,7 +27,8 @@ from isodense.pipeline.artifact import read_checked, read_manifest
 from isodense.pipeline.errors import ArtifactError, DataError
 from isodense.pipeline.tables import ORIGIN, read_rows, schema_of
 
-OWN = ("id", "prompt", "chosen", "rejected", "source", "label")  # columns with a meaning here
+# Columns with a meaning here.
+OWN = ("id", "prompt", "chosen", "rejected", "source", "label", "heldout")
 
 __all__ = [
     "OWN",
@@ -85,7 +86,8 @@ def bad_row(reason: str, path: str | Path, line: int | None = None, hint: str = 
 def example_id(example: dict[str, Any]) -> str:
     """Return the id of an example: 32 hex digits of the SHA-256 of its content as JSON.
 
-    Source and label do not count: they say where an example is from and of what kind it is.
+    Source, label and ``heldout`` do not count: they say where an example is from, of what kind it
+    is, and what it is for.
 
     Examples
     --------
@@ -97,7 +99,7 @@ def example_id(example: dict[str, Any]) -> str:
     parts = {
         name: value
         for name, value in example.items()
-        if value is not None and name not in ("id", "source", "label", ORIGIN)
+        if value is not None and name not in ("id", "source", "label", "heldout", ORIGIN)
     }
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -167,8 +169,8 @@ def iter_examples(folder: str | Path) -> Iterator[dict[str, Any]]:
     Yields
     ------
     dict
-        ``id``, ``prompt``, ``source`` and, where there are any, ``chosen``, ``rejected``, ``label``
-        and the source's other columns.
+        ``id``, ``prompt``, ``source`` and, where there are any, ``chosen``, ``rejected``,
+        ``label``, ``heldout`` (true: not to be trained on) and the source's other columns.
 
     Raises
     ------

@@ -44,6 +44,7 @@ class DownloadParams(Params):
             "hh.subsets": self.hh.subsets,
             "stack_exchange.sites": self.stack_exchange.sites,
             "local.files": self.local.files,
+            "local.heldout": self.local.heldout,
         }
         faults = [
             f"{key} names {item!r} {count} times"
@@ -52,7 +53,12 @@ class DownloadParams(Params):
             if count > 1
         ]
         faults += self.hub.missing() if "hub" in self.sources else []
-        if "local" in self.sources and not self.local.files:
+        faults += [
+            f"local.heldout names {file!r}, and so does local.files: name it in one of them"
+            for file in self.local.heldout
+            if file in self.local.files
+        ]
+        if "local" in self.sources and not (self.local.files or self.local.heldout):
             faults.append("sources names 'local', but local.files is []: list your files there")
         if faults:
             raise CrossFieldError(faults)
@@ -68,6 +74,7 @@ class DownloadParams(Params):
             name: section[name] for name in ("sources", "on_bad_row", "max_skipped", *self.sources)
         }
         if "local" in used:
-            files = [Path(file) for file in self.local.files]
-            used["local"]["files"] = [f.name if f.is_absolute() else f.as_posix() for f in files]
+            for name in ("files", "heldout"):
+                files = [Path(file) for file in used["local"][name]]
+                used["local"][name] = [f.name if f.is_absolute() else f.as_posix() for f in files]
         return used

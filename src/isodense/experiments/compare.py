@@ -14,16 +14,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from isodense.experiments.differences import Row, figure, markdown, tabulate
+from isodense.experiments.differences import Row, markdown, tabulate
+from isodense.experiments.figure import figure
 from isodense.experiments.judge import collect
+from isodense.experiments.measures import deciding, note
 from isodense.experiments.plan import effective, plan_runs, require_different
-from isodense.experiments.running import revisions, run_missing
+from isodense.experiments.running import require_unchanged, revisions, run_missing
 from isodense.pipeline.artifact import replacing, write_json
 from isodense.pipeline.errors import IsodenseError
 
 
 def compare(
-    arms: Sequence[str], seeds: int, settings: Sequence[str], out: Path, jobs: int = 1
+    arms: Sequence[str],
+    seeds: int,
+    settings: Sequence[str],
+    out: Path,
+    jobs: int = 1,
+    measure: str | None = None,
 ) -> list[Row]:
     """Run the experiments of a comparison that are missing, and write the results.
 
@@ -32,9 +39,11 @@ def compare(
     arms, seeds, settings
         See :func:`isodense.experiments.plan.plan_runs`.
     out : Path
-        Folder for ``table.md``, ``results.json`` and ``compare.png``.
+        Folder for ``plan.json``, ``table.md``, ``results.json`` and ``compare.png``.
     jobs : int
         Experiments at once.
+    measure : str, optional
+        The measure that decides; see :func:`isodense.experiments.measures.deciding`.
 
     Returns
     -------
@@ -52,18 +61,26 @@ def compare(
     runs = plan_runs(arms, seeds, settings)
     params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     require_different(arms, effective(params, "reward.kind", settings))
+    decide = deciding(measure, params, settings)
+    require_unchanged(out)
+    note(decide, runs, out / "plan.json")
     run_missing(runs, jobs)
     try:
-        rows = tabulate(collect(runs, revisions()))
+        rows = tabulate(collect(runs, revisions()), decide)
     except (DvcException, OSError) as error:
         hint = "if `dvc gc` has removed outputs: `dvc exp remove` the experiments, then again"
         raise IsodenseError(f"an experiment cannot be read: {error}", hint) from None
     with replacing(out / "table.md") as staging:
         staging.write_text(markdown(rows), encoding="utf-8")
-    experiments = {run.name: list(run.settings) for run in runs}
-    write_json(
-        out / "results.json", {"experiments": experiments, "rows": [row.as_dict() for row in rows]}
-    )
+    results = {
+        "measure": rows[0].measure,
+        "arms": list(arms),
+        "seeds": seeds,
+        "settings": list(settings),
+        "experiments": {run.name: list(run.settings) for run in runs},
+        "rows": [row.as_dict() for row in rows],
+    }
+    write_json(out / "results.json", results)
     with replacing(out / "compare.png") as staging:
         figure(rows, staging)
     return rows

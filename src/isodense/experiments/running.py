@@ -63,11 +63,10 @@ def run_missing(runs: Sequence[Run], jobs: int = 1) -> None:
     Raises
     ------
     IsodenseError
-        If files that git tracks have changed, or an experiment fails.
+        If an experiment fails.
     KeyboardInterrupt
         If it is asked to stop; what runs is stopped, and what has finished stays.
     """
-    require_unchanged()
     finished = revisions()
     waiting = [run for run in runs if run.name not in finished]
     if not waiting:
@@ -138,12 +137,24 @@ def _span(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
-def require_unchanged() -> None:
+def require_unchanged(out: Path) -> None:
     """Check that no file that git tracks has changed, in this folder.
 
     In a larger repository, what colleagues change elsewhere has no effect.
+
+    Parameters
+    ----------
+    out : Path
+        Results of comparisons, which may have changed.
+
+    Raises
+    ------
+    IsodenseError
+        If there are such files.
     """
-    changed = output("git", "status", "--porcelain", "--untracked-files=no", "--", ".")
+    inside = out.resolve().is_relative_to(Path.cwd())
+    here = [".", *([f":(exclude){out}"] if inside else [])]
+    changed = output("git", "status", "--porcelain", "--untracked-files=no", "--", *here)
     if changed:
         message = f"files have changed since the last commit:\n{changed}"
         hint = "commit them, or restore them with `git restore` and `dvc checkout`"

@@ -74,6 +74,13 @@ def _prompts(found: Metrics, _all: Metrics) -> Iterator[Said]:
         yield f"{_count(count, 'prompt')} with examples that disagree in {column}", True
     if count := found.get("dropped_conflicting"):
         yield f"{_count(count, 'prompt')} left out as conflicting", False
+    if count := found.get("heldout_also_in_training"):
+        yield (
+            f"{_count(count, 'held-out prompt')} asked in training rows, too: not trained on",
+            True,
+        )
+    if count := found.get("labels_without_heldout"):
+        yield f"{_count(count, 'label')} without a held-out prompt", False
 
 
 def _embeddings(found: Metrics, _all: Metrics) -> Iterator[Said]:

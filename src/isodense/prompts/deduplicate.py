@@ -30,125 +30,19 @@ from isodense.pipeline.params import as_dict
 from isodense.pipeline.tables import write_rows
 from isodense.prompts.conversations import encoder_text, id_of
 from isodense.prompts.near_duplicates import WordPairs
-from isodense.prompts.params import PromptsParams
+from isodense.prompts.params import HeldoutBy, PromptsParams
 from isodense.prompts.reader import FEW_LABELS, OWN, PromptSet, read_columns, stored
-from isodense.prompts.split import Split, split
+from isodense.prompts.split import Split
+from isodense.prompts.uniques import ANSWERS, Uniques
 
 log = logging.getLogger("isodense")
 
 Row = dict[str, Any]
 Read = Callable[[], Iterable[Row]]
 
-ANSWERS = ("id", "chosen", "rejected", "source")  # of an example, not of a prompt
 WIDTH = 60  # characters of a value in the log
 MANY, TOO_MANY = 500, 1.5  # prompts from which on that many times the share is no chance
 FEW, LARGE = 20, 0.1  # share of the prompts, where they are not few, in one cluster: it is said
-
-
-class Uniques:
-    """What is known of each unique prompt after one pass over the examples.
-
-    Parameters
-    ----------
-    rows : iterable of dict
-        Rows of ``data/examples``.
-    texts : WordPairs, optional
-        To which the text of each is added.
-
-    Attributes
-    ----------
-    number_of : dict of bytes to int
-        Number of each prompt, in order of first appearance, by the 16 bytes of its id.
-    counts : array of int64
-        Occurrences of each.
-    labels : list of str or None
-        The first label of each.
-    no_text : int
-        Examples whose prompt has no text to embed.
-    conflicting : dict of str to set of int
-        For each column in which examples of a prompt disagree: the numbers of those prompts.
-    first_conflict : dict of str to tuple of (int, Any)
-        The first of them in each column, and the value that differs.
-    """
-
-    def __init__(self, rows: Iterable[Row], texts: WordPairs | None = None) -> None:
-        self.texts = texts
-        self.number_of: dict[bytes, int] = {}
-        self.counts = array("q")
-        self.labels: list[str | None] = []
-        self.no_text = 0
-        self.conflicting: dict[str, set[int]] = {}
-        self.first_conflict: dict[str, tuple[int, Any]] = {}
-        self._sources: dict[str, array[int]] = {}
-        self._values: dict[str, array[int]] = {}  # hashes of the first example's, by column
-        for row in rows:
-            self._add(row)
-
-    def __len__(self) -> int:
-        return len(self.counts)
-
-    def split(self, heldout: float, near_duplicate: float | None) -> Split:
-        """Decide which prompts are held out; see :func:`isodense.prompts.split.split`."""
-        return split([key.hex() for key in self.number_of], self.texts, heldout, near_duplicate)
-
-    def sources(self, number: int, first: str) -> dict[str, int]:
-        """Return how many occurrences of a prompt are from each source, the `first` one first."""
-        found = {name: self._sources[name][number] for name in (first, *self._sources)}
-        return {name: count for name, count in found.items() if count}
-
-    def disagreeing(self, columns: Sequence[str]) -> set[int]:
-        """Return the numbers of the prompts whose examples disagree in one of `columns`.
-
-        Raises
-        ------
-        DataError
-            If no example has such a column.
-        """
-        for name in columns:
-            if name not in self._values:
-                known = ", ".join(sorted(self._values)) or "no column beside the prompt"
-                message = f"names {name!r}, and the data has {known}"
-                raise DataError(message, "prompts.drop_conflicting", hint="correct the name")
-        return set().union(*(self.conflicting.get(name, set()) for name in columns))
-
-    def _add(self, row: Row) -> None:
-        text = encoder_text(row["prompt"])
-        if not text:
-            self.no_text += 1
-            return
-        key = bytes.fromhex(id_of(row))
-        number = self.number_of.setdefault(key, len(self.counts))
-        first = number == len(self.counts)
-        if first:
-            if self.texts is not None:
-                self.texts.add(text)
-            self.counts.append(0)
-            self.labels.append(None)
-            for counts in self._sources.values():
-                counts.append(0)
-        self.counts[number] += 1
-        self.labels[number] = self.labels[number] or row.get("label")
-        source = row["source"]
-        if source not in self._sources:
-            self._sources[source] = array("q", bytes(8 * len(self.counts)))
-        self._sources[source][number] += 1
-        self._compare(number, row, first)
-
-    def _compare(self, number: int, row: Row, first: bool) -> None:
-        """Note the values of a prompt's first example, or in which columns a later one differs."""
-        names = [name for name in row if name not in ANSWERS and name != "prompt"]
-        for name in names if first else dict.fromkeys([*names, *self._values]):
-            values = self._values.setdefault(name, array("q"))
-            values.extend([_hash(None)] * (len(self.counts) - len(values)))
-            if first:
-                values[number] = _hash(row.get(name))
-            elif values[number] != _hash(row.get(name)):
-                self.conflicting.setdefault(name, set()).add(number)
-                self.first_conflict.setdefault(name, (number, row.get(name)))
-
-
-def _hash(value: Any) -> int:
-    return hash(value if isinstance(value, str) or value is None else repr(value))
 
 
 def unique_rows(read: Read, known: Uniques, found: Split, dropped: set[int]) -> Iterator[Row]:
@@ -231,17 +125,20 @@ class Statistics:
 
 
 def unique_prompts(
-    rows: Sequence[Row], heldout: float, near_duplicate: float | None = None
+    rows: Sequence[Row],
+    heldout: float,
+    near_duplicate: float | None = None,
+    heldout_by: HeldoutBy = "id",
 ) -> PromptSet:
     """Return the unique prompts of rows of ``data/examples``, in memory."""
-    known = Uniques(rows, texts_for(heldout, near_duplicate))
-    found = known.split(heldout, near_duplicate)
+    known = Uniques(rows, texts_for(near_duplicate))
+    found = known.split(heldout, near_duplicate, heldout_by)
     return PromptSet(list(unique_rows(lambda: rows, known, found, set())))
 
 
-def texts_for(heldout: float, near_duplicate: float | None) -> WordPairs | None:
+def texts_for(near_duplicate: float | None) -> WordPairs | None:
     """Return what takes in the texts, or None where the split does without them."""
-    return WordPairs() if heldout and near_duplicate is not None else None
+    return None if near_duplicate is None else WordPairs()
 
 
 def publish(read: Read, params: PromptsParams, examples_sha256: str, out: Path) -> dict[str, Any]:
@@ -263,14 +160,14 @@ def publish(read: Read, params: PromptsParams, examples_sha256: str, out: Path) 
     DataError
         If there is no valid prompt, no training prompt is left, or a column to compare is absent.
     """
-    known = Uniques(read(), texts_for(params.heldout, params.near_duplicate))
+    known = Uniques(read(), texts_for(params.near_duplicate))
     found = Statistics()
     if not len(known):
         hint = "check download.sources and run `dvc repro download`"
         raise DataError("no valid prompts found", "data/examples", hint=hint)
     dropped = known.disagreeing(params.drop_conflicting)
     _warn(read, known)
-    parts = known.split(params.heldout, params.near_duplicate)
+    parts = known.split(params.heldout, params.near_duplicate, params.heldout_by)
     kept = np.ones(len(known), dtype=bool)
     kept[list(dropped)] = False
     _warn_of_template(read, known, parts, kept)
@@ -286,17 +183,41 @@ def publish(read: Read, params: PromptsParams, examples_sha256: str, out: Path) 
             raise DataError(message, "data/prompts", hint=hint)
     conflicting = {name: len(rows) for name, rows in sorted(known.conflicting.items())}
     _warn_of_labels(found)
-    _warn_of_share(found, params.heldout)
-    near = {} if known.texts is None else parts.metrics(kept)
+    _warn_of_share(found, params.heldout, int(parts.marked[kept].sum()))
     return (
         found.metrics()
-        | near
+        | parts.metrics(kept)
+        | _heldout_metrics(known, parts, kept, params.heldout_by)
         | {
             "no_text": known.no_text,
             "conflicting": conflicting,
             "dropped_conflicting": len(dropped),
         }
     )
+
+
+def _heldout_metrics(
+    known: Uniques, parts: Split, kept: np.ndarray, heldout_by: HeldoutBy
+) -> dict[str, int]:
+    """Return counts of what the data holds out itself, and of labels without a held-out prompt."""
+    found: dict[str, int] = {}
+    if parts.marked[kept].any():
+        both = int((known.both & kept).sum())
+        found = {
+            "heldout_marked": int(parts.marked[kept].sum()),
+            "heldout_also_in_training": both,
+        }
+        if both:
+            log.warning(
+                "%d prompts that the data holds out are asked in its training rows, too; they are "
+                "held out",
+                both,
+            )
+    if heldout_by == "label":
+        rows = np.flatnonzero(kept)
+        held = {known.labels[row] for row in rows if parts.heldout[row]}
+        found["labels_without_heldout"] = len({known.labels[row] for row in rows} - held - {None})
+    return found
 
 
 def _warn(read: Read, known: Uniques) -> None:
@@ -340,10 +261,10 @@ def _warn_of_template(read: Read, known: Uniques, found: Split, kept: np.ndarray
     )
 
 
-def _warn_of_share(found: Statistics, wanted: float) -> None:
+def _warn_of_share(found: Statistics, wanted: float, marked: int) -> None:
     """Say so if near-duplicates have brought many more prompts into the held-out split."""
     total, heldout = len(found.counts), found.splits["heldout"]
-    if total >= MANY and heldout > TOO_MANY * wanted * total:
+    if total >= MANY and heldout - marked > TOO_MANY * wanted * total:
         log.warning(
             "%d of %d prompts are held out, and prompts.heldout is %g: near-duplicates of held-out "
             "prompts are held out with them. If they are different questions, raise "

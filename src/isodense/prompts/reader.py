@@ -20,7 +20,7 @@ from isodense.pipeline.errors import ArtifactError
 from isodense.pipeline.tables import read_batches, read_rows
 
 # not the data's own columns
-OWN = ("id", "prompt", "text", "count", "sources", "split", "leaked", "label")
+OWN = ("id", "prompt", "text", "count", "sources", "split", "leaked", "heldout", "label")
 FEW_LABELS = 20  # that a small set may have although it is not twice as large
 Split = Literal["train", "heldout"]
 
@@ -35,7 +35,8 @@ class PromptSet:
     Attributes
     ----------
     rows : list of dict
-        ``id, prompt, text, count, sources, split``, if true ``leaked`` and if known ``label``, and
+        ``id, prompt, text, count, sources, split``, if true ``leaked`` and ``heldout`` (held out
+        by the data itself), if known ``label``, and
         the columns that the data came with, where they are not null. ``count`` is the number of
         occurrences, and ``sources`` maps the names of sources to theirs.
     """

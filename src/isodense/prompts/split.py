@@ -8,18 +8,29 @@ held-out prompt before it, and a larger share of held-out prompts only adds some
 What is left is a prompt with near-duplicates on both sides. To move those would change a split that
 others rely on, and to train on it would spoil held-out prompts, so it is held out itself and marked
 as *leaked*: figures on held-out prompts are also given without such.
+
+Prompts that the data holds out itself, a published test set say, are held out and move no others.
+Those with near-duplicates among the training prompts, before or after them, are leaked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
 
+from isodense.prompts.by_label import choose
 from isodense.prompts.conversations import is_heldout
 from isodense.prompts.near_duplicates import WordPairs
+from isodense.prompts.params import HeldoutBy
+
+Near = tuple[int, np.ndarray]
+
+DECIDED = ("leaked", "heldout")  # columns of a row that this module gives, if true
 
 
 @dataclass(frozen=True)
@@ -30,18 +41,26 @@ class Split:
     ----------
     heldout : ndarray of shape (n,), bool
     leaked : ndarray of shape (n,), bool
-        Held out although a training prompt before it is a near-duplicate.
+        Held out although a training prompt is a near-duplicate.
     first : ndarray of shape (n,), int64
         The prompt that was the first of its near-duplicates, followed from each to its earliest;
         its own number for a prompt without any.
+    marked : ndarray of shape (n,), bool
+        Held out by the data itself.
+    sought : bool
+        Whether near-duplicates were sought.
     """
 
     heldout: np.ndarray
     leaked: np.ndarray
     first: np.ndarray
+    marked: np.ndarray
+    sought: bool
 
     def metrics(self, kept: np.ndarray) -> dict[str, Any]:
         """Return counts of near-duplicates among the prompts that `kept`, a mask, has."""
+        if not self.sought:
+            return {}
         sizes = np.bincount(self.first[kept], minlength=len(self.first))
         several = sizes[sizes > 1]
         return {
@@ -53,8 +72,9 @@ class Split:
 
     def column(self, number: int) -> dict[str, Any]:
         """Return the columns of a row that say how the prompt of that number was decided."""
-        leaked = {"leaked": True} if self.leaked[number] else {}
-        return {"split": "heldout" if self.heldout[number] else "train", **leaked}
+        marks = {"leaked": self.leaked[number], "heldout": self.marked[number]}
+        true = {name: True for name, value in marks.items() if value}
+        return {"split": "heldout" if self.heldout[number] else "train", **true}
 
 
 def split(
@@ -62,6 +82,9 @@ def split(
     texts: WordPairs | None,
     heldout: float,
     near_duplicate: float | None,
+    heldout_by: HeldoutBy = "id",
+    labels: Sequence[str | None] = (),
+    marked: np.ndarray | None = None,
     decided: Sequence[Mapping[str, Any]] = (),
 ) -> Split:
     """Decide which prompts are held out.
@@ -73,25 +96,64 @@ def split(
     texts : WordPairs or None
         Of their texts; not needed where nothing is held out or near-duplicates are not sought.
     heldout : float
-        Share of prompts held out, in [0, 1).
+        Share of prompts held out, in [0, 1); by label also a number of each label, from 1 on.
     near_duplicate : float or None
         Similarity of near-duplicates; None for a split by ids alone.
+    heldout_by : {"id", "label"}
+        Whether the share is of all prompts or of every label (:mod:`isodense.prompts.by_label`).
+    labels : sequence of str or None
+        Label of each prompt, for a split by label.
+    marked : ndarray of shape (n,), bool, optional
+        Which prompts the data holds out itself.
     decided : sequence of mapping
         Rows of the first prompts, which stay as they are.
+
+    Raises
+    ------
+    DataError
+        If the split is by label and there are no labels that name kinds of prompts.
     """
-    held = np.array([is_heldout(one, heldout) for one in ids], dtype=bool)
-    leaked, first = np.zeros(len(ids), dtype=bool), np.arange(len(ids))
-    held[: len(decided)] = [row["split"] == "heldout" for row in decided]
-    leaked[: len(decided)] = [bool(row.get("leaked")) for row in decided]
-    if texts is None or near_duplicate is None:
-        return Split(held, leaked, first)
-    for row, earlier in texts.near_duplicates(near_duplicate):
-        beside = held[earlier]
-        if row >= len(decided):
-            held[row] = beside.any()
-            leaked[row] = held[row] and not beside.all()
+    marked = np.zeros(len(ids), dtype=bool) if marked is None else marked
+    new, held, leaked = ~marked, marked.copy(), np.zeros(len(ids), dtype=bool)
+    for number, kept in enumerate(decided):
+        new[number] = False
+        held[number] |= kept["split"] == "heldout"
+        leaked[number] = bool(kept.get("leaked"))
+    sought = texts is not None and near_duplicate is not None and bool(heldout or marked.any())
+    near: Iterable[Near] = ()
+    if texts is not None and near_duplicate is not None and sought:
+        near = texts.near_duplicates(near_duplicate)
+    if heldout and heldout_by == "label":
+        near = list(near)
+        known = np.flatnonzero(~marked).tolist()
+        clusters = _clusters(near, marked)[known]
+        names, kinds = [ids[row] for row in known], [labels[row] for row in known]
+        held[known] = choose(names, kinds, clusters, heldout, held[known], new[known])
+    else:
+        held[new] = [is_heldout(ids[row], heldout) for row in np.flatnonzero(new).tolist()]
+    first = np.arange(len(ids))
+    for row, earlier in near:
         first[row] = first[earlier[0]]
-    return Split(held, leaked, first)
+        others = earlier[~marked[earlier]]
+        if marked[row]:
+            leaked[row] |= not held[earlier].all()
+        elif new[row] and len(others):
+            held[row] = held[others].any()
+            leaked[row] = held[row] and not held[others].all()
+        if not held[row]:
+            leaked[earlier[marked[earlier]]] = True
+    return Split(held, leaked, first, marked, sought)
+
+
+def _clusters(near: Iterable[Near], marked: np.ndarray) -> np.ndarray:
+    """Return the near-duplicate cluster of each prompt, those that are `marked` left out."""
+    pairs = [(row, int(one)) for row, earlier in near for one in earlier]
+    rows, others = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    kept = ~(marked[rows] | marked[others])
+    shape = (len(marked), len(marked))
+    links = csr_array((np.ones(kept.sum(), dtype=bool), (rows[kept], others[kept])), shape=shape)
+    found: np.ndarray = connected_components(links, directed=False)[1]
+    return found
 
 
 def split_again(
@@ -111,8 +173,15 @@ def split_again(
     texts = WordPairs()
     for row in rows.values():
         texts.add(row["text"])
-    near_duplicate = params.get("near_duplicate")  # which older artifacts do not have
-    decided = list(rows.values())[:kept]
-    found = split(list(rows), texts, params["heldout"], near_duplicate, decided)
+    found = split(
+        list(rows),
+        texts,
+        params["heldout"],
+        params.get("near_duplicate"),  # which older artifacts do not have
+        params.get("heldout_by", "id"),
+        [row.get("label") for row in rows.values()],
+        np.array([bool(row.get("heldout")) for row in rows.values()], dtype=bool),
+        list(rows.values())[:kept],
+    )
     for number, row in enumerate(rows.values()):
-        yield {**{k: v for k, v in row.items() if k != "leaked"}, **found.column(number)}
+        yield {**{k: v for k, v in row.items() if k not in DECIDED}, **found.column(number)}

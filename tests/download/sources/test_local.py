@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from isodense.download.examples import example_id
 from isodense.download.sources import local
 from isodense.pipeline.errors import DataError
 from isodense.pipeline.jsonl import raise_bad_row
@@ -56,7 +57,9 @@ def write(path: Path, rows: list[dict]) -> Path:
 
 
 def load(*paths: Path, on_bad_row=raise_bad_row, limit: int | None = None) -> list[dict]:
-    params = local.LocalParams(files=[str(path) for path in paths], columns={}, limit=limit)
+    params = local.LocalParams(
+        files=[str(path) for path in paths], heldout=[], columns={}, limit=limit
+    )
     found = list(local.load(params, on_bad_row))
     assert all(row.pop(ORIGIN)[0] in map(str, paths) for row in found)
     return found
@@ -193,7 +196,7 @@ def test_a_column_map_names_what_the_data_calls_otherwise(tmp_path: Path):
         "level": "meta.level",
         "junk": None,
     }
-    params = local.LocalParams(files=[str(path)], columns=columns, limit=None)
+    params = local.LocalParams(files=[str(path)], heldout=[], columns=columns, limit=None)
     (found,) = local.load(params, raise_bad_row)
     assert found.pop(ORIGIN) == (str(path), 1)
     assert found == {
@@ -246,3 +249,17 @@ def test_a_bad_first_row_does_not_decide_the_form(tmp_path: Path, first: dict):
     bad: list[DataError] = []
     assert len(load(path, on_bad_row=bad.append)) == 3
     assert len(bad) == 1
+
+
+def test_rows_of_a_test_set_are_marked_and_come_first(tmp_path: Path):
+    names = {"train": ["a", "b", "c"], "test": ["d", "e"]}
+    for name, texts in names.items():
+        lines = [json.dumps({"prompt": text, "heldout": "no"}) for text in texts]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    train, test = ([str(tmp_path / f"{name}.jsonl")] for name in names)
+    params = local.LocalParams(files=train, heldout=test, columns={}, limit=2)
+    found = list(local.load(params, raise_bad_row))
+    assert [row["prompt"][0]["content"] for row in found] == ["d", "e", "a", "b"]
+    assert [row.get("heldout") for row in found] == [True, True, None, None]
+    assert {row["heldout_"] for row in found} == {"no"}  # a column of the data of that name
+    assert example_id(found[0]) == example_id(found[0] | {"heldout": None})

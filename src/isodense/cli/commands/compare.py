@@ -47,6 +47,13 @@ def add(commands: Any) -> None:
         help="for all arms; {seed} in it is the run's seed",
     )
     parser.add_argument("--jobs", type=positive, default=1, help="experiments at once (1)")
+    parser.add_argument(
+        "--measure",
+        metavar="NAME",
+        help="the metric that decides, noted before the runs, as pass_at_1_over_labels (by default "
+        "the mean over labels, where there are any: of answer_probability with evaluate.answer, of "
+        "pass@1 with reward functions, else of the judge's reward)",
+    )
     parser.add_argument("--output", type=Path, default=OUTPUT, help=f"folder to write ({OUTPUT})")
     parser.set_defaults(run=run)
 
@@ -56,5 +63,6 @@ def run(args: argparse.Namespace) -> None:
     from isodense.experiments.compare import compare
     from isodense.experiments.differences import describe
 
-    rows = compare(args.arms, args.seeds, args.set_param, args.output, args.jobs)
+    chosen = (args.arms, args.seeds, args.set_param)
+    rows = compare(*chosen, args.output, args.jobs, args.measure)
     sys.stdout.write(f"{describe(rows)}\nalso in {args.output}, with a figure\n")

@@ -24,8 +24,8 @@ Row = dict[str, Any]
 
 TAKEN = ("prompt", "system", "tools")  # names whose nested original is not kept
 RESERVED = frozenset(
-    "id prompt chosen rejected source label text count sources split leaked prompt_id prompts "
-    "completions completion_ids trainer_state log_metric log_extra environments".split()
+    "id prompt chosen rejected source label text count sources split leaked heldout prompt_id "
+    "prompts completions completion_ids trainer_state log_metric log_extra environments".split()
 )
 MAPPABLE = frozenset(("prompt", "chosen", "rejected", "label"))  # reserved names with a meaning
 

@@ -32,14 +32,18 @@ class LocalParams(Params):
     ----------
     files : list of str
         Files, folders and patterns, read in order.
+    heldout : list of str
+        The same of a test set, whose rows are not to be trained on. They come first, so that files
+        added later append, and all of them.
     columns : dict of str to str or None
         What the data calls a column, by the name that it should have: see
         :mod:`isodense.download.shapes`. Empty where the shape is known.
     limit : int or None
-        The most examples to take.
+        The most examples of `files` to take.
     """
 
     files: list[str]
+    heldout: list[str]
     columns: dict[str, str | None]
     limit: int | None = Field(ge=1)
 
@@ -59,11 +63,13 @@ def load(params: LocalParams, on_bad_row: OnBadRow) -> Iterator[dict[str, Any]]:
     DataError
         If a file is missing, damaged, empty, or of no known shape.
     """
-    return islice(_all(params, on_bad_row), params.limit)
+    for example in _all(params.heldout, params, on_bad_row):
+        yield example | {"heldout": True}
+    yield from islice(_all(params.files, params, on_bad_row), params.limit)
 
 
-def _all(params: LocalParams, on_bad_row: OnBadRow) -> Iterator[dict[str, Any]]:
-    for path in files.expand(params.files):
+def _all(names: list[str], params: LocalParams, on_bad_row: OnBadRow) -> Iterator[dict[str, Any]]:
+    for path in files.expand(names):
         yield from examples_of(path, str(path), params.columns, on_bad_row)
 
 
