@@ -49,6 +49,7 @@ SETTINGS = (
     "train.lora=null",
     "evaluate.max_prompts=null",
     "evaluate.answer=answer",
+    "evaluate.num_generations=2",
     "evaluate.max_completion_tokens=10",
 )
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from isodense.evaluate.averages import label_means
 from isodense.evaluate.intervals import mean_known
-from isodense.evaluate.metrics import over_labels
 from isodense.experiments.arms import DRAWING
 from isodense.experiments.plan import Run
 from isodense.pipeline.layout import ARTIFACTS, COMPLETIONS
@@ -112,9 +112,10 @@ def by_density(rewards: np.ndarray, rows: Rows) -> dict[str, float]:
 
 
 def _by_label(rewards: np.ndarray, labels: Sequence[str | None]) -> dict[str, float]:
-    members = {
-        label: np.array([row for row, one in enumerate(labels) if one == label])
+    members = [
+        np.array([row for row, one in enumerate(labels) if one == label])
         for label in sorted({label for label in labels if label})
-    }
-    found = over_labels({"reward": mean_known(rewards, axis=1)}, members)
-    return {"over_labels": found["reward_over_labels"]} if found else {}
+    ]
+    if len(members) < 2:
+        return {}
+    return {"over_labels": float(label_means(mean_known(rewards, axis=1), members).mean())}
