@@ -30,8 +30,9 @@ def main(argv: list[str]) -> str:
     base = params.load(args.params, "base", BaseParams)
     section = params.load(args.params, "download", DownloadParams)
     if "local" in section.sources:
-        require_tracked(section.local.files, "download.local.files")
-        warn_unwatched(section.local.files, args.raw, "download.local.files")
+        for name in ("files", "heldout"):
+            require_tracked(getattr(section.local, name), f"download.local.{name}")
+            warn_unwatched(getattr(section.local, name), args.raw, f"download.local.{name}")
     metrics = publish(section, lambda source: base.rng(f"download.{source}"), args.out)
     write_json(args.metrics, metrics)
     counts = metrics["download"]

@@ -63,9 +63,15 @@ def summary(result: Comparison, metrics: dict[str, Any]) -> str:
     """Return in words what training did."""
     gain = metrics["gain"]
     line = f"reward {change(gain, 'reward')} on {metrics['prompts']} held-out prompts"
-    if "pass_at_1" in gain:
-        before, after = (metrics[policy]["pass_at_1"] for policy in ("base", "trained"))
-        line += f"; solved {before:.1%} before, {after:.1%} after ({change(gain, 'pass_at_1')})"
+    if "reward_over_labels" in gain:
+        line += f", {change(gain, 'reward_over_labels')} over {metrics['labels']} labels"
+    shares = {"pass_at_1": "solved", "answer_probability": "probability of the answer"}
+    for name, what in shares.items():
+        for key, over in ((name, ""), (f"{name}_over_labels", "over labels ")):
+            if key in gain:
+                before, after = (metrics[policy][key] for policy in ("base", "trained"))
+                line += f"; {what} {over}{before:.1%} before, {after:.1%} after"
+                line += f" ({change(gain, key)})"
     clean = metrics["clean"]
     if clean["prompts"] < metrics["prompts"]:
         line += f"; {clean['prompts']} of them have no near-duplicate in training"

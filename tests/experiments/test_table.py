@@ -51,6 +51,16 @@ def test_the_table_has_the_params_that_differ_and_nothing_stale():
     assert [line[:end].endswith(("±0.50", "–")) for line in lines] == [True] * 4
 
 
+def test_means_over_labels_are_columns_where_they_are_known():
+    row = made("main", reward=1.0)
+    known = {f"eval.trained.answer_probability_over_labels{end}": value
+             for end, value in (("", 0.2514), ("_low", 0.2), ("_high", 0.3))}  # fmt: skip
+    text = table([Experiment(row.name, row.rev, row.baseline, "", row.params, row.metrics | known)])
+    assert "P(answer) by label" in text
+    assert "0.251 ±0.050" in text
+    assert "by label" not in table([row])
+
+
 def test_without_queued_ones_there_is_no_column_of_states():
     assert "state" not in table(ROWS[:3])
     assert "beta" not in table([ROWS[0], ROWS[2]])

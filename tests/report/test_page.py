@@ -32,6 +32,7 @@ from isodense.pipeline.artifact import (
 from isodense.pipeline.errors import ArtifactError
 from isodense.pipeline.jsonl import write_jsonl
 from isodense.report.charts import decile_charts, training_charts, weight_charts
+from isodense.report.evaluation import kinds
 from isodense.report.page import Sources, read_metrics, write_report
 from isodense.report.prompts import one_line, shown
 from isodense.report.provenance import checkout
@@ -353,6 +354,45 @@ def test_the_first_sentence_follows_the_interval_of_the_gain(tmp_path, low, high
     sources = Sources(found.prompts, found.density, metrics=[tmp_path / "evaluate.json"])
     write_report(sources, tmp_path / "page.html")
     assert f"Training {said} the held-out reward" in read(tmp_path / "page.html").text
+
+
+def test_kinds_of_prompts_stand_beside_the_plain_mean(tmp_path):
+    ends = ("", "_low", "_high")
+    found = {
+        name: {f"pass_at_1{part}{end}": value + place / 100
+               for part, value in (("", 0.5), ("_over_labels", 0.3), ("_worst_quarter", 0.1))
+               for place, end in enumerate(ends)}
+        for name in ("base", "trained")
+    }  # fmt: skip
+    for name in ("base", "trained"):
+        found[name] |= {"reward": 1.0, "reward_over_labels": 2.0, "reward_worst_quarter": None}
+    found["gain"] = {f"pass_at_1_over_labels{end}": 0.1 + place / 100
+                     for place, end in enumerate(ends)}  # fmt: skip
+    found["gain"] |= {"reward": 0.0, "reward_over_labels": -0.5, "reward_worst_quarter": None}
+    rows = {(row["name"], row["over"]): row for row in kinds(found)}
+    assert next(iter(rows)) == ("reward", "all prompts alike")
+    assert rows["pass@1", "all labels alike"] == {
+        "name": "pass@1",
+        "over": "all labels alike",
+        "base": "30.0%",
+        "trained": "30.0%",
+        "gain": "+10.0%",
+        "interval": "+11.0% to +12.0%",
+    }
+    worst = rows["reward", "the quarter where the policy itself is lowest"]
+    assert (worst["base"], worst["gain"], worst["interval"]) == ("–", "–", "–")
+    found["prompts"], found["labels"] = 64, 40
+    made = write_artifacts(tmp_path / "data")
+    write_json(tmp_path / "evaluate.json", {"eval": found})
+    write_report(Sources(made.prompts, made.density, metrics=[tmp_path / "evaluate.json"]),
+                 tmp_path / "page.html")  # fmt: skip
+    text = read(tmp_path / "page.html").text
+    assert "+10.0%+11.0% to +12.0%" in between(text, "Common and rare kinds of prompts", "Training")
+    assert "on 40 labels" in text
+
+
+def test_without_means_over_kinds_there_is_no_table_of_them(page):
+    assert "Common and rare kinds" not in page.text
 
 
 def test_deciles_keep_their_intervals(whole):

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import csv
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -35,6 +37,21 @@ def test_the_stage_compares_two_policies(tmp_path: Path):
     assert [len(json.loads(line)["trained"]) for line in lines] == [2] * 8
     assert "on 8 held-out prompts" in done.stderr
     assert not (tmp_path / "reports/index.html").exists()  # the report stage writes it
+
+
+def test_the_last_line_tells_solved_prompts_and_likely_answers_over_labels():
+    summary = runpy.run_path(str(ROOT / "stages/evaluate.py"))["summary"]
+    policy = {"pass_at_1": 0.5, "pass_at_1_over_labels": 0.25, "answer_probability": 0.125}
+    ends = {"_low": -0.1, "_high": 0.3, "": 0.1}
+    names = ("reward", "reward_over_labels", *policy)
+    gain = {f"{name}{end}": value for name in names for end, value in ends.items()}
+    metrics = {"prompts": 8, "labels": 3, "gain": gain, "clean": {"prompts": 8}}
+    metrics |= {"base": policy, "trained": {name: value + 0.1 for name, value in policy.items()}}
+    line = summary(SimpleNamespace(changed=True), metrics)
+    assert line.startswith("reward +0.10 (-0.10 to +0.30) on 8 held-out prompts, +0.10 (")
+    assert "over 3 labels; solved 50.0% before, 60.0% after (+0.10" in line
+    assert "; solved over labels 25.0% before, 35.0% after" in line
+    assert "; probability of the answer 12.5% before, 22.5% after" in line
 
 
 def test_an_empty_heldout_split_is_one_message_without_a_traceback(tmp_path: Path):

@@ -67,6 +67,15 @@ MEASURES = (
     Measure("gain", "eval.gain.reward", 2, interval=True),
     Measure("pass@1", "eval.trained.pass_at_1", 3, interval=True, optional=True),
     Measure("pass@1 gain", "eval.gain.pass_at_1", 3, interval=True, optional=True),
+    Measure("P(answer)", "eval.trained.answer_probability", 3, interval=True, optional=True),
+    *(
+        Measure(f"{name} by label", f"eval.trained.{path}_over_labels", digits, True, True)
+        for name, path, digits in (
+            ("reward", "reward", 2),
+            ("pass@1", "pass_at_1", 3),
+            ("P(answer)", "answer_probability", 3),
+        )
+    ),
     Measure("distinct-2", "eval.trained.distinct_2", 3),
     Measure("Vendi", "eval.trained.vendi", 1),
 )

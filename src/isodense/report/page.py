@@ -12,7 +12,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
@@ -33,6 +32,7 @@ from isodense.report.charts import (
     training_charts,
     weight_charts,
 )
+from isodense.report.evaluation import POLICIES, Card, evaluation_cards, kinds, measures
 from isodense.report.images import write_images
 from isodense.report.map import packed_map
 from isodense.report.prompts import Prompts, clusters, extremes, load, nearest_train, shown
@@ -40,27 +40,6 @@ from isodense.report.provenance import artifact, flat, read, versions
 from isodense.sampling.weights import Weights, load_weights
 
 EXAMPLES = 12  # held-out prompts whose completions are shown
-POLICIES = ("base", "trained")
-PASS_AT = re.compile(r"pass_at_\d+")
-
-MEASURES = (  # of both policies: metric, name on the page, format, what it says
-    ("reward", "reward", ".2f", "what training raises; mean over the prompts"),
-    ("reward_over_labels", "reward over labels", ".2f", "mean over the labels' means"),
-    ("pass_at_1_over_labels", "pass@1 over labels", ".1%", "mean over the labels' means"),
-    ("frac_reward_zero_std", "frac_reward_zero_std", ".0%", "groups whose rewards are all equal"),
-    ("kl", "KL to the base policy", ".2f", "nats per completion, estimated"),
-    ("kl_per_token", "KL per token", ".3f", "nats"),
-    ("vendi", "Vendi score", ".1f", "effective number of different answers, one per prompt"),
-    ("vendi_within", "Vendi score within prompts", ".2f", "the same among answers to one prompt"),
-    ("self_bleu", "self-BLEU", ".1f", "overlap of answers to different prompts; 100: all alike"),
-    ("distinct_1", "distinct words", ".0%", "different words among all words"),
-    ("distinct_2", "distinct pairs of words", ".0%", "different neighbours among all neighbours"),
-    ("repetition", "repetition", ".0%", "runs of four words that the completion had before"),
-    ("em_dash", "em-dash", ".1%", "completions that hold one"),
-    ("not_just_but", "“not just … but”", ".1%", "completions that hold it, or only, or merely"),
-    ("tokens", "tokens", ".1f", "mean length of a completion"),
-    ("clipped_ratio", "clipped_ratio", ".0%", "completions cut at the limit"),
-)
 
 
 @dataclass(frozen=True)
@@ -164,7 +143,8 @@ def write_report(
         least=least,
         near=near,
         radius=radius,
-        measures=[] if evaluation is None else _measures(evaluation),
+        measures=[] if evaluation is None else measures(evaluation),
+        kinds=[] if evaluation is None else kinds(evaluation),
         completions=_completions(sources.completions),
         metrics=list(flat(metrics)),
         artifacts=[artifact(path) for path in sources.manifests],
@@ -249,7 +229,7 @@ def _notices(metrics: dict[str, Any], manifests: Iterable[Path]) -> list[dict[st
 
 def _cards(prompts: Prompts, weights: Weights, metrics: dict[str, Any]) -> list[dict[str, str]]:
     """Return the headline numbers of what there is, the result first."""
-    cards = [*_evaluation_cards(metrics.get("eval"))]
+    cards = [*evaluation_cards(metrics.get("eval"))]
     relative = prompts.relative[prompts.train]
     note = f"and {int(prompts.heldout.sum()):,} held out"
     if "examples" in metrics.get("prompts", {}):
@@ -269,34 +249,6 @@ def _cards(prompts: Prompts, weights: Weights, metrics: dict[str, Any]) -> list[
         cards.append(("balance of labels", change, note))
     cards += _reward_cards(metrics.get("reward", {}))
     return [dict(zip(("name", "value", "note"), card, strict=True)) for card in cards]
-
-
-Card = tuple[str, str, str]
-
-
-def _evaluation_cards(found: dict[str, Any] | None) -> Iterator[Card]:
-    """Yield the held-out reward, and pass@1 where rewards verify."""
-    shown = (("held-out reward", "reward", ".2f"), ("held-out pass@1", "pass_at_1", ".1%"))
-    for name, key, form in shown if found else ():
-        values = [found[policy].get(key) for policy in POLICIES] if found else []
-        if found is None or None in values:
-            continue
-        mean, low, high = (found["gain"].get(f"{key}{end}") for end in ("", "_low", "_high"))
-        note = "before → after training"
-        if None not in (mean, low, high):
-            note += f"; gain {mean:+{form}}, 95% interval {low:+{form}} to {high:+{form}}"
-        note += f", on {found['prompts']} prompts" if "prompts" in found else ""
-        note += _clean_gain(found, key, form)
-        yield name, f"{values[0]:{form}} → {values[1]:{form}}", note
-
-
-def _clean_gain(found: dict[str, Any], key: str, form: str) -> str:
-    """Return the gain on prompts without near-duplicates in training, where it is known."""
-    clean = found.get("clean", {})
-    mean = clean.get("gain", {}).get(key)
-    if mean is None:
-        return ""
-    return f"; {mean:+{form}} on the {clean['prompts']} without near-duplicates in training"
 
 
 def _left_out(download: dict[str, Any], prompts: dict[str, Any]) -> Iterator[Card]:
@@ -332,26 +284,6 @@ def _reward_cards(found: dict[str, Any]) -> Iterator[Card]:
             f"{sampled['frac_reward_zero_std']:.0%}"
         )
         yield "solved before training", f"{sampled['sometimes_solved']:.0%}", note
-
-
-def _measures(found: dict[str, Any]) -> list[dict[str, str]]:
-    """Return the rows of base against trained; what was not measured is a dash."""
-    solved = [
-        (f"pass_at_{k}", f"pass@{k}", ".1%", f"chance that one of {k} completions is solved")
-        for k in sorted(int(name[8:]) for name in found["trained"] if PASS_AT.fullmatch(name))
-    ]
-    return [
-        {
-            "name": name,
-            "note": note,
-            **{
-                policy: "–" if (value := found[policy].get(key)) is None else format(value, form)
-                for policy in POLICIES
-            },
-        }
-        for key, name, form, note in (MEASURES[0], *solved, *MEASURES[1:])
-        if key in found["trained"]
-    ]
 
 
 def _completions(path: Path | None) -> list[dict[str, Any]]:

@@ -65,7 +65,7 @@ def _notes(rows: Any) -> str:
         for row in rows
         if row.name != row.baseline
         and not row.state
-        and any(measure.path not in row.metrics for measure in MEASURES)
+        and any(one.path not in row.metrics for one in MEASURES if not one.optional)
     ]
     lines = []
     if partial:
