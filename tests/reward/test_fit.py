@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -13,6 +14,7 @@ from isodense.prompts.reader import PromptSet
 from isodense.reward.fit import fit
 from isodense.reward.pairs import margins, sides
 from isodense.reward.params import RewardParams
+from isodense.reward.scoring.check import over_labels
 from isodense.reward.scoring.load import load_reward
 from isodense.sampling.weights import load_weights
 from tests.rl import SECTIONS, make_pairs, reward_params, snapshot, write_inputs
@@ -145,3 +147,12 @@ def test_what_a_kind_lacks_is_told_at_once(tmp_path: Path, changes: dict, told: 
         load(path, "reward", RewardParams)
     assert told in str(caught.value)
     assert len(caught.value.faults) == 1
+
+
+def test_every_label_counts_alike_in_the_accuracy_over_labels():
+    margin = np.array([1.0, 1.0, 1.0, -1.0, 0.0, 5.0])
+    found = over_labels(margin, ["common", "common", "common", "rare", "rare", None])
+    assert found["labels"] == 2
+    assert found["accuracy"] == pytest.approx((1 + 0.25) / 2)
+    assert found["low"] < found["accuracy"] < found["high"]
+    assert over_labels(margin, ["one"] * 6) == {"labels": 1}

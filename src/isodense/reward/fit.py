@@ -38,7 +38,7 @@ from isodense.reward.pairs import (
     split_pairs,
 )
 from isodense.reward.params import RewardParams
-from isodense.reward.scoring.check import accuracy, compare, summary
+from isodense.reward.scoring.check import accuracy, compare, over_labels, summary
 from isodense.sampling.weights import Weights
 
 log = logging.getLogger("isodense")
@@ -147,6 +147,11 @@ def _by_pairs(task: Task, made: Outcome, leaked: Collection[str]) -> dict[str, A
     found = compare(made.heldout, *np.split(lengths, [len(task.heldout)]))
     if task.params.kind in FITTED:
         found["heldout"]["log_loss"] = float(np.logaddexp(0, -made.heldout).mean())
+    if task.prompts.labels_are_kinds:
+        by_id = {row["id"]: row.get("label") for row in task.prompts.rows}
+        found["over_labels"] = over_labels(
+            made.heldout, [by_id[id_of(pair)] for pair in task.heldout]
+        )
     clean = made.heldout[[id_of(pair) not in leaked for pair in task.heldout]]
     found["clean"] = {"pairs": len(clean), **(accuracy(clean) if len(clean) else {})}
     return found

@@ -7,6 +7,7 @@ held-out pairs, so the interval of their difference is one of paired proportions
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,40 @@ def accuracy(margin: np.ndarray) -> dict[str, float]:
     wins = float(_wins(margin).sum())
     low, high = wilson(wins, len(margin))
     return {"accuracy": wins / len(margin), "low": low, "high": high}
+
+
+def over_labels(margin: np.ndarray, labels: Sequence[str | None]) -> dict[str, Any]:
+    """Return the accuracy with every label counting alike: the mean of the labels' accuracies.
+
+    Parameters
+    ----------
+    margin : ndarray of shape (n_pairs,)
+        See :func:`accuracy`.
+    labels : sequence of str or None
+        The label of each pair; those without one are left out.
+
+    Returns
+    -------
+    dict
+        ``labels``, their number, and ``accuracy`` with an interval over labels, that of Wilson, as
+        if each label were right or wrong: too wide rather than too narrow. Of fewer than two labels
+        the number alone.
+
+    Examples
+    --------
+    >>> found = over_labels(np.array([1.0, 1.0, 1.0, -1.0]), ["a", "a", "a", "b"])
+    >>> found["labels"], found["accuracy"]
+    (2, 0.5)
+    """
+    wins: dict[str, list[float]] = {}
+    for label, win in zip(labels, _wins(margin).tolist(), strict=True):
+        if label:
+            wins.setdefault(label, []).append(win)
+    if len(wins) < 2:
+        return {"labels": len(wins)}
+    mean = float(np.mean([np.mean(wins[label]) for label in sorted(wins)]))
+    low, high = wilson(mean * len(wins), len(wins))
+    return {"labels": len(wins), "accuracy": mean, "low": low, "high": high}
 
 
 def over(margin: np.ndarray, other: np.ndarray) -> dict[str, float]:
