@@ -1,4 +1,4 @@
-"""dvc.yaml declares what each stage really reads: its code, and its params leaf by leaf."""
+"""dvc.yaml declares what each stage really reads: its code, and all params of its section."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_caches_of_risky_pieces_hash_the_rooms_that_compute_them():
 def test_every_knob_of_the_section_is_declared(stage):
     declared = {name for name in STAGES[stage].get("params", []) if not name.startswith("base.")}
     fields = {f"{stage}.{name}" for name in section_class(stage).model_fields}
-    assert declared == fields
+    assert declared in (fields, {stage})
 
 
 @pytest.mark.parametrize("stage", SECTIONS)
