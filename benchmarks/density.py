@@ -42,7 +42,15 @@ from isodense.download.sources import sample
 from isodense.prompts.deduplicate import unique_prompts
 
 PARAMS = DensityParams(
-    k=50, method="soft_count", ess=0.8, bandwidth=1.0, dup=0.15, alpha_max=1.25, count_power=0.0
+    k=50,
+    method="soft_count",
+    ess=0.8,
+    bandwidth=1.0,
+    dup=0.15,
+    alpha_max=1.25,
+    count_power=0.0,
+    semdedup=0.05,
+    clusters=None,
 )
 SKETCH = importlib.util.find_spec("geosketch") is not None
 OURS, CUT_OFF = "**ours**, soft_count", "ours, kernel cut off at k = 20"

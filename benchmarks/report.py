@@ -106,7 +106,15 @@ def write_graph(folder: Path, train: list[str], heldout: int, rng: np.random.Gen
             np.save(made / name, array)
         manifest = write_manifest(made, "neighbors", rows=len(train), k=K, **hashes)
     params = DensityParams(
-        k=K, method="soft_count", ess=0.8, bandwidth=1.0, dup=0.15, alpha_max=1.25, count_power=0.0
+        k=K,
+        method="soft_count",
+        ess=0.8,
+        bandwidth=1.0,
+        dup=0.15,
+        alpha_max=1.25,
+        count_power=0.0,
+        semdedup=0.05,
+        clusters=None,
     )
     found = estimate(graph, params)
     inputs = content_sha256(manifest)

@@ -2,8 +2,9 @@ r"""Turn the neighbour graph into density and sampling weights.
 
 Example
 -------
-python stages/density.py --prompts data/prompts --neighbors data/neighbors --out data/density \
-    --metrics reports/metrics/density.json --plots reports/plots/density
+python stages/density.py --prompts data/prompts --embeddings data/embeddings \
+    --neighbors data/neighbors --out data/density --metrics reports/metrics/density.json \
+    --plots reports/plots/density
 """
 
 import sys
@@ -16,6 +17,7 @@ from isodense.density.balance import label_statistics
 from isodense.density.estimate import estimate, heldout_density, near_training
 from isodense.density.params import DensityParams
 from isodense.density.plots import density_plots
+from isodense.embeddings.reader import load_vectors
 from isodense.neighbors.graph import load_graph, load_heldout_graph
 from isodense.pipeline import params, stage
 from isodense.pipeline.artifact import content_sha256, require_same_ids, write_json
@@ -26,6 +28,7 @@ def main(argv: list[str]) -> str:
     """Run the stage and return its summary line."""
     parser = stage.parser("density", __doc__)
     parser.add_argument("--prompts", type=Path, required=True, help="prompts artifact to read")
+    parser.add_argument("--embeddings", type=Path, required=True, help="embeddings to read")
     parser.add_argument("--neighbors", type=Path, required=True, help="neighbors artifact to read")
     parser.add_argument("--out", type=Path, required=True, help="density artifact to write")
     parser.add_argument("--metrics", type=Path, required=True, help="metrics file to write")
@@ -36,7 +39,11 @@ def main(argv: list[str]) -> str:
     train, heldout = prompts.split("train"), prompts.split("heldout")
     graph, manifest = load_graph(args.neighbors)
     require_same_ids(train.ids_sha256, manifest, f"the neighbours in {args.neighbors}")
-    found = estimate(graph, section, train.counts)
+    vectors = None
+    if section.method == "clusters":
+        vectors, embedded = load_vectors(args.embeddings, prompts.positions("train"))
+        require_same_ids(prompts.ids_sha256, embedded, f"the vectors in {args.embeddings}")
+    found = estimate(graph, section, train.counts, vectors)
     near = load_heldout_graph(args.neighbors)
     what = f"the held-out prompts in {args.neighbors}"
     require_same_ids(heldout.ids_sha256, manifest, what, "heldout_ids_sha256")

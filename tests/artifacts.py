@@ -19,7 +19,15 @@ from tests.embeddings.test_build import PARAMS as EMBEDDINGS
 from tests.tables import publish_prompts
 
 DENSITY = DensityParams(
-    k=12, method="soft_count", ess=0.8, bandwidth=1.0, dup=0.15, alpha_max=1.25, count_power=0.0
+    k=12,
+    method="soft_count",
+    ess=0.8,
+    bandwidth=1.0,
+    dup=0.15,
+    alpha_max=1.25,
+    count_power=0.0,
+    semdedup=0.05,
+    clusters=None,
 )
 
 

@@ -429,6 +429,8 @@ def test_any_distances_give_finite_density_and_weights(
         dup=dup,
         alpha_max=alpha_max,
         count_power=0.0,
+        semdedup=0.05,
+        clusters=None,
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -455,7 +457,8 @@ def test_wrong_keywords_are_one_clear_error():
         density_weights(graph, k=5, ess=1.5, method="soft")
     assert str(caught.value) == (
         "density_weights has 2 faults:\n"
-        "  method: 'soft' is not one of 'soft_count', 'knn', 'balance', 'uniform'\n"
+        "  method: 'soft' is not one of 'soft_count', 'knn', 'balance', 'uniform', 'semdedup', "
+        "'clusters'\n"
         "  ess: 1.5 is above the maximum, 1.0\n"
         "  -> correct them and call it again"
     )

@@ -9,7 +9,15 @@ from isodense.neighbors.build import knn_graph
 from isodense.neighbors.graph import Graph
 
 PARAMS = DensityParams(
-    k=50, method="soft_count", ess=0.8, bandwidth=1.0, dup=0.15, alpha_max=1.25, count_power=0.0
+    k=50,
+    method="soft_count",
+    ess=0.8,
+    bandwidth=1.0,
+    dup=0.15,
+    alpha_max=1.25,
+    count_power=0.0,
+    semdedup=0.05,
+    clusters=None,
 )
 METHODS = ["soft_count", "knn", "balance"]
 

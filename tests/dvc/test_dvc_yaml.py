@@ -1,4 +1,4 @@
-"""dvc.yaml declares what each stage really reads: its code, and its params leaf by leaf."""
+"""dvc.yaml declares what each stage really reads: its code, and all params of its section."""
 
 from __future__ import annotations
 

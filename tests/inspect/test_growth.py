@@ -30,7 +30,15 @@ ROOT = Path(__file__).parents[2]
 HELDOUT = 0.3
 K = 10
 PARAMS = DensityParams(
-    k=K, method="soft_count", ess=0.8, bandwidth=1.0, dup=0.15, alpha_max=1.25, count_power=0.0
+    k=K,
+    method="soft_count",
+    ess=0.8,
+    bandwidth=1.0,
+    dup=0.15,
+    alpha_max=1.25,
+    count_power=0.0,
+    semdedup=0.05,
+    clusters=None,
 )
 SHARD = 16
 

@@ -197,7 +197,7 @@ def test_a_stage_stops_at_once_without_a_traceback(tmp_path, stage):
     text = (ROOT / "params.yaml").read_text()
     params.write_text(text.replace(f"\n{stage}:\n", f"\n{stage}:\n  colour: red\n"))
     flags = {
-        "density": "--prompts p --neighbors n --out o --metrics m --plots q",
+        "density": "--prompts p --embeddings e --neighbors n --out o --metrics m --plots q",
         "embeddings": "--prompts p --encoder e --out o --metrics m",
         "train": "--prompts p --density d --policy p --reward r --out o --metrics m --plots q",
     }

@@ -115,7 +115,15 @@ def write_artifacts(data: Path, labels: bool = True, aside: tuple[int, ...] = AS
             np.save(made / name, array)
         manifest = write_manifest(made, "neighbors", rows=TRAIN, k=20, dim=2, **hashes)
     params = DensityParams(
-        k=20, method="soft_count", ess=0.8, bandwidth=1.0, dup=0.15, alpha_max=1.25, count_power=0.0
+        k=20,
+        method="soft_count",
+        ess=0.8,
+        bandwidth=1.0,
+        dup=0.15,
+        alpha_max=1.25,
+        count_power=0.0,
+        semdedup=0.05,
+        clusters=None,
     )
     found, inputs = estimate(graph, params), content_sha256(manifest)
     nothing = np.zeros(len(aside))

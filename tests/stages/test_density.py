@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,18 +11,25 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from isodense.density.baselines import evened_clusters
 from isodense.density.estimate import density_weights
+from isodense.embeddings.reader import load_vectors
 from isodense.neighbors.build import knn_graph, nearest
 from isodense.neighbors.graph import DISTANCES, HELDOUT_DISTANCES, HELDOUT_INDICES, INDICES
 from isodense.pipeline.artifact import publishing, write_manifest
 from isodense.pipeline.params import as_dict
-from isodense.prompts.reader import load_prompts
+from isodense.prompts.reader import load_columns, load_prompts
+from isodense.sampling.weights import load_weights
+from tests import tiny
+from tests.artifacts import DENSITY, make
 from tests.density.vectors import (
     PARAMS,
     unit,
 )
 from tests.tables import publish_prompts
 from tests.tiny import user
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_stage_reads_counts_labels_and_recall(tmp_path):
@@ -50,8 +58,9 @@ def test_the_stage_reads_counts_labels_and_recall(tmp_path):
         write_manifest(scratch, "neighbors", rows=len(train), dim=4, recall=0.97, **hashes)
     section = as_dict(PARAMS.model_copy(update={"count_power": 1.0}))
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({"density": section}))
-    command = "--prompts prompts --neighbors neighbors --out density --metrics m.json --plots plots"
-    script = Path(__file__).parents[2] / "stages/density.py"
+    command = "--prompts prompts --embeddings embeddings --neighbors neighbors --out density "
+    command += "--metrics m.json --plots plots"
+    script = ROOT / "stages/density.py"
     done = subprocess.run(
         [sys.executable, script, *command.split()], cwd=tmp_path, capture_output=True, text=True
     )
@@ -76,3 +85,18 @@ def test_the_stage_reads_counts_labels_and_recall(tmp_path):
     leaked = np.load(tmp_path / "density" / "heldout_leaked.npy")
     assert (leaked == (distances <= manifest["radius"])).all()
     assert f"{close} of {len(heldout)} held-out prompts within the radius" in done.stderr
+
+
+def test_clusters_are_those_of_the_training_prompts(tmp_path, monkeypatch):
+    texts = [f"{word} {number}" for word in ("red", "green", "blue") for number in range(8)]
+    data = make(tmp_path / "data", [user(text) for text in texts], tiny.encoder(tmp_path / "tiny"))
+    section = as_dict(DENSITY.model_copy(update={"method": "clusters", "clusters": 4}))
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"density": section}))
+    monkeypatch.chdir(tmp_path)
+    script = runpy.run_path(str(ROOT / "stages/density.py"))
+    flags = "--prompts data/prompts --embeddings data/embeddings --neighbors data/neighbors"
+    script["main"]([*flags.split(), *"--out out --metrics m.json --plots plots".split()])
+    rows = load_columns(data / "prompts").positions("train")
+    assert 4 < len(rows) < len(texts)
+    expected = evened_clusters(load_vectors(data / "embeddings", rows)[0], 4)
+    np.testing.assert_allclose(load_weights(tmp_path / "out").weights, expected, rtol=1e-6)

@@ -133,7 +133,7 @@ def statistics(
         see :class:`isodense.density.estimate.Estimate`; ``intrinsic_dimension``; and
         ``rank_stability``, the rank correlation of the weights with those at half as many
         neighbours (near 1: their order is that of the data, not of the choice of k), absent where
-        it is undefined: one neighbour, or weights all alike.
+        it is undefined: one neighbour, weights all alike, or weights that no neighbour decides.
     """
     graph = graph.first(params.k)
     report = {
@@ -142,7 +142,7 @@ def statistics(
         "scale": round(found.scales.scale, 6),
         "intrinsic_dimension": round(found.scales.dimension, 3),
     }
-    if graph.k > 1:
+    if graph.k > 1 and params.method != "clusters":
         half = estimate(graph, params.model_copy(update={"k": graph.k // 2}), counts)
         agreement = rank_agreement(found.weights, half.weights)
         report |= {} if agreement is None else {"rank_stability": agreement}

@@ -20,6 +20,7 @@ import numpy as np
 from scipy.optimize import brentq
 
 from isodense.density.balance import effective_sample_size
+from isodense.density.baselines import evened_clusters, pruned
 from isodense.density.duplicates import IDENTICAL, Scales, find_duplicates
 from isodense.density.kernel import balanced, soft_counts
 from isodense.density.params import ALPHA_MIN, DensityParams, Method
@@ -64,6 +65,9 @@ def density_weights(
     alpha_max: float = 1.25,
     counts: np.ndarray | None = None,
     count_power: float = 0.0,
+    semdedup: float = 0.05,
+    clusters: int | None = None,
+    vectors: np.ndarray | None = None,
 ) -> np.ndarray:
     """Return sampling weights inverse to local density, in O(n·k) from the graph alone.
 
@@ -73,13 +77,15 @@ def density_weights(
         Neighbours of every prompt, itself excluded.
     k : int
         Neighbours used.
-    method : {"soft_count", "knn", "balance", "uniform"}
+    method : {"soft_count", "knn", "balance", "uniform", "semdedup", "clusters"}
         ``soft_count``: w ∝ q^(-a) / m, with q = 1 + Σ exp(-d²/2h²) / m_j over all prompts outside
         the prompt's own cluster of m near-duplicates; those beyond the k-th neighbour are
         extrapolated. ``knn``: w ∝ (r̄^D)^a, r̄ the mean distance to the neighbours and D the
         intrinsic dimension; simplest, fails on near-duplicates (ess 0.7 suits it). ``balance``:
         three steps w ← w / (K w)^0.7 on the symmetrised kernel graph, after the magnitude weighting
-        of Leinster and Meckes 2016. ``uniform``: all alike.
+        of Leinster and Meckes 2016. To compare with: ``uniform``, all alike; ``semdedup``, all
+        alike that have no earlier prompt too similar; ``clusters``, each cluster of k-means alike
+        (see :mod:`isodense.density.baselines`).
     ess : float
         Target of the effective sample size, as a share of the distinct prompts; the exponent a is
         the smallest in [0.5, alpha_max] that reaches it (in [0, alpha_max], and over all prompts,
@@ -98,6 +104,13 @@ def density_weights(
         Weights are multiplied by counts^count_power: at 0 a prompt of a thousand occurrences is one
         prompt, at 1 it is drawn a thousand times as often as one of a single occurrence. The
         exponent a is found before, so density and `ess` are about the prompts themselves.
+    semdedup : float
+        ``semdedup`` leaves out what has a cosine similarity above 1 minus this to an earlier
+        prompt.
+    clusters : int, optional
+        Number of ``clusters``; by default the square root of the number of prompts.
+    vectors : ndarray of shape (n, dim), float32, optional
+        Embeddings, for ``clusters``.
 
     Returns
     -------
@@ -111,7 +124,7 @@ def density_weights(
     IsodenseError
         If a keyword has no such value, the graph's arrays are unusable or hold fewer than `k`
         neighbours, or `counts` are missing where `count_power` asks for them, of another length,
-        below 1 or not finite.
+        below 1 or not finite, or `vectors` are missing or too few for ``clusters``.
 
     Examples
     --------
@@ -130,47 +143,71 @@ def density_weights(
         "dup": dup,
         "alpha_max": alpha_max,
         "count_power": count_power,
+        "semdedup": semdedup,
+        "clusters": clusters,
     }
     plain = {name: value.item() if isinstance(value, np.generic) else value
              for name, value in values.items()}  # fmt: skip
-    return estimate(graph, build(DensityParams, plain, "density_weights"), counts).weights
+    params = build(DensityParams, plain, "density_weights")
+    return estimate(graph, params, counts, vectors).weights
 
 
-def estimate(graph: Graph, params: DensityParams, counts: np.ndarray | None = None) -> Estimate:
+def estimate(
+    graph: Graph,
+    params: DensityParams,
+    counts: np.ndarray | None = None,
+    vectors: np.ndarray | None = None,
+) -> Estimate:
     """Estimate density and weights; see :func:`density_weights`."""
     graph = graph.first(params.k)
     graph = Graph(np.ascontiguousarray(graph.indices), np.ascontiguousarray(graph.distances))
     _check(graph)
     factors = _count_factors(counts, params.count_power, len(graph))
-    found = _estimate(graph, params)
+    found = _estimate(graph, params, vectors)
     if params.count_power == 0:
         return found
     weights = found.weights * factors
     return replace(found, weights=weights / weights.sum())
 
 
-def _estimate(graph: Graph, params: DensityParams) -> Estimate:
-    n = len(graph)
-    uniform = np.full(n, 1 / n)
+def _estimate(graph: Graph, params: DensityParams, vectors: np.ndarray | None) -> Estimate:
     clusters, scales = find_duplicates(graph, params.dup, params.bandwidth)
     sizes = np.bincount(clusters)[clusters]
+    fixed = _without_density(graph, params, vectors)
     if not scales.scale:
-        weights = uniform if params.method == "uniform" else 1.0 / sizes / (clusters.max() + 1)
-        return Estimate(weights, np.zeros(n), clusters, scales)
-    counts, seen = soft_counts(graph, clusters, sizes, scales, n)
+        weights = 1.0 / sizes / (clusters.max() + 1) if fixed is None else fixed
+        return Estimate(weights, np.zeros(len(graph)), clusters, scales)
+    counts, seen = soft_counts(graph, clusters, sizes, scales, len(graph))
     density = _shared(np.log1p(counts), clusters, seen)
-    if params.method == "uniform":
-        return Estimate(uniform, density, clusters, scales)
+    if fixed is not None:
+        return Estimate(fixed, density, clusters, scales)
     if params.method == "balance":
         return Estimate(balanced(graph, clusters, scales.width), density, clusters, scales, 1.0)
     crowding, low, units = density, ALPHA_MIN, clusters
     if params.method == "knn":  # single prompts, near-duplicates or not
         means = np.maximum(graph.distances.mean(axis=1, dtype=np.float64), IDENTICAL)
         crowding, low = -max(scales.dimension, 1.0) * np.log(means), 0.0
-        units, sizes = np.arange(n), np.ones(n)
+        units, sizes = np.arange(len(graph)), np.ones(len(graph))
     exponent = _exponent(crowding, units, sizes, params.ess, low, params.alpha_max)
     weights = inverse_weights(crowding, exponent, sizes)
     return Estimate(weights, density, clusters, scales, exponent)
+
+
+def _without_density(
+    graph: Graph, params: DensityParams, vectors: np.ndarray | None
+) -> np.ndarray | None:
+    """Return the weights of a method that does not look at the density, None for others."""
+    if params.method == "uniform":
+        return np.full(len(graph), 1 / len(graph))
+    if params.method == "semdedup":
+        return pruned(graph, params.semdedup)
+    if params.method != "clusters":
+        return None
+    if vectors is None or len(vectors) != len(graph):
+        got = "there are none" if vectors is None else f"there are {len(vectors)}"
+        message = f"method clusters needs the vectors of {len(graph)} prompts, and {got}"
+        raise IsodenseError(message, "pass vectors, one per row of the graph, in its order")
+    return evened_clusters(vectors, params.clusters)
 
 
 def heldout_density(found: Estimate, near: Graph, params: DensityParams) -> np.ndarray:

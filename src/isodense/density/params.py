@@ -8,7 +8,7 @@ from pydantic import Field
 
 from isodense.pipeline.params import Params
 
-Method = Literal["soft_count", "knn", "balance", "uniform"]
+Method = Literal["soft_count", "knn", "balance", "uniform", "semdedup", "clusters"]
 
 ALPHA_MIN = 0.5  # least exponent
 
@@ -23,3 +23,5 @@ class DensityParams(Params):
     dup: float = Field(ge=0.0, le=1.0)
     alpha_max: float = Field(ge=ALPHA_MIN, le=20.0)
     count_power: float = Field(ge=0.0, le=1.0)
+    semdedup: float = Field(ge=0.0, le=2.0)
+    clusters: int | None = Field(ge=1)

@@ -46,7 +46,7 @@ class Row:
     @property
     def agreeing(self) -> int:
         """Number of seeds whose difference has the sign of the mean difference."""
-        return int((np.sign(self.differences) == np.sign(self.differences.mean())).sum())
+        return int((self.differences * self.differences.mean() > 0).sum())
 
     def as_dict(self) -> dict[str, Any]:
         """Return the row with means, intervals, agreement and power."""

@@ -238,7 +238,7 @@ def _fetch(job: Job) -> None:
         raise IsodenseError(f"experiment {run.name} failed", hint)
     commit = output("git", "rev-parse", "HEAD")
     ref = f"refs/exps/{commit[:2]}/{commit[2:]}/{run.name}"
-    output("git", "fetch", "-q", str(job.clone), f"{ref}:{ref}")
+    output("git", "fetch", "-q", str(job.clone), f"+{ref}:{ref}")
 
 
 def _log(run: Run) -> Path:

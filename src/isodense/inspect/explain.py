@@ -268,7 +268,7 @@ def _weight_at(
     """Return the weight of a prompt of one occurrence that shares the weight of a cluster.
 
     With ``soft_count`` it follows from the density and any training prompt's weight; with ``knn``
-    and ``balance`` the density does not say it.
+    and others the density does not say it.
     """
     found, method = trained.found, trained.params.method
     if method not in ("soft_count", "uniform"):

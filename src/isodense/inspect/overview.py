@@ -80,7 +80,7 @@ def overview(prompts: Path, density: Path, top: int) -> dict[str, Any]:
 
 def _exponent(weights: Weights) -> float | None:
     method = weights.metadata["params"]["method"]
-    return None if method == "balance" else weights.metadata["exponent"]
+    return None if method in ("balance", "semdedup", "clusters") else weights.metadata["exponent"]
 
 
 def _near_duplicates(clusters: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
