@@ -20,6 +20,7 @@ SECTION = {
     "sampling": "density",
     "replacement": True,
     "uniform_share": 0.0,
+    "difficulty_floor": 0.0,
     "seed": 0,
     "max_steps": 12,
     "prompts_per_step": 4,
