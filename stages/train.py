@@ -4,7 +4,8 @@ Example
 -------
 python stages/train.py --prompts data/prompts --density data/density \
     --difficulty data/difficulty --policy models/policy --reward models/reward --out models/grpo \
-    --metrics reports/train/metrics.json --plots reports/train/plots/metrics
+    --metrics reports/train/metrics.json --plots reports/train/plots/metrics \
+    --realised reports/train/realised.csv
 """
 
 import sys
@@ -33,6 +34,8 @@ def main(argv: list[str]) -> str:
     parser.add_argument("--out", type=Path, required=True, help="trained policy to write")
     parser.add_argument("--metrics", type=Path, required=True, help="dvclive's metrics.json")
     parser.add_argument("--plots", type=Path, required=True, help="dvclive's plots/metrics")
+    learnt = "CSV of what was learnt from, to write"
+    parser.add_argument("--realised", type=Path, required=True, help=learnt)
     args = parser.parse_args(argv)
     stage.relaunch(argv)
     base = params.load(args.params, "base", BaseParams)
@@ -54,6 +57,7 @@ def main(argv: list[str]) -> str:
     report = train(
         prompts,
         weights,
+        density.density,
         lambda device: load_reward(args.reward, args.policy, device),
         args.policy,
         section,
@@ -63,6 +67,7 @@ def main(argv: list[str]) -> str:
         inputs=inputs,
         out=args.out,
         live=live,
+        table=args.realised,
     )
     first, last = report["reward_first_quarter"], report["reward_last_quarter"]
     others = notices.summary({"train": report, "step": section.max_steps})

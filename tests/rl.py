@@ -86,7 +86,7 @@ FLAGS = {
     "train": "--prompts data/prompts --density data/density --difficulty data/difficulty "
     "--policy models/policy "
     "--reward models/reward --out models/grpo --metrics reports/train/metrics.json "
-    "--plots reports/train/plots/metrics",
+    "--plots reports/train/plots/metrics --realised reports/train/realised.csv",
     "evaluate": "--prompts data/prompts --density data/density --policy models/policy "
     "--trained models/grpo --reward models/reward --encoder models/encoder "
     "--metrics reports/metrics/evaluate.json --deciles reports/plots/reward_by_decile.csv "

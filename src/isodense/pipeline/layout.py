@@ -50,6 +50,7 @@ METRICS = {  # by stage
     "evaluate": Path("reports/metrics/evaluate.json"),
 }
 SERIES = Path("reports/train/plots/metrics")  # of training, step by step
+REALISED = Path("reports/train/realised.csv")  # draws and signals by decile and label
 DECILES = Path("reports/plots/reward_by_decile.csv")
 COMPLETIONS = Path("reports/completions.jsonl")
 PAGE = Path("reports/index.html")
