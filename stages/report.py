@@ -27,6 +27,7 @@ def main(argv: list[str]) -> str:
     parser.add_argument("--map", type=Path, help="map artifact to read")
     parser.add_argument("--inputs", type=Path, nargs="+", default=[], help="metrics to show")
     parser.add_argument("--training", type=Path, help="training's series to show")
+    parser.add_argument("--realised", type=Path, help="draws and signals of training, CSV")
     parser.add_argument("--deciles", type=Path, help="held-out reward to show, CSV")
     parser.add_argument("--completions", type=Path, help="completions to show, JSONL")
     parser.add_argument("--manifests", type=Path, nargs="+", default=[], help="artifacts to name")
@@ -43,6 +44,7 @@ def main(argv: list[str]) -> str:
         args.deciles,
         args.completions,
         args.manifests,
+        args.realised,
     )
     write_report(sources, args.out, args.images)
     return f"{args.out}, {args.out.stat().st_size / 1e6:.1f} MB"

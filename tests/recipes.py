@@ -19,13 +19,15 @@ from typing import Any
 
 import numpy as np
 
+from isodense.difficulty import measure as difficulty
+from isodense.difficulty.params import DifficultyParams
 from isodense.embeddings import build as embeddings
 from isodense.embeddings.encoder import load_encoder
 from isodense.neighbors import build as neighbors
 from isodense.neighbors.build import knn_graph
 from isodense.reward import features
 from isodense.reward.scoring.hidden_states import Features
-from tests import tiny
+from tests import rl, tiny
 
 FOLDER = Path(__file__).with_name("recipes")
 TEXTS = ["the cat is red", "what is the capital of egg", "cat " * 30]
@@ -72,7 +74,20 @@ def graphs(_folder: Path) -> dict[str, Any]:
     return found
 
 
+def pass_counts(folder: Path) -> dict[str, Any]:
+    """Return how often the tiny policy solves prompts, where every other completion does."""
+    prompts = rl.write_inputs(folder, count=24)
+    functions = [{"name": "tests.difficulty.graded:even", "weight": 1.0, "args": {}}]
+    rl.write_reward(folder, prompts, count=24, kind="function", functions=functions)
+    params = DifficultyParams(**rl.SECTIONS["difficulty"] | {"completions": 8})
+    policy, reward = folder / "models/policy", folder / "models/reward"
+    task = difficulty.Task(policy, reward, params, 5, "cpu")
+    found = difficulty.measure(prompts, task, folder / "cache")
+    return {name: found[name].tolist() for name in ("solved", "completions")}
+
+
 RECIPES = {
+    "difficulty": (difficulty.RECIPE, pass_counts),
     "embeddings": (embeddings.RECIPE, rows_of_embeddings),
     "features": (features.RECIPE, rows_of_features),
     "neighbors": (neighbors.RECIPE, graphs),

@@ -42,10 +42,18 @@ SECTIONS: dict[str, dict[str, Any]] = {
             "temperature": 1.0,
         },
     },
+    "difficulty": {
+        "completions": 0,
+        "column": None,
+        "max_completion_tokens": 6,
+        "temperature": 1.0,
+        "batch_tokens": 512,
+    },
     "train": {
         "sampling": "density",
         "replacement": True,
         "uniform_share": 0.0,
+        "difficulty_floor": 0.0,
         "seed": 0,
         "max_steps": 2,
         "prompts_per_step": 2,
@@ -74,9 +82,12 @@ FLAGS = {
     "reward": "--examples data/examples --prompts data/prompts --policy models/policy "
     "--density data/density --raw models/raw --rewards rewards --out models/reward "
     "--metrics reports/metrics/reward.json",
-    "train": "--prompts data/prompts --density data/density --policy models/policy "
+    "difficulty": "--prompts data/prompts --policy models/policy --reward models/reward "
+    "--out data/difficulty --metrics reports/metrics/difficulty.json",
+    "train": "--prompts data/prompts --density data/density --difficulty data/difficulty "
+    "--policy models/policy "
     "--reward models/reward --out models/grpo --metrics reports/train/metrics.json "
-    "--plots reports/train/plots/metrics",
+    "--plots reports/train/plots/metrics --realised reports/train/realised.csv",
     "evaluate": "--prompts data/prompts --density data/density --policy models/policy "
     "--trained models/grpo --reward models/reward --encoder models/encoder "
     "--metrics reports/metrics/evaluate.json --deciles reports/plots/reward_by_decile.csv "

@@ -18,12 +18,15 @@ from isodense.cli import export as module
 from isodense.cli import trainer_formats as handover
 from isodense.cli.export import Draws, export
 from isodense.cli.main import main
+from isodense.difficulty.artifact import publish as publish_difficulty
+from isodense.difficulty.params import DifficultyParams
 from isodense.embeddings.postprocess import Transform
 from isodense.pipeline.artifact import publishing, write_manifest
 from isodense.pipeline.errors import ArtifactError, IsodenseError
 from isodense.prompts.reader import load_prompts
 from tests import tiny
 from tests.prompts.test_deduplicate import pair
+from tests.rl import SECTIONS
 from tests.tables import publish_prompts, stored_rows
 from tests.tiny import user
 from tests.weights import write_weights
@@ -371,7 +374,14 @@ def test_the_sampling_sets_the_odds(tmp_path):
     assert "prompt 5" in train.texts
     heavy = [text for text in train.texts if relative_weight(text) == 7]
     total = sum(relative_weight(text) for text in train.texts)
+    solved = np.array([4 * (text == "prompt 5") for text in train.texts])  # of 8: 1, others 0.36
+    section = DifficultyParams(**SECTIONS["difficulty"])
+    eight = np.full(len(train), 8)
+    publish_difficulty(train, solved, eight, section, {}, data / "difficulty")
+    all_of_it, weighted = 1 + 0.36 * (len(train) - 1), 6 + 0.36 * (total - 6)
     odds = {
+        "difficulty": (1 / all_of_it, 0.36 * len(heavy) / all_of_it),
+        "density+difficulty": (6 / weighted, 0.36 * 7 * len(heavy) / weighted),
         "density": (6 / total, 7 * len(heavy) / total),
         "uniform": (1 / len(train), len(heavy) / len(train)),
         "count": (31 / (len(train) + 30), len(heavy) / (len(train) + 30)),

@@ -617,7 +617,7 @@ def test_what_a_stage_left_out_is_said(checkout):
 def test_weights_that_were_edited_or_swapped_are_named(checkout):
     """Of the same size, and as whole artifacts with manifests of their own."""
     assert only(results.check_artifacts, checkout, "ok")[0] == (
-        "all 10 hold what their manifests say"
+        "all 11 hold what their manifests say"
     )
     folder = checkout.root / "data/density"
     kept = {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -30,6 +30,7 @@ READERS = {  # of other stages' artifacts: what they read is pinned by hashes an
     "isodense.embeddings.reader",
     "isodense.neighbors.graph",
     "isodense.map.reader",
+    "isodense.sampling.difficulty",
     "isodense.sampling.weights",
 }
 INNER = ("isodense.models.inference", "isodense.reward.scoring")  # apart from what makes
@@ -74,7 +75,7 @@ def _folder(module):
     return f"src/{(package or '.'.join(module.split('.')[:2])).replace('.', '/')}"
 
 
-def test_all_eleven_stages_are_here_and_described():
+def test_all_twelve_stages_are_here_and_described():
     assert list(STAGES) == NAMES
     assert all(stage["desc"] for stage in STAGES.values())
     assert sorted(path.stem for path in (ROOT / "stages").glob("*.py")) == sorted(NAMES)
@@ -154,7 +155,7 @@ def test_the_preflight_runs_before_the_first_long_stage_and_training_and_is_no_d
     made = [path for stage in ("download", "prompts", "models") for path in STAGES[stage]["outs"]]
     assert sorted(words[3::2]) == sorted(made)
     assert not any("preflight" in dep for name in found for dep in STAGES[name]["deps"])
-    assert not [name for name in STAGES["embeddings"]["params"] if name.startswith("train.")]
+    assert not [name for name in STAGES["embeddings"]["params"] if name.startswith("train")]
 
 
 def test_the_file_stays_readable():

@@ -37,7 +37,7 @@ def test_a_second_run_does_nothing_and_leaves_git_clean(project):
 def test_forced_again_every_byte_repeats(project):
     before = project.lock()
     shutil.rmtree(project.root / ".cache")
-    assert len(project.ran(project.run("dvc", "repro", "--force"))) == 11
+    assert len(project.ran(project.run("dvc", "repro", "--force"))) == 12
     assert project.lock() == before
     assert project.run("git", "status", "--porcelain") == ""
 

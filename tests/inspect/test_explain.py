@@ -9,12 +9,15 @@ import json
 import shutil
 import sys
 import unicodedata
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from isodense.cli.commands import explain as command
 from isodense.density.estimate import estimate, heldout_density, inverse_weights
+from isodense.difficulty.artifact import publish, publish_empty
+from isodense.difficulty.params import DifficultyParams
 from isodense.embeddings.reader import load_vectors
 from isodense.inspect.explain import Folders, explain
 from isodense.inspect.query import nearest_to
@@ -22,12 +25,16 @@ from isodense.neighbors.graph import load_graph, load_heldout_graph
 from isodense.pipeline.errors import IsodenseError
 from isodense.prompts.conversations import prompt_id
 from isodense.prompts.reader import load_prompts
+from isodense.sampling.difficulty import load_difficulty
+from isodense.sampling.schemes import prompt_weights
 from isodense.sampling.weights import load_weights
 from tests import tiny
 from tests.artifacts import DENSITY, make, write_density
+from tests.rl import SECTIONS
 from tests.tables import tamper
 from tests.tiny import WORDS, user
 
+DIFFICULTY = DifficultyParams(**SECTIONS["difficulty"] | {"completions": 8})
 TAIL = " ".join(WORDS * 3)  # longer than the encoder reads: texts that end in it have one vector
 HOSTILE = "\x1b[31mwhich\x9b2J colour \u202eis\u2066 the </script>\n\n\u2028密度 sky? "
 DIALOGUE = [
@@ -85,6 +92,40 @@ def test_a_training_prompt_has_the_neighbours_that_lie_nearest(data, prompts):
         heavier = sum(other > weights.weights[row] for other in weights.weights)
         assert found["weight"]["rank"] == heavier + 1
         assert found["density"]["log_density"] == pytest.approx(weights.density[row])
+
+
+def test_difficulty_is_shown_beside_the_weight_with_their_product(data, prompts, tmp_path):
+    train, weights = prompts.split("train"), load_weights(data / "density").weights
+    without = folders(data)
+    assert explain(train.ids[0], without, neighbors=1)["difficulty"] is None
+    publish_empty(tmp_path / "off")
+    off = replace(without, difficulty=tmp_path / "off")
+    assert explain(train.ids[0], off, neighbors=1)["difficulty"] is None
+    solved = np.arange(len(train), dtype=np.int32) % 9
+    made = np.full(len(train), 8, dtype=np.int32)
+    publish(train, solved, made, DIFFICULTY, {}, tmp_path / "difficulty")
+    measured = replace(without, difficulty=tmp_path / "difficulty")
+    reports = [explain(name, measured, neighbors=1)["difficulty"] for name in train.ids[:9]]
+    assert [one["solved"] for one in reports] == list(range(9))
+    assert reports[4]["pass_rate"] == 0.5
+    assert reports[4]["signal"] == 1 == max(one["signal"] for one in reports)
+    assert reports[0]["signal"] == pytest.approx(0.36)
+    expected = prompt_weights(
+        train,
+        load_weights(data / "density"),
+        "density+difficulty",
+        load_difficulty(tmp_path / "difficulty"),
+    )
+    for row, one in enumerate(reports):
+        share = expected[row] / expected.astype(float).mean()
+        assert one["product_over_mean"] == pytest.approx(share, rel=1e-5)
+        over_mean = weights[row] * len(train)
+        assert one["product_over_mean"] != pytest.approx(over_mean, rel=1e-3)
+    heldout = prompts.split("heldout").ids[0]
+    assert explain(heldout, measured, neighbors=1)["difficulty"] is None
+    shown = command._difficulty_lines(reports[0])
+    assert "solved 0 of 8 times before training: pass rate 0.10, smoothed, signal 0.36" in shown
+    assert f"weight × signal: {reports[0]['product_over_mean']:.2f} times the mean" in shown
 
 
 def test_draws_of_an_epoch_sum_to_the_epoch(data, prompts):

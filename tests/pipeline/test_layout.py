@@ -6,7 +6,15 @@ from pathlib import Path
 
 import yaml
 
-from isodense.pipeline.layout import ARTIFACTS, COMPLETIONS, DECILES, METRICS, PAGE, SERIES
+from isodense.pipeline.layout import (
+    ARTIFACTS,
+    COMPLETIONS,
+    DECILES,
+    METRICS,
+    PAGE,
+    REALISED,
+    SERIES,
+)
 
 STAGES = yaml.safe_load((Path(__file__).parents[2] / "dvc.yaml").read_text())["stages"]
 
@@ -22,6 +30,7 @@ def test_every_artifact_is_an_output_of_its_stage_and_the_other_way_round():
     others = {"train": SERIES, "evaluate": DECILES, "report": PAGE}
     assert {(name, path.as_posix()) for name, path in others.items()} < outputs
     assert ("evaluate", COMPLETIONS.as_posix()) in outputs
+    assert ("train", REALISED.as_posix()) in outputs
 
 
 def test_metrics_are_those_of_the_stages():

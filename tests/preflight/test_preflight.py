@@ -97,6 +97,22 @@ def test_a_reward_that_is_fitted_needs_pairs(project: Project):
     assert project.findings() == []
 
 
+def test_draws_by_difficulty_need_one_and_the_stage_something_to_take_it_from(project: Project):
+    project.configure(train={"sampling": "density+difficulty"})
+    (said_of_train,) = said(project.findings(), "train")
+    assert said_of_train.startswith("problem: train.sampling: density+difficulty with difficulty.")
+    project.configure(
+        train={"sampling": "difficulty"}, difficulty={"completions": 8, "column": "passrate"}
+    )
+    found = project.findings()
+    assert said(found, "train") == []
+    (said_of_column,) = said(found, "difficulty")
+    assert said_of_column.startswith("problem: difficulty.column: passrate; the data has ")
+    project.configure(difficulty={"completions": 8})
+    expected = "problem: reward.kind head does not say which completions solve a prompt"
+    assert said(project.findings(), "difficulty") == [expected]
+
+
 def test_texts_longer_than_the_context_are_named(project: Project):
     project.configure(
         train={"max_prompt_tokens": 250, "max_completion_tokens": 7}, reward={"max_tokens": 257}

@@ -11,7 +11,10 @@ ssh_server = ssh.sshd if ssh.sftp_server() else ssh.asyncssh
 
 
 RERUN = {  # a changed param, and what its stage needs that a clone with density has not
-    "train": ({"train.max_steps": 1}, ["data/prompts", "models/policy", "models/reward"]),
+    "train": (
+        {"train.max_steps": 1},
+        ["data/prompts", "data/difficulty", "models/policy", "models/reward"],
+    ),
     "density": ({"density.k": 5}, ["data/prompts", "data/neighbors"]),
 }
 

@@ -31,7 +31,7 @@ from isodense.pipeline.artifact import (
 )
 from isodense.pipeline.errors import ArtifactError
 from isodense.pipeline.jsonl import write_jsonl
-from isodense.report.charts import decile_charts, training_charts, weight_charts
+from isodense.report.charts import decile_charts, realised_charts, training_charts, weight_charts
 from isodense.report.evaluation import kinds
 from isodense.report.page import Sources, read_metrics, write_report
 from isodense.report.prompts import one_line, shown
@@ -153,6 +153,12 @@ def write_results(reports: Path) -> dict[str, object]:
         for p in ("base", "trained")
     )
     deciles.write_text("decile,density,policy,reward,low,high,frac_reward_zero_std\n" + lines)
+    realised = reports / "train/realised.csv"
+    realised.write_text(
+        "kind,name,prompts,nominal_share,draws,draw_share,zero_signal,realised_share\n"
+        "decile,1,4,0.25,2,0.25,0,0.5\ndecile,2,4,0.75,6,0.75,3,0.5\n"
+        "label,rare,4,0.4,2,0.25,0,\nlabel,common,4,0.6,6,0.75,3,\n"
+    )
     completion = {
         "text": EVIL,
         "base": [EVIL, "second"],
@@ -165,6 +171,7 @@ def write_results(reports: Path) -> dict[str, object]:
         "metrics": [reports / "metrics/density.json"],
         "training": reports / "train/plots/metrics",
         "deciles": deciles,
+        "realised": realised,
         "completions": reports / "completions.jsonl",
     }
 
@@ -411,6 +418,15 @@ def test_deciles_keep_their_intervals(whole):
     assert base["low"] == [0, 1, 2]
     assert base["high"] == [4, 5, 6]
     assert zero["lines"][0]["y"] == [0.25] * 3
+
+
+def test_draws_and_what_was_learnt_stand_side_by_side(whole):
+    deciles, labels = realised_charts(whole / "reports/train/realised.csv")
+    assert [line["y"] for line in deciles["lines"]] == [[0.25, 0.75], [0.25, 0.75], [0.5, 0.5]]
+    assert deciles["note"].startswith("3 of 8 groups had one reward and taught nothing. Learnt")
+    assert "differ by 25% of the total" in deciles["note"]
+    assert [line["y"] for line in labels["lines"]] == [[0.6, 0.4], [0.75, 0.25], [None, None]]
+    assert "differ" not in labels["note"]
 
 
 def test_shares_of_labels_need_every_label():

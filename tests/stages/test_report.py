@@ -29,7 +29,8 @@ def test_the_stage_writes_page_and_pictures_that_repeat(tmp_path: Path):
         done = run(
             folder,
             *"--neighbors data/neighbors --map data/map --inputs reports/metrics/density.json "
-            "--training reports/train/plots/metrics --deciles reports/plots/reward_by_decile.csv "
+            "--training reports/train/plots/metrics --realised reports/train/realised.csv "
+            "--deciles reports/plots/reward_by_decile.csv "
             "--completions reports/completions.jsonl --manifests data/prompts/manifest.json "
             "data/map/manifest.json".split(),
         )

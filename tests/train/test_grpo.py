@@ -49,7 +49,8 @@ def run(world, policy: str, reward=length, **changes: object) -> tuple[Path, dic
     out = folder / f"{policy}-{len(list(folder.iterdir()))}"
     train(
         prompts,
-        load_weights(folder / "data/density").weights,
+        (weights := load_weights(folder / "data/density")).weights,
+        weights.density,
         lambda device: SimpleNamespace(score=reward),
         folder / "models" / policy,
         TrainParams(**(SECTIONS["train"] | changes)),  # type: ignore[arg-type]
@@ -62,6 +63,7 @@ def run(world, policy: str, reward=length, **changes: object) -> tuple[Path, dic
         },
         out=out / "models/grpo",
         live=out / "reports/train",
+        table=out / "reports/train" / "realised.csv",
     )
     made = out / "models/grpo"
     return made, load_file(folder / "models" / policy / WEIGHTS), load_file(made / WEIGHTS)

@@ -73,10 +73,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PromptSet]:
 
 def run(world, name: str, score, inputs=INPUTS, seed: int = 1, **changes: object):
     folder, prompts = world
-    weights = load_weights(folder / "data/density").weights
+    weights = load_weights(folder / "data/density")
     return train(
         prompts,
-        weights,
+        weights.weights,
+        weights.density,
         lambda device: SimpleNamespace(score=score),
         folder / "models/policy",
         section(**changes),
@@ -86,6 +87,7 @@ def run(world, name: str, score, inputs=INPUTS, seed: int = 1, **changes: object
         inputs=inputs,
         out=folder / name / "models/grpo",
         live=folder / name / "reports/train",
+        table=folder / name / "reports/train" / "realised.csv",
     )
 
 

@@ -79,7 +79,8 @@ def run(world, name: str, functions: Sequence[object], **changes: object) -> dic
     policy = folder / "models/policy"
     return train(
         prompts,
-        load_weights(folder / "data/density").weights,
+        (weights := load_weights(folder / "data/density")).weights,
+        weights.density,
         lambda device: FunctionReward(find_functions(specs), columns_of(prompts.rows), policy),
         policy,
         TrainParams(**(SECTIONS["train"] | changes)),  # type: ignore[arg-type]
@@ -89,6 +90,7 @@ def run(world, name: str, functions: Sequence[object], **changes: object) -> dic
         inputs={"reward": {"kind": "reward", "functions": [one.model_dump() for one in specs]}},
         out=folder / name / "models/grpo",
         live=folder / name / "reports/train",
+        table=folder / name / "reports/train" / "realised.csv",
     )
 
 

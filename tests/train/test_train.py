@@ -20,6 +20,7 @@ SECTION = {
     "sampling": "density",
     "replacement": True,
     "uniform_share": 0.0,
+    "difficulty_floor": 0.0,
     "seed": 0,
     "max_steps": 12,
     "prompts_per_step": 4,
@@ -91,10 +92,11 @@ def world(tmp_path_factory: pytest.TempPathFactory):
 
 def run(world, name: str, reward, seed: int = 1, **changes: object):
     folder, prompts = world
-    weights = load_weights(folder / "data/density").weights
+    weights = load_weights(folder / "data/density")
     return train(
         prompts,
-        weights,
+        weights.weights,
+        weights.density,
         reward,
         folder / "models/policy",
         section(**changes),
@@ -104,6 +106,7 @@ def run(world, name: str, reward, seed: int = 1, **changes: object):
         inputs={"policy": {"kind": "models", "files": {}}},
         out=folder / name / "models/grpo",
         live=folder / name / "reports/train",
+        table=folder / name / "reports/train" / "realised.csv",
     )
 
 

@@ -36,7 +36,8 @@ from isodense.pipeline.artifact import publishing, replacing, require_same_ids, 
 from isodense.pipeline.errors import ArtifactError, IsodenseError, ModelError
 from isodense.pipeline.jsonl import write_jsonl
 from isodense.prompts.reader import PromptSet, Split, load_prompts
-from isodense.sampling.schemes import Sampling, prompt_weights
+from isodense.sampling.difficulty import load_difficulty
+from isodense.sampling.schemes import BY_DIFFICULTY, Sampling, prompt_weights
 from isodense.sampling.weights import Weights, load_weights
 
 ROWS = 1024  # of a parquet row group, and of a block of vectors
@@ -52,13 +53,16 @@ class Draws:
         Number of draws.
     seed : int
         Names the stream of draws; see :func:`isodense.sampling.draw.draw`.
-    sampling : {"density", "uniform", "count", "label", "inverted"}
+    sampling : Sampling
         What the odds of a draw follow; see :func:`isodense.sampling.schemes.prompt_weights`.
+    floor : float
+        Least factor of the difficulty.
     """
 
     size: int
     seed: int = 0
     sampling: Sampling = "density"
+    floor: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -197,16 +201,19 @@ def _load(data: Path, prompts: PromptSet, with_vectors: bool, draws: Draws | Non
         vectors, manifest = load_vectors(data / "embeddings")
         where = f"the vectors in {data / 'embeddings'}"
         require_same_ids(prompts.ids_sha256, manifest, where)
-    order = np.arange(len(train)) if draws is None else _drawn(train, weights, draws)
+    order = np.arange(len(train)) if draws is None else _drawn(data, train, weights, draws)
     measures = {"weight": weights.weights, "density": weights.density}
     positions = _positions(prompts, "train")
     return _Table(train, measures, vectors, positions, order, drawn=draws is not None)
 
 
-def _drawn(train: PromptSet, weights: Weights, draws: Draws) -> np.ndarray:
+def _drawn(data: Path, train: PromptSet, weights: Weights, draws: Draws) -> np.ndarray:
     from isodense.sampling.draw import draw
 
-    return draw(prompt_weights(train, weights, draws.sampling), draws.size, draws.seed)
+    by_difficulty = draws.sampling in BY_DIFFICULTY
+    difficulty = load_difficulty(data / "difficulty") if by_difficulty else None
+    odds = prompt_weights(train, weights, draws.sampling, difficulty, draws.floor)
+    return draw(odds, draws.size, draws.seed)
 
 
 def _heldout(prompts: PromptSet, vectors: np.ndarray) -> _Table:

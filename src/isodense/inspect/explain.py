@@ -18,6 +18,7 @@ import numpy as np
 from isodense.density.artifact import stored
 from isodense.density.estimate import Estimate, heldout_density, inverse_weights
 from isodense.density.params import DensityParams
+from isodense.inspect.difficulty import of_row
 from isodense.inspect.lookup import (
     Place,
     graph_of,
@@ -45,13 +46,17 @@ SHOWN = 5  # ids named where the start of one fits several
 
 @dataclass(frozen=True)
 class Folders:
-    """Where the artifacts are; the last two are read for new prompts only."""
+    """Where the artifacts are; embeddings and encoder are read for new prompts only.
+
+    Without a difficulty, or with an empty one, the explanation has none.
+    """
 
     prompts: Path
     neighbors: Path
     density: Path
     embeddings: Path
     encoder: Path
+    difficulty: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,8 @@ def explain(
     -------
     dict
         JSON values: ``kind`` (``"training"``, ``"heldout"`` or ``"new"``), ``prompt``, ``density``,
-        ``weight``, ``near_duplicates``, ``why`` and ``neighbors``; docs/explain.md describes them.
+        ``weight``, ``difficulty``, ``near_duplicates``, ``why`` and ``neighbors``; docs/explain.md
+        describes them.
 
     Raises
     ------
@@ -138,7 +144,8 @@ def explain(
         subject = _new(messages, folders, trained)
     else:
         subject = (_heldout if place.heldout else _training)(place, folders, trained)
-    return _report(subject, trained, folders.prompts, neighbors)
+    report = _report(subject, trained, folders.prompts, neighbors)
+    return report | {"difficulty": of_row(subject.row, folders.difficulty, weights)}
 
 
 def _understood(query: str, text: bool) -> tuple[list[Message], str | None]:

@@ -35,6 +35,7 @@ ARTIFACTS = {
     "map": Artifact("map", Path("data/map")),
     "density": Artifact("density", Path("data/density")),
     "reward": Artifact("reward", Path("models/reward")),
+    "difficulty": Artifact("difficulty", Path("data/difficulty")),
     "trained": Artifact("train", Path("models/grpo")),
 }
 METRICS = {  # by stage
@@ -44,10 +45,12 @@ METRICS = {  # by stage
     "neighbors": Path("reports/metrics/neighbors.json"),
     "density": Path("reports/metrics/density.json"),
     "reward": Path("reports/metrics/reward.json"),
+    "difficulty": Path("reports/metrics/difficulty.json"),
     "train": Path("reports/train/metrics.json"),
     "evaluate": Path("reports/metrics/evaluate.json"),
 }
 SERIES = Path("reports/train/plots/metrics")  # of training, step by step
+REALISED = Path("reports/train/realised.csv")  # draws and signals by decile and label
 DECILES = Path("reports/plots/reward_by_decile.csv")
 COMPLETIONS = Path("reports/completions.jsonl")
 PAGE = Path("reports/index.html")

@@ -119,6 +119,16 @@ def _reward(found: Metrics, _all: Metrics) -> Iterator[Said]:
         yield f"{_share(share)} of the sampled completions cut at their limit", False
 
 
+def _difficulty(found: Metrics, _all: Metrics) -> Iterator[Said]:
+    if count := found.get("unknown"):
+        text = (
+            f"{_count(count, 'prompt')} of unknown difficulty, drawn as if solved half of the time"
+        )
+        yield text, count > OFTEN * found["prompts"]
+    if share := found.get("clipped_ratio"):
+        yield f"{_share(share)} of the completions cut at difficulty.max_completion_tokens", False
+
+
 def _train(found: Metrics, everything: Metrics) -> Iterator[Said]:
     if count := found.get("skipped_draws"):
         draws = count + found.get("draws", 0)
@@ -159,6 +169,7 @@ STAGES: dict[str, tuple[str, Callable[[Metrics, Metrics], Iterator[Said]]]] = {
     "embeddings": ("embeddings", _embeddings),
     "neighbors": ("neighbors", _neighbors),
     "reward": ("reward", _reward),
+    "difficulty": ("difficulty", _difficulty),
     "train": ("train", _train),
     "evaluate": ("eval", _evaluate),
 }  # by stage, the section of its metrics

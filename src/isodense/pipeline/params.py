@@ -33,6 +33,7 @@ SECTIONS = (
     "map",
     "density",
     "reward",
+    "difficulty",
     "train",
     "evaluate",
 )

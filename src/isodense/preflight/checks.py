@@ -10,6 +10,7 @@ from typing import Any, Literal
 from isodense.models.inference.policy import context_length, load_tokenizer, prompt_tokens
 from isodense.pipeline.errors import IsodenseError, ModelError
 from isodense.preflight.inputs import Inputs
+from isodense.sampling.schemes import BY_DIFFICULTY
 
 FEWEST = 0.05  # share of prompts that must fit, below which the plan of a run fails
 OFTEN = 0.05  # share of prompts that do not fit above which there is a warning
@@ -39,7 +40,8 @@ class Finding:
 
 def examine(inputs: Inputs) -> Iterator[Finding]:
     """Yield the findings of all checks."""
-    for check in (check_pairs, check_columns, check_heldout, check_answer):
+    checks = (check_pairs, check_columns, check_difficulty, check_heldout, check_answer)
+    for check in checks:
         yield from check(inputs)
     if not (inputs.policy / "manifest.json").is_file():
         text = f"{inputs.policy} is not here, so that its context and template were not looked at"
@@ -82,6 +84,24 @@ def check_columns(inputs: Inputs) -> Iterator[Finding]:
                 yield Finding("warning", "reward", text, hint)
     except IsodenseError as error:
         yield Finding("problem", "reward", error.message, error.hint)
+
+
+def check_difficulty(inputs: Inputs) -> Iterator[Finding]:
+    """Whether draws by difficulty have one, and the stage something to take it from."""
+    section, sampling = inputs.difficulty, inputs.train.sampling
+    if sampling in BY_DIFFICULTY and not section.completions:
+        text = f"train.sampling: {sampling} with difficulty.completions: 0, so that it is not known"
+        yield Finding("problem", "train", text, "set difficulty.completions (8, say)")
+    if not section.completions:
+        return
+    if section.column is None and inputs.reward.kind != "function":
+        text = f"reward.kind {inputs.reward.kind} does not say which completions solve a prompt"
+        hint = "set reward.kind: function, difficulty.column, or difficulty.completions: 0"
+        yield Finding("problem", "difficulty", text, hint)
+    if section.column is not None and section.column not in inputs.columns:
+        has = ", ".join(inputs.columns) or "no column beside the prompt"
+        text = f"difficulty.column: {section.column}; the data has {has}"
+        yield Finding("problem", "difficulty", text, "correct it, or set it to null")
 
 
 def check_heldout(inputs: Inputs) -> Iterator[Finding]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from isodense.difficulty.params import DifficultyParams
 from isodense.evaluate.params import EvaluateParams
 from isodense.pipeline import params
 from isodense.pipeline.artifact import MANIFEST, read_manifest
@@ -28,7 +29,7 @@ class Inputs:
 
     Attributes
     ----------
-    reward, train, evaluate
+    reward, difficulty, train, evaluate
         Sections of the params.
     policy, encoder : Path
         Model folders, which may be missing where only some artifacts were pulled.
@@ -47,6 +48,7 @@ class Inputs:
     """
 
     reward: RewardParams
+    difficulty: DifficultyParams
     train: TrainParams
     evaluate: EvaluateParams
     policy: Path
@@ -100,6 +102,7 @@ def read_inputs(
         If there are no prompts.
     """
     reward = params.load(params_file, "reward", RewardParams)
+    difficulty = params.load(params_file, "difficulty", DifficultyParams)
     train = params.load(params_file, "train", TrainParams)
     evaluate = params.load(params_file, "evaluate", EvaluateParams)
     count = read_manifest(prompts, "prompts")["rows"]
@@ -121,6 +124,7 @@ def read_inputs(
     has_examples = (examples / "manifest.json").is_file()
     return Inputs(
         reward=reward,
+        difficulty=difficulty,
         train=train,
         evaluate=evaluate,
         policy=policy,

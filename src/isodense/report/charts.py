@@ -152,6 +152,51 @@ def decile_charts(path: Path) -> list[dict[str, Any]]:
     return charts
 
 
+def realised_charts(path: Path) -> list[dict[str, Any]]:
+    """Return what each density decile and label was to be drawn, was drawn, and was learnt from.
+
+    Parameters
+    ----------
+    path : Path
+        ``realised.csv`` of training, see :mod:`isodense.train.realised`.
+    """
+    rows = _table(path, ",")
+    names = {
+        "decile": ("density decile", "density decile (1 = most isolated)"),
+        "label": ("label", "label, largest nominal share first"),
+    }
+    return [
+        _realised(kind, *said, mine)
+        for kind, said in names.items()
+        if (mine := [row for row in rows if row["kind"] == kind])
+    ]
+
+
+def _realised(kind: str, title: str, x: str, rows: list[dict[str, str]]) -> dict[str, Any]:
+    if kind == "label":
+        rows = sorted(rows, key=lambda row: -float(row["nominal_share"]))
+    places = list(range(1, len(rows) + 1))
+    drawn, silent = sum(_column(rows, "draws")), sum(_column(rows, "zero_signal"))
+    nominal, learnt = (np.array(_column(rows, f"{n}_share")) for n in ("nominal", "realised"))
+    note = f"{silent:.0f} of {drawn:.0f} groups had one reward and taught nothing."
+    if np.isfinite(learnt).all():
+        note += f" Learnt and nominal shares differ by {np.abs(learnt - nominal).sum() / 2:.0%} "
+        note += "of the total (half the sum of the differences)."
+    return chart(
+        f"realised-{kind}",
+        f"Share of the draws and of what was learnt, by {title}",
+        x,
+        "share",
+        lines=[
+            _line("nominal: by weight", GREY, places, nominal),
+            _line("drawn", ORANGE, places, _column(rows, "draw_share")),
+            _line("learnt from: absolute advantage", BLUE, places, learnt),
+        ],
+        ticks=places if kind == "decile" else [],
+        note=note,
+    )
+
+
 def training_charts(folder: Path) -> list[dict[str, Any]]:
     """Return a chart for every series that dvclive wrote under `folder`, the reward first."""
     paths = {path.stem: path for path in sorted(folder.rglob("*.tsv"))}

@@ -29,6 +29,7 @@ from isodense.pipeline.notices import notices
 from isodense.report.charts import (
     decile_charts,
     heldout_chart,
+    realised_charts,
     training_charts,
     weight_charts,
 )
@@ -58,6 +59,8 @@ class Sources:
         Folder of the series that training wrote.
     deciles, completions : Path or None
         What evaluation wrote.
+    realised : Path or None
+        What training wrote of draws and signals.
     manifests : list of Path
         Manifests of all artifacts, for the provenance.
     """
@@ -71,6 +74,7 @@ class Sources:
     deciles: Path | None = None
     completions: Path | None = None
     manifests: list[Path] = field(default_factory=list)
+    realised: Path | None = None
 
 
 def write_report(
@@ -117,6 +121,7 @@ def write_report(
         if near and prompts.heldout.any()
         else [],
         "deciles": [] if sources.deciles is None else decile_charts(sources.deciles),
+        "realised": [] if sources.realised is None else realised_charts(sources.realised),
         "training": [] if sources.training is None else training_charts(sources.training),
     }
     most, least = extremes(prompts, sources.prompts)

@@ -35,6 +35,7 @@ from isodense.pipeline.errors import ModelError, TrainingError
 from isodense.reward.scoring.load import Reward
 from isodense.train.checkpoints import Stop, finalize
 from isodense.train.prompts import plan_dataset, trainer_tokenizer
+from isodense.train.realised import Signals
 from isodense.train.record import steps_with_signal
 from isodense.train.rewards import reward_functions
 
@@ -48,6 +49,7 @@ def make_trainer(
     config: GRPOConfig,
     rows: Sequence[dict[str, Any]],
     lora: Mapping[str, Any] | None = None,
+    signals: Signals | None = None,
 ) -> GRPOTrainer:
     """Return a trainer that walks through `rows` in order.
 
@@ -62,6 +64,8 @@ def make_trainer(
         Rows of prompts in the order of the plan.
     lora : mapping, optional
         Fields of peft's ``LoraConfig``; by default all weights are trained.
+    signals : Signals, optional
+        Keeps the signal of each group, by default by the row of the plan.
 
     Raises
     ------
@@ -74,8 +78,9 @@ def make_trainer(
     transformers_logging.disable_progress_bar()
     # TRL's own use of a name that transformers is about to drop.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+    signals = signals or Signals([row["id"] for row in rows])
     functions, config.reward_weights = reward_functions(
-        reward, rows, int(config.num_generations or 1)
+        reward, rows, int(config.num_generations or 1), signals.seen
     )
     require_undamaged(policy)
     try:
@@ -90,6 +95,7 @@ def make_trainer(
     except (ValueError, TypeError, ImportError, NotImplementedError) as error:
         raise TrainingError(f"TRL refuses to train {policy} so: {error}") from None
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(signals)
     return trainer
 
 

@@ -57,14 +57,17 @@ class TrainParams(Params):
 
     Attributes
     ----------
-    sampling : {"density", "uniform", "count", "label", "inverted"}
-        Draw prompts by the weights of the density stage, all alike, or as often as they were asked
-        (which is what training on all pairs alike does). To compare with: ``label``, each label as
-        often as any other, and ``inverted``, in inverse proportion to the weights.
+    sampling : Sampling
+        Draw prompts by the weights of the density stage, all alike, as often as they were asked
+        (which is what training on all pairs alike does), by the signal that the difficulty stage
+        expects of them, or by the product of weight and signal. To compare with: ``label``, each
+        label as often as any other, and ``inverted``, in inverse proportion to the weights.
     replacement : bool
         Whether a prompt can come again before every other has come once.
     uniform_share : float
         Share of the draws that is uniform instead.
+    difficulty_floor : float
+        Least factor of the difficulty; that of a prompt which is solved half of the time is 1.
     seed : int
         Seed of draws and completions, added to ``base.seed``: repeats a run on the same data.
     max_steps : int
@@ -98,6 +101,7 @@ class TrainParams(Params):
     sampling: Sampling
     replacement: bool
     uniform_share: float = Field(ge=0.0, le=1.0)
+    difficulty_floor: float = Field(ge=0.0, le=1.0)
     seed: int = Field(ge=0, le=2**31 - 1)
     max_steps: int = Field(ge=1)
     prompts_per_step: int = Field(ge=1)

@@ -84,6 +84,18 @@ def make_plan(
     return Plan(np.array(rows, dtype=np.int64), drawn - size)
 
 
+def nominal(weights: np.ndarray, uniform: float) -> np.ndarray:
+    """Return the share of the draws that each prompt is to have, of which `uniform` is even.
+
+    Examples
+    --------
+    >>> nominal(np.array([3, 1]), 0.5).tolist()
+    [0.625, 0.375]
+    """
+    weights = np.asarray(weights, dtype=np.float64)
+    return (1 - uniform) * weights / weights.sum() + uniform / len(weights)
+
+
 def plan_facts(plan: Plan, prompts: PromptSet) -> dict[str, int]:
     """Return the numbers of a plan: draws, different prompts and, where known, labels."""
     distinct = np.unique(plan.rows)

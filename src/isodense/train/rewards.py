@@ -8,6 +8,7 @@ from TRL's data set: see :mod:`isodense.reward.scoring.functions`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,11 @@ from isodense.reward.scoring.load import Reward
 
 LOGGED = "logged/"  # put before the names of what functions log
 Rows = Mapping[str, dict[str, Any]]  # by prompt id
+Seen = Callable[[int, Sequence[str], Sequence[float | None]], None]
 
 
 def reward_functions(
-    reward: Reward, rows: Sequence[dict[str, Any]], group: int
+    reward: Reward, rows: Sequence[dict[str, Any]], group: int, seen: Seen = lambda *_: None
 ) -> tuple[list[Callable[..., Any]], list[float]]:
     """Return what TRL calls, and the weight of each.
 
@@ -33,6 +35,8 @@ def reward_functions(
         The prompts of the plan.
     group : int
         Completions per prompt.
+    seen : callable
+        Called with the number of a function, the prompt ids and what it gave the completions.
 
     Raises
     ------
@@ -42,12 +46,15 @@ def reward_functions(
     """
     by_id = {row["id"]: row for row in rows}
     if not isinstance(reward, FunctionReward):
-        return [_whole(reward, by_id, group)], [1.0]
-    made = [_separate(reward, one, by_id, group) for one in reward.functions]
+        return [_whole(reward, by_id, group, seen)], [1.0]
+    made = [
+        _separate(reward, one, by_id, group, partial(seen, number))
+        for number, one in enumerate(reward.functions)
+    ]
     return made, [one.weight for one in reward.functions]
 
 
-def _whole(reward: Reward, by_id: Rows, group: int) -> Callable[..., list[float]]:
+def _whole(reward: Reward, by_id: Rows, group: int, seen: Seen) -> Callable[..., list[float]]:
     def whole(completions: list[Any], prompt_id: list[str], **_: Any) -> list[float]:
         _require_groups(prompt_id, group)
         rows = [by_id[identifier] for identifier in prompt_id]
@@ -55,14 +62,20 @@ def _whole(reward: Reward, by_id: Rows, group: int) -> Callable[..., list[float]
         if scores.shape != (len(completions),) or not np.isfinite(scores).all():
             message = f"the reward of {len(completions)} completions is {scores!r:.200}"
             raise TrainingError(message, "it must be one finite number per completion")
-        return [float(value) for value in scores]
+        found = [float(value) for value in scores]
+        seen(0, prompt_id, found)
+        return found
 
     whole.__name__ = "reward"  # TRL's name for it in the log
     return whole
 
 
 def _separate(
-    reward: FunctionReward, function: RewardFunction, by_id: Rows, group: int
+    reward: FunctionReward,
+    function: RewardFunction,
+    by_id: Rows,
+    group: int,
+    seen: Callable[..., None],
 ) -> Callable[..., Any]:
     def given(prompt_id: list[str], passed: dict[str, Any]) -> dict[str, Any]:
         _require_groups(prompt_id, group)
@@ -70,10 +83,15 @@ def _separate(
         return passed | own | {"log_metric": _prefixed(passed["log_metric"])}
 
     def called(prompt_id: list[str], **passed: Any) -> list[float | None]:
-        return _for_trl(function(given(prompt_id, passed)))
+        return for_trl(prompt_id, function(given(prompt_id, passed)))
 
     async def awaited(prompt_id: list[str], **passed: Any) -> list[float | None]:
-        return _for_trl(await function(given(prompt_id, passed)))
+        return for_trl(prompt_id, await function(given(prompt_id, passed)))
+
+    def for_trl(prompt_id: list[str], scores: np.ndarray) -> list[float | None]:
+        found = [None if np.isnan(value) else float(value) for value in scores]
+        seen(prompt_id, found)
+        return found
 
     made: Callable[..., Any] = awaited if function.awaited else called
     made.__name__ = function.label  # TRL's name for it in the log
@@ -82,10 +100,6 @@ def _separate(
 
 def _prefixed(log_metric: Callable[[str, float], None]) -> Callable[[str, float], None]:
     return lambda name, value: log_metric(f"{LOGGED}{name}", value)
-
-
-def _for_trl(scores: np.ndarray) -> list[float | None]:
-    return [None if np.isnan(value) else float(value) for value in scores]
 
 
 def _require_groups(ids: Sequence[str], group: int) -> None:

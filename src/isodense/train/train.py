@@ -43,7 +43,7 @@ from isodense.prompts.reader import PromptSet
 from isodense.reward.scoring.check import no_signal, require_not_weak
 from isodense.train.checkpoints import Stop, checkpoint_bytes, newest
 from isodense.train.params import TrainParams
-from isodense.train.plan import plan_facts, plan_run
+from isodense.train.plan import nominal, plan_facts, plan_run
 from isodense.train.settings import draws_needed, make_config, resumable_every
 
 if TYPE_CHECKING:
@@ -122,6 +122,7 @@ def live_folder(metrics: Path, plots: Path) -> Path:
 def train(
     prompts: PromptSet,
     weights: np.ndarray,
+    density: np.ndarray,
     reward: Callable[[str], Reward],
     policy: Path,
     params: TrainParams,
@@ -131,6 +132,7 @@ def train(
     inputs: dict[str, dict[str, Any]],
     out: Path,
     live: Path,
+    table: Path,
 ) -> dict[str, Any]:
     """Train the policy, write ``models/grpo`` and the run's series, and return the plan's facts.
 
@@ -140,6 +142,8 @@ def train(
         The training prompts.
     weights : ndarray of shape (n_prompts,)
         How often each is drawn, up to a factor.
+    density : ndarray of shape (n_prompts,)
+        Log density of each.
     reward : callable
         Given a torch device, returns the reward.
     policy : Path
@@ -157,6 +161,8 @@ def train(
         The trained policy's artifact.
     live : Path
         The folder of dvclive's series.
+    table : Path
+        The CSV of what was learnt from, see :mod:`isodense.train.realised`.
 
     Raises
     ------
@@ -169,6 +175,7 @@ def train(
         If the run was asked to stop; the same call goes on from there.
     """
     from isodense.train.grpo import Checkpoints, make_trainer, save_policy
+    from isodense.train.realised import Signals, realised, write_table
     from isodense.train.record import Record, quarters, steps_with_signal
 
     store = Store(cache, "train")
@@ -184,7 +191,8 @@ def train(
         facts = plan_facts(plan, prompts)
         rows = [prompts.rows[row] for row in plan.rows]
         scores = reward(str(config.device))
-        trainer = make_trainer(policy, scores, config, rows, params.lora)
+        signals = Signals(prompts.ids)
+        trainer = make_trainer(policy, scores, config, rows, params.lora, signals)
         names = [one.label for one in getattr(scores, "functions", ())]
         record = Record(live, facts, names) if first else None
         if record:
@@ -196,13 +204,16 @@ def train(
         if trainer.state.global_step < config.max_steps:
             raise KeyboardInterrupt
         history = trainer.state.log_history
-        results = {**quarters(history), "steps_with_signal": steps_with_signal(history)}
+        odds = nominal(weights, params.uniform_share)
+        shares, learnt = realised(history, odds, density, prompts)
+        results = {**quarters(history), "steps_with_signal": steps_with_signal(history), **learnt}
         changed = save_policy(trainer, policy, folder / "policy")
         trainer.accelerator.wait_for_everyone()
         if record:
             if not changed:
                 _warn_unchanged(params)
             record.finish({**results, "changed": int(changed)})
+            write_table(shares, table)
             hashes = {name: content_sha256(manifest) for name, manifest in inputs.items()}
             fields = {"params": as_dict(params), "inputs": hashes, "changed": changed}
             _publish(folder / "policy", out, plan=facts, ids_sha256=prompts.ids_sha256, **fields)

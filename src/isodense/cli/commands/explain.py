@@ -44,7 +44,12 @@ def run(args: argparse.Namespace) -> None:
 
     data: Path = args.data
     folders = Folders(
-        data / "prompts", data / "neighbors", data / "density", data / "embeddings", args.encoder
+        data / "prompts",
+        data / "neighbors",
+        data / "density",
+        data / "embeddings",
+        args.encoder,
+        data / "difficulty",
     )
     query = _standard_input() if args.prompt == "-" else args.prompt
     report = explain(query, folders, args.neighbors, args.text)
@@ -80,6 +85,7 @@ def _described(report: dict[str, Any], width: int | None) -> str:
         rendered(paragraph(columns, width, indent=2), indent=2) if columns else "",
         "\n",
         _weight_line(report["kind"], weight),
+        _difficulty_lines(report["difficulty"]),
         f"density     as of {density['distinct_prompts']:.1f} distinct prompts in the same place, "
         f"itself included; denser than {density['denser_than']:.0%} of the training prompts\n",
         _why_line(report),
@@ -125,6 +131,20 @@ def _weight_line(kind: str, weight: dict[str, Any] | None) -> str:
         f"weight      {would}{weight['over_mean']:.2f} times the mean, rank {weight['rank']} of "
         f"{weight['of']}: {weight['draws_per_epoch']:.2f} draws expected in an epoch of "
         f"{weight['of']} draws\n"
+    )
+
+
+def _difficulty_lines(found: dict[str, Any] | None) -> str:
+    """Return both factors of ``train.sampling: density+difficulty``; nothing without pass rates."""
+    if found is None:
+        return ""
+    made = found["completions"]
+    known = f"solved {found['solved']} of {made} times before training" if made else "not known"
+    return (
+        f"difficulty  {known}: pass rate {found['pass_rate']:.2f}, smoothed, signal "
+        f"{found['signal']:.2f}, {found['over_mean']:.2f} times the mean\n"
+        f"            weight × signal: {found['product_over_mean']:.2f} times the mean "
+        "(train.sampling: density+difficulty, without its floor)\n"
     )
 
 

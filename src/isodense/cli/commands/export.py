@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from isodense.cli.commands._arguments import not_negative, positive
+from isodense.cli.commands._arguments import not_negative, positive, share
 from isodense.cli.trainer_formats import FORMATS, KNOWN
 from isodense.pipeline.errors import IsodenseError
 from isodense.sampling.schemes import SAMPLING
@@ -35,6 +35,8 @@ def add(commands: Any) -> None:
     parser.add_argument("--seed", type=not_negative, help="of the draws (0)")
     odds = "what the odds of a draw follow (density)"
     parser.add_argument("--sampling", choices=SAMPLING, help=odds)
+    floor = "least factor of the difficulty, as train.difficulty_floor (0)"
+    parser.add_argument("--floor", type=share, metavar="SHARE", help=floor)
     parser.add_argument("--heldout", type=Path, metavar="FILE", help="write held-out prompts here")
     names = ", ".join(KNOWN)
     truth = f"of verl and openrlhf: where the ground truth is (the data's reward_model, or {names})"
@@ -46,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
     """Write the training prompts with their weights, or draws from them, for other code."""
     from isodense.cli.export import Draws, export
 
-    how = {name: getattr(args, name) for name in ("seed", "sampling")}
+    how = {name: getattr(args, name) for name in ("seed", "sampling", "floor")}
     given = {name: value for name, value in how.items() if value is not None}
     if given and args.draws is None:
         raise IsodenseError(f"--{next(iter(given))} says how to draw", "add --draws N")

@@ -9,7 +9,15 @@ from typing import Any
 
 from isodense.pipeline.artifact import MANIFEST
 from isodense.pipeline.errors import IsodenseError
-from isodense.pipeline.layout import ARTIFACTS, COMPLETIONS, DECILES, METRICS, PAGE, SERIES
+from isodense.pipeline.layout import (
+    ARTIFACTS,
+    COMPLETIONS,
+    DECILES,
+    METRICS,
+    PAGE,
+    REALISED,
+    SERIES,
+)
 
 ABOUT = "Write the report of what this checkout holds, with its git revision and dvc.lock."
 
@@ -55,6 +63,7 @@ def run(args: argparse.Namespace) -> None:
         deciles=there(DECILES),
         completions=there(COMPLETIONS),
         manifests=[file for file in manifests if file.exists()],
+        realised=there(REALISED),
     )
     write_report(sources, args.output, checkout=checkout(Path()))
     size = args.output.stat().st_size / 1e6

@@ -1,0 +1,1 @@
+"""Stage ``difficulty``: how often the untrained policy solves each training prompt."""
