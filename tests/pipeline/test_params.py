@@ -199,7 +199,8 @@ def test_a_stage_stops_at_once_without_a_traceback(tmp_path, stage):
     flags = {
         "density": "--prompts p --embeddings e --neighbors n --out o --metrics m --plots q",
         "embeddings": "--prompts p --encoder e --out o --metrics m",
-        "train": "--prompts p --density d --policy p --reward r --out o --metrics m --plots q",
+        "train": "--prompts p --density d --difficulty d --policy p --reward r --out o "
+        "--metrics m --plots q --realised r",
     }
     command = [sys.executable, ROOT / f"stages/{stage}.py", "--params", params]
     done = subprocess.run(
