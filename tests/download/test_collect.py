@@ -38,6 +38,13 @@ SECTION = {
         "near_duplicates": 0.1,
         "multi_turn": 0.1,
     },
+    "skills": {
+        "requests": 80,
+        "exponent": 1.0,
+        "duplicates": 0.1,
+        "near_duplicates": 0.1,
+        "heldout": 1,
+    },
     "hh": {"revision": "main", "subsets": ["harmless-base"], "split": "train", "limit": None},
     "ultrafeedback": {"revision": "main", "split": "train_prefs", "limit": None},
     "stack_exchange": {
