@@ -1,7 +1,7 @@
 # make repro   set up and run the whole pipeline          make test    set up and run the tests
 # make check   lint, types, layers, docs site               make bench   run the benchmarks
 # make slow    run the tests that take minutes            make clean   forget the virtual environment
-# make lock    resolve requirements*.lock anew
+# make lock    resolve requirements*.lock anew            make effect  does density sampling help? an hour
 
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
@@ -15,7 +15,7 @@ LOCK   := uv pip compile pyproject.toml --universal --python-version 3.11 --gene
           nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink \
           nvidia-nvshmem-cu13 nvidia-nvtx,--no-emit-package $(p))
 
-.PHONY: repro test slow check bench lock clean
+.PHONY: repro test slow check bench effect lock clean
 .DELETE_ON_ERROR:
 
 repro: .venv/runtime
@@ -44,7 +44,11 @@ check: .venv/dev
 
 bench: .venv/dev
 	$(PIP) --no-deps sentence-transformers==6.2.0 geosketch==1.3 fbpca==1.0
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out benchmarks/effect.py,$(wildcard benchmarks/*.py)); do \
+	  $(BIN)/python $$script || exit 1; done
+
+effect: .venv/dev
+	$(BIN)/python benchmarks/effect.py
 
 lock:
 	$(LOCK) --extra plots --output-file requirements.lock

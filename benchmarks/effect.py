@@ -3,7 +3,7 @@
 Usage
 -----
 python benchmarks/effect.py                        # the headline: an hour on two CPUs
-python benchmarks/effect.py --quick                # two arms, 3 seeds, 100 steps: ten minutes
+python benchmarks/effect.py --quick                # density and the wrong sign, 2 seeds: ten minutes
 python benchmarks/effect.py --arms uniform density-0.9 semdedup --seeds 4
 python benchmarks/effect.py --policy lopsided
 python benchmarks/effect.py --steps 24
@@ -19,15 +19,25 @@ figure.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
+from matplotlib.figure import Figure
+
+from isodense.density.plots import BLUE, GREY, save
 from isodense.experiments.compare import compare
 from isodense.experiments.differences import describe
 
 ARMS = ["uniform", "density", "oracle", "inverted"]
 MEASURE = "answer_probability_over_labels"
+PANELS = {
+    "over_labels": "mean over the skills",
+    "rarer_half": "rarer half of the skills",
+    "commonest_quarter": "commonest quarter",
+}
 SETTINGS = (
     "base.seed=20{seed}",
     "download.sources=[skills]",
@@ -62,15 +72,50 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=240)
     parser.add_argument("--policy", choices=("even", "lopsided"), default="even")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--quick", action="store_true", help="two arms, 3 seeds, 100 steps")
+    parser.add_argument("--quick", action="store_true", help="density and the wrong sign, 2 seeds")
     args = parser.parse_args()
     arms, seeds, steps = args.arms, args.seeds, args.steps
     if args.quick:
-        arms, seeds, steps = ARMS[:2], 3, 100
+        arms, seeds = ["inverted", "density"], 2
     settings = [*SETTINGS, f"models.policy.name={args.policy}", f"train.max_steps={steps}"]
-    out = Path("benchmarks/effect") / f"{args.policy}-{steps}"
+    out = Path("benchmarks/effect") / ("quick" if args.quick else f"{args.policy}-{steps}")
     rows = compare(arms, seeds, settings, out, args.jobs, MEASURE)
     sys.stdout.write(describe(rows))
+    draw(json.loads((out / "results.json").read_text()), out / "effect.png")
+
+
+def draw(results: dict[str, Any], path: Path) -> None:
+    """Draw the differences to the first arm, in points: all skills, the rarer half, the commonest.
+
+    Parameters
+    ----------
+    results : dict
+        ``results.json``.
+    path : Path
+        The PNG.
+    """
+    arms = results["arms"][1:]
+    made = Figure(figsize=(11, 1 + 0.55 * len(arms)), layout="constrained")
+    axes = made.subplots(1, len(PANELS), sharex=True, sharey=True)
+    for axis, (part, title) in zip(axes, PANELS.items(), strict=True):
+        for place, arm in enumerate(arms):
+            (row,) = (
+                row
+                for row in results["rows"]
+                if row["arm"] == arm and row["measure"] == f"eval.trained.answer_probability_{part}"
+            )
+            low, mean, high = (
+                100 * row[name] for name in ("difference_low", "difference", "difference_high")
+            )
+            axis.plot([low, high], [place, place], color=BLUE, linewidth=3)
+            axis.plot(mean, place, "o", color=BLUE)
+        axis.axvline(0, color=GREY, linestyle="--", linewidth=1)
+        axis.set(title=title, yticks=range(len(arms)), yticklabels=arms)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].invert_yaxis()
+    base, seeds = results["arms"][0], results["seeds"]
+    made.supxlabel(f"points of accuracy over {base} sampling, 95% interval over {seeds} seeds")
+    save(made, path)
 
 
 if __name__ == "__main__":
