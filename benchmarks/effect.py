@@ -3,7 +3,7 @@
 Usage
 -----
 python benchmarks/effect.py                        # the headline: an hour on two CPUs
-python benchmarks/effect.py --quick                # density and the wrong sign, 2 seeds: ten minutes
+python benchmarks/effect.py --quick                # density against the wrong sign: ten minutes
 python benchmarks/effect.py --arms uniform density-0.9 semdedup --seeds 4
 python benchmarks/effect.py --policy lopsided
 python benchmarks/effect.py --steps 24
