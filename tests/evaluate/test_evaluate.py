@@ -165,11 +165,11 @@ def test_verifiable_rewards_are_measured_by_solved_prompts_labels_and_functions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "rewards").mkdir()
-    (tmp_path / "rewards/parity_of_length.py").write_text(REWARD)
+    (tmp_path / "graders").mkdir()  # not rewards, which another test's module is called
+    (tmp_path / "graders/parity_of_length.py").write_text(REWARD)
     columns = {"level": lambda row: row, "label": lambda row: f"kind {row % 3}"}
     prompts = write_inputs(tmp_path, pairs=0, **columns)
-    functions = ["rewards.parity_of_length:even", "rewards.parity_of_length:long"]
+    functions = ["graders.parity_of_length:even", "graders.parity_of_length:long"]
     check = {"prompts": 4, "num_generations": 2, "max_completion_tokens": 4, "temperature": 1.0}
     write_reward(tmp_path, prompts, 0, kind="function", functions=functions, check=check)
     tiny.encoder(tmp_path / "models/encoder")

@@ -12,7 +12,6 @@ from isodense.pipeline.errors import TrainingError
 from isodense.prompts.conversations import Message, id_of
 from isodense.prompts.near_duplicates import WordPairs
 from isodense.prompts.reader import PromptSet
-from isodense.prompts.split import split
 from isodense.sampling.weights import Weights
 
 FOLDS = 5  # of cross-validation
@@ -78,7 +77,10 @@ def folds_of(
     ids = train.ids
     for text in train.texts:
         texts.add(text)
-    first = split(ids, texts, 0.0, near_duplicate).first
+    first = list(range(len(ids)))
+    if near_duplicate is not None:
+        for row, earlier in texts.near_duplicates(near_duplicate):
+            first[row] = first[earlier[0]]
     fold_of = {one: int(ids[at][:8], 16) % FOLDS for one, at in zip(ids, first, strict=True)}
     return np.array([fold_of[id_of(pair)] for pair in pairs], dtype=np.int64)
 
