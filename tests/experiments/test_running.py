@@ -39,7 +39,8 @@ def test_jobs_share_the_processors(monkeypatch: pytest.MonkeyPatch):
 def test_what_runs_is_stopped_if_the_comparison_is(tmp_path: Path):
     (run, _, *_) = plan_runs(["uniform", "density"], 2)
     child = "import subprocess, sys; subprocess.run(['sleep', '60'])"
-    process = subprocess.Popen([sys.executable, "-c", child], process_group=0)
+    command = [sys.executable, "-c", child]
+    process = subprocess.Popen(command, process_group=0, preexec_fn=running.heed_interrupts)
     start = time.monotonic()
     with suppress(KeyboardInterrupt), running._running() as jobs:
         jobs.append(Job(run, tmp_path, process))

@@ -23,7 +23,7 @@ RERUN = {  # a changed param, and what its stage needs that a clone with density
     ("serve", "stage"),  # training takes ten seconds, so that one of the four remotes does it
     [
         (servers.local, "density"),
-        (ssh_server, "train"),
+        pytest.param(ssh_server, "train", marks=pytest.mark.slow),
         pytest.param(servers.s3, "density", marks=pytest.mark.slow),
         pytest.param(servers.http, "density", marks=pytest.mark.slow),
     ],

@@ -212,6 +212,14 @@ def _identity(key: str) -> str:
     return found.stdout.strip()
 
 
+def heed_interrupts() -> None:
+    """Let SIGINT stop this process, also if it was started by one in the background.
+
+    A shell lets background jobs ignore it, and whatever they start inherits that.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def _start(run: Run, clone: Path, environment: dict[str, str]) -> Job:
     changes = [word for setting in run.settings for word in ("-S", setting)]
     command = [sys.executable, "-m", "dvc", "exp", "run", "--temp", "--name", run.name, *changes]
@@ -224,6 +232,7 @@ def _start(run: Run, clone: Path, environment: dict[str, str]) -> Job:
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             process_group=0,  # so that it is stopped by this process alone
+            preexec_fn=heed_interrupts,
         )
     return Job(run, clone, process)
 
