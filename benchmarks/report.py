@@ -33,6 +33,7 @@ from isodense.neighbors.graph import (  # noqa: E402
     INDICES,
     Graph,
 )
+from isodense.pipeline import params  # noqa: E402
 from isodense.pipeline.artifact import content_sha256, ids_sha256, publishing, write_manifest  # noqa: E402
 from isodense.pipeline.stage import peak_rss  # noqa: E402
 from isodense.prompts.deduplicate import write  # noqa: E402
@@ -58,8 +59,11 @@ def make(folder: Path, count: int) -> Sources:
     with publishing(folder / "map") as made:
         np.save(made / COORDINATES, coordinates)
         write_manifest(made, "map", rows=count, ids_sha256=ids_sha256(ids))
-    train = [name for name, held in zip(ids, heldout, strict=True) if not held]
-    write_graph(folder, train, int(heldout.sum()), rng)
+    apart = [
+        [name for name, held in zip(ids, heldout, strict=True) if held == kept]
+        for kept in (False, True)
+    ]
+    write_graph(folder, *apart, rng)
     return Sources(
         folder / "prompts", folder / "density", folder / "neighbors", folder / "map"
     )  # fmt: skip
@@ -86,39 +90,33 @@ def write_prompts(
         write(rows, {}, None, made)
 
 
-def write_graph(folder: Path, train: list[str], heldout: int, rng: np.random.Generator) -> None:
+def write_graph(
+    folder: Path, train: list[str], heldout: list[str], rng: np.random.Generator
+) -> None:
     """Write a random neighbour graph and the density that the stage finds in it."""
 
     def random(rows: int) -> Graph:
         distances = np.sort(rng.normal(0.6, 0.12, (rows, K)).clip(0.02).astype(np.float32), axis=1)
         return Graph(rng.integers(0, len(train), (rows, K)).astype(np.int32), distances)
 
-    graph, others = random(len(train)), random(heldout)
+    graph, others = random(len(train)), random(len(heldout))
     arrays = {
         INDICES: graph.indices,
         DISTANCES: graph.distances,
         HELDOUT_INDICES: others.indices,
         HELDOUT_DISTANCES: others.distances,
     }
-    hashes = {"ids_sha256": ids_sha256(train), "heldout_ids_sha256": "", "dim": 384}
+    hashes = {"ids_sha256": ids_sha256(train), "heldout_ids_sha256": ids_sha256(heldout)}
     with publishing(folder / "neighbors") as made:
         for name, array in arrays.items():
             np.save(made / name, array)
-        manifest = write_manifest(made, "neighbors", rows=len(train), k=K, **hashes)
-    params = DensityParams(
-        k=K,
-        method="soft_count",
-        ess=0.8,
-        bandwidth=1.0,
-        dup=0.15,
-        alpha_max=1.25,
-        count_power=0.0,
-        semdedup=0.05,
-        clusters=None,
-    )
-    found = estimate(graph, params)
+        manifest = write_manifest(made, "neighbors", rows=len(train), k=K, dim=384, **hashes)
+    density = params.load(ROOT / "params.yaml", "density", DensityParams)
+    density = density.model_copy(update={"k": K})
+    found = estimate(graph, density)
     inputs = content_sha256(manifest)
-    publish(found, np.zeros(heldout), train, params, manifest, inputs, folder / "density")
+    nothing = np.zeros(len(heldout))
+    publish(found, nothing, nothing > 0, train, density, manifest, inputs, folder / "density")
 
 
 def opened(path: Path) -> dict[str, float]:
