@@ -39,19 +39,11 @@ from isodense.density.duplicates import intrinsic_dimension
 from isodense.density.estimate import estimate
 from isodense.density.params import DensityParams
 from isodense.download.sources import sample
+from isodense.pipeline import params
 from isodense.prompts.deduplicate import unique_prompts
 
-PARAMS = DensityParams(
-    k=50,
-    method="soft_count",
-    ess=0.8,
-    bandwidth=1.0,
-    dup=0.15,
-    alpha_max=1.25,
-    count_power=0.0,
-    semdedup=0.05,
-    clusters=None,
-)
+ROOT = Path(__file__).resolve().parents[1]
+PARAMS = params.load(ROOT / "params.yaml", "density", DensityParams)
 SKETCH = importlib.util.find_spec("geosketch") is not None
 OURS, CUT_OFF = "**ours**, soft_count", "ours, kernel cut off at k = 20"
 EVEN, EPS = 0.97, 0.1  # label entropy from which a gap means nothing; 1 - cosine of duplicates
@@ -97,14 +89,14 @@ class Data:
 def texts(embed: Embed, seed: int, junk: int = 0, repeat: bool = False, **changes: float) -> Data:
     """Embed the prompts of 2,000 pairs, and random strings; `repeat` leaves exact copies in."""
     chosen = {"tail": 1.0, "copies": 0.08, "near": 0.15} | changes
-    params = sample.SampleParams(
+    shape = sample.SampleParams(
         pairs=2000,
         exponent=chosen["tail"],
         duplicates=chosen["copies"],
         near_duplicates=chosen["near"],
         multi_turn=0.1,
     )
-    pairs = sample.load(params, np.random.default_rng(seed))
+    pairs = sample.load(shape, np.random.default_rng(seed))
     prompts = unique_prompts([row | {"source": "sample"} for row in pairs], heldout=0.0)
     rng = np.random.default_rng(seed)
     words = ["".join(rng.choice(LETTERS, rng.integers(10, 80))) for _ in range(junk)]

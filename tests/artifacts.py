@@ -7,7 +7,6 @@ from unittest.mock import patch
 
 from isodense.density.artifact import publish
 from isodense.density.estimate import estimate, heldout_density, near_training
-from isodense.density.params import DensityParams
 from isodense.embeddings import truncation
 from isodense.embeddings.build import embed
 from isodense.neighbors.build import publish as publish_neighbors
@@ -15,20 +14,11 @@ from isodense.neighbors.graph import load_graph, load_heldout_graph
 from isodense.neighbors.params import NeighborsParams
 from isodense.pipeline.artifact import content_sha256, read_manifest
 from isodense.prompts.reader import load_columns
+from tests.density.vectors import PARAMS
 from tests.embeddings.test_build import PARAMS as EMBEDDINGS
 from tests.tables import publish_prompts
 
-DENSITY = DensityParams(
-    k=12,
-    method="soft_count",
-    ess=0.8,
-    bandwidth=1.0,
-    dup=0.15,
-    alpha_max=1.25,
-    count_power=0.0,
-    semdedup=0.05,
-    clusters=None,
-)
+DENSITY = PARAMS.model_copy(update={"k": 12})
 
 
 def make(data: Path, conversations: list, encoder: Path, **density: object) -> Path:

@@ -15,7 +15,6 @@ from isodense.cli.append import _restored_on_failure, add_files
 from isodense.cli.commands.update import describe
 from isodense.density.artifact import publish
 from isodense.density.estimate import estimate, heldout_density, near_training
-from isodense.density.params import DensityParams
 from isodense.inspect.growth import compare, remember
 from isodense.neighbors.build import knn_graph
 from isodense.neighbors.graph import Graph
@@ -23,23 +22,14 @@ from isodense.pipeline.artifact import content_sha256, publishing, write_manifes
 from isodense.pipeline.errors import IsodenseError
 from isodense.prompts.conversations import is_heldout, prompt_id
 from isodense.prompts.reader import load_columns
+from tests.density.vectors import PARAMS as DENSITY
 from tests.tables import publish_prompts
 from tests.tiny import user
 
 ROOT = Path(__file__).parents[2]
 HELDOUT = 0.3
 K = 10
-PARAMS = DensityParams(
-    k=K,
-    method="soft_count",
-    ess=0.8,
-    bandwidth=1.0,
-    dup=0.15,
-    alpha_max=1.25,
-    count_power=0.0,
-    semdedup=0.05,
-    clusters=None,
-)
+PARAMS = DENSITY.model_copy(update={"k": K})
 SHARD = 16
 
 

@@ -17,7 +17,6 @@ import pytest
 from isodense.cli.main import main
 from isodense.density.artifact import publish
 from isodense.density.estimate import estimate
-from isodense.density.params import DensityParams
 from isodense.density.plots import density_plots
 from isodense.map.reader import COORDINATES
 from isodense.neighbors.build import knn_graph
@@ -37,6 +36,7 @@ from isodense.report.page import Sources, read_metrics, write_report
 from isodense.report.prompts import one_line, shown
 from isodense.report.provenance import checkout
 from tests.damage import reseal
+from tests.density.vectors import PARAMS
 from tests.tables import write_prompts
 
 EVIL = "<script>window.hit=1</script> & <img src=x onerror=window.hit=2> {{ 7*7 }} </script><!-- "
@@ -114,17 +114,7 @@ def write_artifacts(data: Path, labels: bool = True, aside: tuple[int, ...] = AS
         for name, array in arrays.items():
             np.save(made / name, array)
         manifest = write_manifest(made, "neighbors", rows=TRAIN, k=20, dim=2, **hashes)
-    params = DensityParams(
-        k=20,
-        method="soft_count",
-        ess=0.8,
-        bandwidth=1.0,
-        dup=0.15,
-        alpha_max=1.25,
-        count_power=0.0,
-        semdedup=0.05,
-        clusters=None,
-    )
+    params = PARAMS.model_copy(update={"k": 20})
     found, inputs = estimate(graph, params), content_sha256(manifest)
     nothing = np.zeros(len(aside))
     publish(found, nothing, nothing > 0, of_train, params, manifest, inputs, data / "density")
