@@ -63,16 +63,11 @@ def publish(
 
 def _used(params: DifficultyParams) -> dict[str, Any]:
     """Return the params that shape the counts."""
-    unused = (
-        {"batch_tokens"}
-        if params.column is None
-        else {*as_dict(params)}
-        - {
-            "column",
-            "completions",
-        }
-    )
-    return {name: value for name, value in as_dict(params).items() if name not in unused}
+    used = as_dict(params)
+    if params.column is not None:
+        return {name: used[name] for name in ("completions", "column")}
+    del used["batch_tokens"]
+    return used
 
 
 def describe(solved: np.ndarray, completions: np.ndarray) -> dict[str, Any]:
