@@ -4,7 +4,7 @@ Usage
 -----
 python benchmarks/effect.py                        # the headline: an hour on two CPUs
 python benchmarks/effect.py --quick                # density against the wrong sign: ten minutes
-python benchmarks/effect.py --arms uniform density-0.9 semdedup --seeds 4
+python benchmarks/effect.py --arms uniform density-0.9 semdedup --seeds 4 --out benchmarks/effect/arms
 python benchmarks/effect.py --policy lopsided
 python benchmarks/effect.py --steps 24
 
@@ -72,13 +72,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=240)
     parser.add_argument("--policy", choices=("even", "lopsided"), default="even")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--out", type=Path, help="folder of the results; POLICY-STEPS by default")
     parser.add_argument("--quick", action="store_true", help="density and the wrong sign, 2 seeds")
     args = parser.parse_args()
     arms, seeds, steps = args.arms, args.seeds, args.steps
     if args.quick:
         arms, seeds = ["inverted", "density"], 2
     settings = [*SETTINGS, f"models.policy.name={args.policy}", f"train.max_steps={steps}"]
-    out = Path("benchmarks/effect") / ("quick" if args.quick else f"{args.policy}-{steps}")
+    name = "quick" if args.quick else f"{args.policy}-{steps}"
+    out = args.out or Path("benchmarks/effect") / name
     rows = compare(arms, seeds, settings, out, args.jobs, MEASURE)
     sys.stdout.write(describe(rows))
     draw(json.loads((out / "results.json").read_text()), out / "effect.png")
