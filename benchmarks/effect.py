@@ -4,7 +4,7 @@ Usage
 -----
 python benchmarks/effect.py                        # the headline: an hour on two CPUs
 python benchmarks/effect.py --quick                # density against the wrong sign: ten minutes
-python benchmarks/effect.py --arms uniform density-0.9 semdedup --seeds 4 --out benchmarks/effect/arms
+python benchmarks/effect.py --seeds 4 --arms uniform density-0.9 semdedup --out /tmp/other-arms
 python benchmarks/effect.py --policy lopsided
 python benchmarks/effect.py --steps 24
 
@@ -79,6 +79,8 @@ def main() -> None:
     if args.quick:
         arms, seeds = ["inverted", "density"], 2
     settings = [*SETTINGS, f"models.policy.name={args.policy}", f"train.max_steps={steps}"]
+    if any("difficulty" in arm for arm in arms):
+        settings += ["difficulty.completions=8", "difficulty.max_completion_tokens=10"]
     name = "quick" if args.quick else f"{args.policy}-{steps}"
     out = args.out or Path("benchmarks/effect") / name
     rows = compare(arms, seeds, settings, out, args.jobs, MEASURE)
