@@ -27,9 +27,9 @@ os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}  # thr
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "src")]
 
 from tests.faulty import FAULTS, applies
-from tests.trials import Bench, Trial
+from tests.trials import MEASURED, STAGES, Bench, Trial
 
-COSTLY = {"embeddings": 1, "reward": 1, "train": 2, "evaluate": 1}  # one fault every so many steps
+COSTLY = {"embeddings": 1, "reward": 1, "difficulty": 1, "train": 2, "evaluate": 1}  # see jobs
 START, END = "<!-- faults: start -->\n", "<!-- faults: end -->\n"
 Job = tuple[str, int, str]
 
@@ -37,7 +37,7 @@ Job = tuple[str, int, str]
 def jobs(name: str, kinds: list[str], every_fault: bool, every: int) -> Iterator[Job]:
     """Yield the trials of a stage: each step killed and failed in another way, in turn.
 
-    Stages that take seconds have one fault a step, of train every second one.
+    Stages that take seconds have one fault every so many steps, as `COSTLY` says.
     """
     stride = every or (1 if every_fault else COSTLY.get(name, 1))
     for turn, at in enumerate(range(0, len(kinds), stride)):
@@ -52,16 +52,33 @@ def jobs(name: str, kinds: list[str], every_fault: bool, every: int) -> Iterator
             yield name, at, fault
 
 
-def tried(bench: Bench, work: list[Job], workers: int) -> list[tuple[str, Trial]]:
+def bench_of(folder: Path, chosen: list[str]) -> dict[str, Bench]:
+    """Return a project for each stage, with what the stage reads: the difficulty has its own."""
+    made = {}
+    for name, params, stages in (
+        ("measured", MEASURED, [stage for stage in chosen if stage == "difficulty"]),
+        ("plain", {}, [stage for stage in chosen if stage != "difficulty"]),
+    ):
+        if stages:
+            (folder / name).mkdir()
+            bench = Bench(folder / name, params)
+            bench.build([stage for stage in bench.stages if stage in stages][-1])
+            made |= dict.fromkeys(stages, bench)
+    return made
+
+
+def tried(
+    benches: dict[str, Bench], work: list[Job], folder: Path, workers: int
+) -> list[tuple[str, Trial]]:
     """Do all trials in so many processes."""
     found: list[tuple[str, Trial]] = []
     pids = {}
     for number in range(workers):
-        result = bench.folder / f"trials-{number}"
+        result = folder / f"trials-{number}"
         pid = os.fork()
         if not pid:
             try:
-                mine = [(job[0], bench.trial(*job)) for job in work[number::workers]]
+                mine = [(job[0], benches[job[0]].trial(*job)) for job in work[number::workers]]
                 result.write_bytes(pickle.dumps(mine))
             except BaseException:  # noqa: BLE001 - the child ends here, whatever it was
                 traceback.print_exc()
@@ -110,15 +127,16 @@ def main() -> int:
     began = time.perf_counter()
     memory = Path("/dev/shm")  # noqa: S108 - where there is one
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
-        bench = Bench(Path(folder))
-        chosen = args.stages or list(bench.stages)
-        bench.build([name for name in bench.stages if name in chosen][-1])
+        chosen = args.stages or list(STAGES)
+        benches = bench_of(Path(folder), chosen)
         work = [
             job
             for name in chosen
-            for job in jobs(name, [kind for kind, _ in bench.steps(name)], args.all, args.every)
+            for job in jobs(
+                name, [kind for kind, _ in benches[name].steps(name)], args.all, args.every
+            )
         ]
-        trials = tried(bench, work, args.workers)
+        trials = tried(benches, work, Path(folder), args.workers)
     order = [(name, fault) for name in chosen for fault in FAULTS]
     trials.sort(key=lambda pair: order.index((pair[0], pair[1].fault)))
     for name, trial in trials:

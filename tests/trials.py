@@ -34,6 +34,14 @@ from tests.faulty import Faults, install
 from tests.project import ROOT, SMALL, write_params
 
 PARAMS = SMALL | {"train.save_steps": 1, "map.epochs": 10}
+MEASURED = {  # params with which the difficulty is measured
+    "download.sample.pairs": 700,  # in three shards
+    "reward.kind": "function",
+    "reward.functions": ["tests.difficulty.graded:even"],
+    "difficulty.completions": 2,
+    "difficulty.max_completion_tokens": 4,
+}
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 HEAVY = ("trl", "trl.trainer.grpo_trainer", "umap", "faiss", "matplotlib.figure", "dvclive.live",
          "isodense.evaluate.evaluate", "isodense.train.record", "sklearn.decomposition",
          "isodense.reward.scoring.load", "transformers.models.llama.modeling_llama",
@@ -56,21 +64,25 @@ class Trial:
 
 
 class Bench:
-    """A tiny project in `folder`, whose stages are tried one by one."""
+    """A tiny project in `folder`, with some params, whose stages are tried one by one."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, params: dict[str, object] | None = None) -> None:
         self.folder, self.base = folder, folder / "base"
         torch.set_num_threads(1)
-        self.stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+        self.stages = STAGES
         for name in ("data/raw", "models/raw", "rewards"):
             (self.base / name).mkdir(parents=True)
         encoder = tiny.encoder(folder / "tiny-encoder")
         policy = tiny.policy(folder / "tiny-policy")
         source = {"source": "folder", "version": None, "sha256": None, "path": None}
-        values = PARAMS | {
-            "models.encoder": source | {"name": str(encoder)},
-            "models.policy": source | {"name": str(policy), "chat_template_kwargs": {}},
-        }
+        values = (
+            PARAMS
+            | (params or {})
+            | {
+                "models.encoder": source | {"name": str(encoder)},
+                "models.policy": source | {"name": str(policy), "chat_template_kwargs": {}},
+            }
+        )
         write_params(self.base / "params.yaml", values)
 
     def build(self, last: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import http.server
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from isodense.embeddings.encoder import load_encoder
@@ -24,7 +26,13 @@ from isodense.embeddings.preflight import preflight
 from isodense.models.params import ModelParams, ModelsParams
 from isodense.models.publish import publish
 from isodense.pipeline.artifact import content_sha256, read_manifest
-from isodense.pipeline.errors import DataError, IsodenseError, ModelError, ParamsError
+from isodense.pipeline.errors import (
+    DataError,
+    IsodenseError,
+    ModelError,
+    ParamsError,
+    StorageError,
+)
 from isodense.pipeline.params import load
 from tests import tiny
 from tests.hub import Fault
@@ -173,6 +181,41 @@ def test_a_closed_or_missing_repository_says_what_to_do(tmp_path, encoder, hub):
         with pytest.raises(DataError, match=words) as caught:
             publish("encoder", model, tmp_path / "out", tmp_path / "cache")
         assert "HF_TOKEN" in str(caught.value)
+
+
+def test_a_hub_cache_that_cannot_be_written_is_named(tmp_path, encoder, hub, monkeypatch):
+    model = params_of("hub", "team/tiny", hub.add("team/tiny", encoder, kind="model"))
+    (tmp_path / "hf").write_text("a file")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf/hub"))
+    with pytest.raises(StorageError, match=r"hf is not a folder\s(?s:.)*HF_HOME"):
+        publish("encoder", model, tmp_path / "out", tmp_path / "cache")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "blobs/1"))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", full)
+    with pytest.raises(StorageError, match=r"no space left on the disk of .*hf/hub"):
+        publish("encoder", model, tmp_path / "out", tmp_path / "cache")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_no_numbers_are_refused(tmp_path, encoder, value):
+    folder = shutil.copytree(encoder, tmp_path / "broken")
+    weights = load_file(folder / "model.safetensors")
+    name = sorted(weights)[-1]
+    weights[name].view(-1)[-1] = value
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=f"{name} in model.safetensors holds NaN or infinite"):
+        publish("encoder", params_of("folder", str(folder)), tmp_path / "out", tmp_path / "cache")
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_were_cut_off_are_refused(tmp_path, encoder):
+    folder = shutil.copytree(encoder, tmp_path / "cut")
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[:-9])
+    with pytest.raises(ModelError, match=r"model.safetensors cannot be read"):
+        publish("encoder", params_of("folder", str(folder)), tmp_path / "out", tmp_path / "cache")
 
 
 def test_pickled_weights_are_not_read(tmp_path, encoder):

@@ -15,7 +15,7 @@ import yaml
 from isodense.pipeline.artifact import read_checked
 from tests import tiny
 from tests.dvc.test_experiments import finish_queue
-from tests.project import ROOT, SMALL, write_params
+from tests.project import ROOT, SMALL, Project, start, write_params
 from tests.trials import digest
 
 STAGE = [sys.executable, str(ROOT / "stages" / "embeddings.py"), "--prompts", "data/prompts"]
@@ -89,6 +89,46 @@ def test_two_workers_train_side_by_side(finished, tmp_path):
     project.run("dvc", "repro", "--force", "--single-item", "--no-run-cache", "train")
     alone = yaml.safe_load(project.lock())["stages"]["train"]["outs"]
     assert alone == locks[0] != locks[1]
+
+
+def test_two_repros_of_one_checkout(tmp_path):
+    """DVC lets one work; what the other says is that; a third finds nothing to do."""
+    project = start(tmp_path)
+    running = [_repro(project) for _ in range(2)]
+    said = [process.communicate()[0] for process in running]
+    codes = sorted(process.returncode for process in running)
+    assert codes[0] == 0, said
+    (refused,) = [text for text, process in zip(said, running, strict=True) if process.returncode]
+    assert re.search("lock|is busy", refused)
+    assert project.ran(project.run("dvc", "repro")) == []
+    assert not [*project.root.rglob("*.tmp")]
+    first = project.lock()
+    project.run("dvc", "repro", "--force", "--no-run-cache")
+    assert project.lock() == first
+
+
+def test_worktrees_that_share_a_cache(tmp_path):
+    """Both compute all at once, into one cache of pieces and one of DVC's, with equal bytes."""
+    project = start(tmp_path)
+    other = Project(tmp_path)
+    other.root = tmp_path / "worktree"
+    project.run("git", "worktree", "add", "-q", "-b", "other", str(other.root))
+    for each in (project, other):
+        each.environ["ISODENSE_CACHE"] = str(tmp_path / "cache")
+        each.run("dvc", "cache", "dir", "--local", str(tmp_path / "objects"))
+    running = [_repro(each) for each in (project, other)]
+    said = [process.communicate()[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0], said
+    assert project.lock() == other.lock()
+    for each in (project, other):
+        assert each.ran(each.run("dvc", "repro")) == []
+    assert not [*tmp_path.rglob("*.tmp")]
+
+
+def _repro(project):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    command = ["dvc", "repro"]
+    return subprocess.Popen(command, cwd=project.root, env=project.environ, text=True, **pipes)
 
 
 def _trained(project, name):

@@ -35,6 +35,10 @@ ALIKE = [
     ("strasse", "STRASSE"),
     ("don‘t and won`t", "don't and won't"),
     ("soft\u00adware", "software"),
+    ("ما هي عاصمة فرنسا؟", "مَا هِيَ عَاصِمَةُ فَرَنْسَا؟"),  # without vowels and with
+    ("מהי בירת צרפת?", "מַהִי בִּירַת צָרְפַת?"),
+    ("x² is 9", "x^2 is 9"),
+    ("half: ½", "half: 1/2"),
     (
         "Tom has 3 apples and buys 5 more at the market. How many apples does Tom have now?",
         "Tom has 8 apples and buys 9 more at the market. How many apples does Tom have now?",
@@ -46,6 +50,9 @@ OTHER = [
     ("8÷2", "8×2"),
     ("x ≤ 5", "x ≥ 5"),
     ("What is √16?", "What is 16?"),
+    ("What is 3²?", "What is 32?"),
+    ("What is 2⁻¹?", "What is 2-1?"),
+    ("What is 3½?", "What is 31/2?"),
     ("C#?", "C?"),
     ("कि", "के"),
     ("What is 2+2?", "What is 2+3?"),

@@ -20,7 +20,7 @@ def faults_of(**changes: Any) -> list[str]:
 def test_wrong_fields_of_grpo_and_lora_are_named_all_at_once():
     found = faults_of(
         grpo={"num_iteration": 2, "beta": 1.0, "optim": "sgd", "zzz": 0},
-        lora={"r": 4, "lora_alfa": 8, "task_type": "CAUSAL_LM"},
+        lora={"lora_alfa": 8, "task_type": "CAUSAL_LM", "layer_replication": [[0, 2]]},
     )
     assert found == [
         "grpo.num_iteration is not a field of GRPOConfig (did you mean 'num_iterations'?)",
@@ -28,6 +28,7 @@ def test_wrong_fields_of_grpo_and_lora_are_named_all_at_once():
         "grpo.zzz is not a field of GRPOConfig",
         "lora.lora_alfa is not a field of LoraConfig (did you mean 'lora_alpha'?)",
         "lora.task_type is set by the stage",
+        "lora.layer_replication is set by the stage (the policy keeps its layers)",
     ]
 
 

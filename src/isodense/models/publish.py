@@ -43,7 +43,8 @@ def publish(role: str, model: ModelParams, out: str | Path, cache: str | Path) -
     ------
     ModelError
         If the model cannot be fetched or verified, is not one that ``transformers`` loads
-        without running code that comes with it, or its chat template has no such settings.
+        without running code that comes with it, its weights are not all finite, or its chat
+        template has no such settings.
     """
     with _fetched(model, Path(cache)) as source, publishing(out) as staging:
         if model.source == "nanochat":
@@ -64,6 +65,7 @@ def publish(role: str, model: ModelParams, out: str | Path, cache: str | Path) -
             from isodense.models.chat_template import bake
 
             bake(staging, model.chat_template_kwargs)
+        _require_finite(staging, model.name)
         return write_manifest(staging, "models", role=role, params=_portable(model))
 
 
@@ -107,3 +109,23 @@ def _copy(source: Path, staging: Path) -> None:
         if not list(staging.glob(pattern)):
             hint = "isodense reads safetensors only: save the model with save_pretrained first"
             raise ModelError(f"{source} has no {name} ({pattern})", hint)
+
+
+def _require_finite(folder: Path, name: str) -> None:
+    """Raise if a weight is NaN or infinite: stages would fail late, or give scores that are NaN."""
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    for path in sorted(folder.rglob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as tensors:
+                for key in tensors.keys():
+                    weight = tensors.get_tensor(key)
+                    if weight.element_size() == 1:  # quantised, or of 8-bit floats
+                        continue
+                    if not torch.isfinite(weight).all():
+                        message = f"{name}: {key} in {path.name} holds NaN or infinite weights"
+                        raise ModelError(message, "choose another checkpoint, or fetch it again")
+        except SafetensorError as error:
+            message = f"{name}: {path.name} cannot be read: {error}"
+            raise ModelError(message, "fetch it again") from None

@@ -244,13 +244,20 @@ class Entry:
             lock.release()
 
 
-def require_writable(folder: Path) -> None:
-    """Raise unless a folder of the cache can be written, or made.
+def require_writable(folder: Path, variable: str = "ISODENSE_CACHE") -> None:
+    """Raise unless a folder of a cache can be written, or made.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder.
+    variable : str
+        The environment variable that moves it.
 
     Raises
     ------
     StorageError
-        Naming what is in the way, and ``ISODENSE_CACHE``.
+        Naming what is in the way, and the variable.
     """
     nearest = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     if not nearest.is_dir():
@@ -259,7 +266,7 @@ def require_writable(folder: Path) -> None:
         fault = f"{nearest} cannot be written"
     else:
         return
-    hint = "set ISODENSE_CACHE to a folder that you can write, or correct this one"
+    hint = f"set {variable} to a folder that you can write, or correct this one"
     raise StorageError(f"the cache is to be in {folder}, but {fault}", hint)
 
 

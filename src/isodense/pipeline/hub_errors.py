@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+from isodense.pipeline.cache import require_writable
 from isodense.pipeline.errors import DataError
+from isodense.pipeline.storage import storing
 
 
 @contextmanager
@@ -25,13 +28,17 @@ def clear_errors(repo: str, what: str, hint: str) -> Iterator[None]:
     ------
     DataError
         If the repository, revision or file does not exist, or cannot be fetched.
+    StorageError
+        If the cache of the Hub's files cannot be written, or its disk is full.
     """
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
     login = "accept its terms on its page, then log in with `hf auth login` or set HF_TOKEN"
+    cache = Path(constants.HF_HUB_CACHE)
     try:
-        yield
+        with storing(cache):
+            yield
     except errors.GatedRepoError:
         raise DataError(f"{what}: access is gated", repo, hint=login) from None
     except errors.RepositoryNotFoundError:
@@ -42,6 +49,8 @@ def clear_errors(repo: str, what: str, hint: str) -> Iterator[None]:
     except errors.RemoteEntryNotFoundError:
         raise DataError(f"has no file {what}", repo, hint=hint) from None
     except (OSError, httpx.HTTPError, errors.CachedRepoTreeNotFoundError, RuntimeError) as error:
+        if not constants.HF_HUB_OFFLINE:
+            require_writable(cache, "HF_HOME")
         cause = error.__cause__ or error
         first = (str(cause).strip() or type(cause).__name__).splitlines()[0]
         message = f"{what} could not be fetched ({first})"

@@ -46,7 +46,12 @@ MARKS = "".join(map(chr, filter(lambda code: category(chr(code))[0] == "M", rang
 WORD = re.compile(rf"(?:[^\W_]|[{MARKS}])+|[-+*/=<>^%&|~$€£#±×÷·−√∞∑∫≠≈\u2264\u2265]")
 IDEOGRAPH = re.compile("([\u2e80-\u9fff\uf900-\ufaff])")
 ALPHABET = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]+")  # Thai, Lao, Burmese, Khmer
-IGNORED = re.compile("['’‘ʼ`´′\u00ad\u200b-\u200f\u2060\ufeff]")  # apostrophes, what has no width
+POWER = re.compile("[⁰¹²³ⁱ⁴-⁾ⁿ]+")  # Unicode's compatible form of 3² is 32
+FRACTION = re.compile("[¼-¾⅐-⅞]")  # and that of 3½ begins with 31
+# Of Hebrew and Arabic, where they may be written or not
+VOWELS = "\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u0640\u064b-\u0652\u0670"
+# Besides them: apostrophes, and what has no width
+IGNORED = re.compile(f"['’‘ʼ`´′\u00ad\u200b-\u200f\u2060\ufeff{VOWELS}]")
 
 
 def words(text: str) -> list[str]:
@@ -58,9 +63,11 @@ def words(text: str) -> list[str]:
     ['whats', '2', '+', '2', 'please']
     >>> words("今日は")
     ['今', '日', 'は']
+    >>> words("3²+½")
+    ['3', '^', '2', '+', '1', '/', '2']
     """
-    plain = IGNORED.sub("", text)
-    folded = IGNORED.sub("", unicodedata.normalize("NFKC", plain).casefold())
+    plain = FRACTION.sub(r" \g<0> ", POWER.sub(r"^\g<0>", IGNORED.sub("", text)))
+    folded = IGNORED.sub("", unicodedata.normalize("NFKC", plain).casefold().replace("⁄", "/"))
     spaced = ALPHABET.sub(_overlapping, IDEOGRAPH.sub(r" \1 ", folded))
     return WORD.findall(spaced) or [text]
 

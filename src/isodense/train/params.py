@@ -49,6 +49,8 @@ OWN_LORA_FIELDS = {
     "task_type": "the stage",
     "base_model_name_or_path": "the stage",
     "inference_mode": "the stage",
+    "layer_replication": "the stage (the policy keeps its layers)",
+    "megatron_config": "the stage (the policy is one of transformers)",
 }
 
 
