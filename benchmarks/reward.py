@@ -2,7 +2,7 @@
 
 Usage
 -----
-python benchmarks/reward.py --examples 200000 --dim 256
+python benchmarks/reward.py --pairs 200000 --dim 256
 
 The features are in a file, as the stage has them; the part of the peak that is that file, mapped,
 is given up when others need the memory.
@@ -30,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--examples", type=int, default=200_000)
+    parser.add_argument("--pairs", type=int, default=200_000)
     parser.add_argument("--dim", type=int, default=256)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
