@@ -310,9 +310,10 @@ def test_what_trl_refuses_is_one_clear_error(world, changes, said):
 
 
 @pytest.mark.slow
-def test_kill_9_of_the_stage_loses_only_the_steps_since_the_checkpoint(tmp_path: Path):
+@pytest.mark.parametrize("redraw", [None, "decile"])
+def test_kill_9_of_the_stage_loses_only_the_steps_since_the_checkpoint(tmp_path: Path, redraw):
     write_reward(tmp_path, write_inputs(tmp_path))
-    changes = {"train": {"max_steps": 8, "save_steps": 1}}
+    changes = {"train": {"max_steps": 8, "save_steps": 1, "redraw": redraw}}
     whole = run_stage("train", tmp_path, **changes)
     assert whole.returncode == 0, whole.stderr
     before = snapshot(tmp_path / "models/grpo") | snapshot(tmp_path / "reports/train")

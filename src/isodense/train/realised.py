@@ -157,7 +157,7 @@ def realised(
     metrics : dict
         ``zero_signal_share`` of all groups; half the sum of the absolute differences from the
         nominal shares, over deciles: of the realised ones, ``realised_total_variation``, and of
-        those drawn, ``drawn_total_variation``, which is chance alone; the same
+        those drawn, ``drawn_total_variation``, which is chance alone without redrawing; the same
         ``…_over_labels``.
     """
     found = [entry[KEY] for entry in history if KEY in entry]
