@@ -54,6 +54,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
         "replacement": True,
         "uniform_share": 0.0,
         "difficulty_floor": 0.0,
+        "redraw": None,
         "seed": 0,
         "max_steps": 2,
         "prompts_per_step": 2,

@@ -23,6 +23,7 @@ from isodense.train.grpo import make_trainer, save_policy
 from isodense.train.params import TrainParams
 from isodense.train.plan import plan_run
 from isodense.train.prompts import plan_dataset, with_tools
+from isodense.train.redraw import Redraw
 from isodense.train.settings import make_config
 from tests import tiny
 from tests.damage import give_template
@@ -53,7 +54,22 @@ def params(**changes: object) -> TrainParams:
     return TrainParams(**(SECTIONS["train"] | limits | changes))  # type: ignore[arg-type]
 
 
-def seen_by_trl(policy: Path, rows, folder: Path, **changes: object) -> tuple[dict, GRPOTrainer]:
+class InOrder(Redraw):
+    """Chooses each prompt in its turn."""
+
+    def __init__(self, rows) -> None:
+        self.rows = rows
+
+    def row(self, number: int, history) -> int:
+        return number
+
+    def on_log(self, *_: object, **__: object) -> None:
+        return
+
+
+def seen_by_trl(
+    policy: Path, rows, folder: Path, redraw: Redraw | None = None, **changes: object
+) -> tuple[dict, GRPOTrainer]:
     """Train one step on `rows`; return the tokens of each prompt that the policy was given."""
     section = params(prompts_per_step=len(rows), completions_per_pass=4 * len(rows), **changes)
     config = make_config(section, 0, "cpu", folder / "run")
@@ -63,7 +79,8 @@ def seen_by_trl(policy: Path, rows, folder: Path, **changes: object) -> tuple[di
         asked.extend(row["prompt"] for row in scored)
         return np.arange(len(completions), dtype=np.float32)
 
-    trainer = make_trainer(policy, SimpleNamespace(score=score), config, rows)
+    planned = rows[::-1] if redraw else rows
+    trainer = make_trainer(policy, SimpleNamespace(score=score), config, planned, redraw=redraw)
     given: list = []
     generate = trainer.model.generate
 
@@ -86,6 +103,8 @@ def test_all_readers_see_the_same_tokens(policies, tmp_path: Path):
     expected = prompt_tokens(tokenizer, prompts, tools)
     trl, _ = seen_by_trl(brief, ROWS, tmp_path)
     assert [trl[row["id"]] for row in ROWS] == expected
+    redrawn, _ = seen_by_trl(brief, ROWS, tmp_path / "redrawn", InOrder(ROWS))
+    assert redrawn == trl
     lengths = list(map(len, expected))
     longer = list(map(len, prompt_tokens(load_tokenizer(thinking), prompts, tools)))
     assert len({before - after for before, after in zip(lengths, longer, strict=True)}) == 1

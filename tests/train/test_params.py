@@ -32,6 +32,12 @@ def test_wrong_fields_of_grpo_and_lora_are_named_all_at_once():
     ]
 
 
+def test_redrawing_is_with_replacement():
+    assert faults_of(redraw="label", replacement=False) == [
+        "redraw label needs replacement true, not false"
+    ]
+
+
 def test_every_own_field_is_one_of_trl():
     from trl import GRPOConfig
 

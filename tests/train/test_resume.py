@@ -28,6 +28,7 @@ from isodense.train.train import CODE, train
 from tests.rl import FLAGS, ROOT, SECTIONS, run_stage, snapshot, write_inputs, write_reward
 
 SECTION = SECTIONS["train"] | {"max_steps": 6, "save_steps": 2}
+REUSE = {"grpo": {"num_iterations": 2}, "max_steps": 8}
 INPUTS = {
     "prompts": {"kind": "prompts", "files": {"shard-00000.parquet": {"sha256": "1"}}},
     "density": {"kind": "density", "files": {"density_weights.npy": {"sha256": "2"}}},
@@ -96,7 +97,9 @@ def run(world, name: str, score, inputs=INPUTS, seed: int = 1, **changes: object
     [
         ("crash", interrupt, {}),
         ("ctrl-c", press_ctrl_c, {}),
-        ("reuse", interrupt, {"grpo": {"num_iterations": 2}, "max_steps": 8}),
+        ("reuse", interrupt, REUSE),
+        ("redraw", press_ctrl_c, {"redraw": "decile"}),
+        ("redraw-reuse", interrupt, {**REUSE, "redraw": "decile"}),
         ("adapter", press_ctrl_c, {"lora": {"r": 4, "target_modules": "all-linear"}, "beta": 0.1}),
     ],
 )
@@ -307,9 +310,10 @@ def test_what_trl_refuses_is_one_clear_error(world, changes, said):
 
 
 @pytest.mark.slow
-def test_kill_9_of_the_stage_loses_only_the_steps_since_the_checkpoint(tmp_path: Path):
+@pytest.mark.parametrize("redraw", [None, "decile"])
+def test_kill_9_of_the_stage_loses_only_the_steps_since_the_checkpoint(tmp_path: Path, redraw):
     write_reward(tmp_path, write_inputs(tmp_path))
-    changes = {"train": {"max_steps": 8, "save_steps": 1}}
+    changes = {"train": {"max_steps": 8, "save_steps": 1, "redraw": redraw}}
     whole = run_stage("train", tmp_path, **changes)
     assert whole.returncode == 0, whole.stderr
     before = snapshot(tmp_path / "models/grpo") | snapshot(tmp_path / "reports/train")
@@ -349,12 +353,16 @@ def stopping(rows, completions):
 
 run(world, "whole", heard)
 (folder / f"asked-{rank}.json").write_text(json.dumps(asked))
-try:
-    run(world, "cut", stopping)
-    raise SystemExit("not stopped")
-except KeyboardInterrupt:
-    pass
-run(world, "cut", length)
+asked.clear()
+run(world, "redrawn-whole", heard, redraw="decile")
+(folder / f"redrawn-{rank}.json").write_text(json.dumps(asked))
+for name, changes in {"cut": {}, "redrawn-cut": {"redraw": "decile"}}.items():
+    try:
+        run(world, name, stopping, **changes)
+        raise SystemExit("not stopped")
+    except KeyboardInterrupt:
+        pass
+    run(world, name, length, **changes)
 """
 
 
@@ -375,17 +383,24 @@ def test_two_processes_share_the_plan_and_resume_together(tmp_path: Path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    ranks = [json.loads((tmp_path / f"asked-{rank}.json").read_text()) for rank in range(2)]
+    asked = asked_of(tmp_path, "asked")
+    prompts = load_prompts(tmp_path / "data/prompts").split("train")
+    plan = make_plan(load_weights(tmp_path / "data/density").weights, 12, seed=1)
+    assert asked == [prompts.rows[row]["prompt"][-1]["content"] for row in plan.rows]
+    redrawn = asked_of(tmp_path, "redrawn")
+    assert redrawn[:2] == asked[:2]  # nothing is known before the first step
+    for name in ("", "redrawn-"):
+        assert snapshot(tmp_path / f"{name}cut") == snapshot(tmp_path / f"{name}whole")
+
+
+def asked_of(folder: Path, name: str) -> list[str]:
+    """Return the prompt of each group of two processes, which do not mix them."""
+    ranks = [json.loads((folder / f"{name}-{rank}.json").read_text()) for rank in range(2)]
     steps = [[*first, *second] for first, second in zip(*ranks, strict=True)]
     groups = [step[at : at + 4] for step in steps for at in range(0, len(step), 4)]
     assert len(groups) == 12
     assert all(len(set(group)) == 1 for group in groups)
-    prompts = load_prompts(tmp_path / "data/prompts").split("train")
-    plan = make_plan(load_weights(tmp_path / "data/density").weights, 12, seed=1)
-    assert [group[0] for group in groups] == [
-        prompts.rows[row]["prompt"][-1]["content"] for row in plan.rows
-    ]
-    assert snapshot(tmp_path / "cut") == snapshot(tmp_path / "whole")
+    return [group[0] for group in groups]
 
 
 @pytest.mark.parametrize(("name", "kind"), [("ddp", "MULTI_GPU"), ("fsdp", "FSDP")])

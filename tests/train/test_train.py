@@ -21,6 +21,7 @@ SECTION = {
     "replacement": True,
     "uniform_share": 0.0,
     "difficulty_floor": 0.0,
+    "redraw": None,
     "seed": 0,
     "max_steps": 12,
     "prompts_per_step": 4,

@@ -19,6 +19,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     "density-0.7": _arm("density", ess=0.7),
     "semdedup": _arm("density", method="semdedup"),
     "clusters": _arm("density", method="clusters"),
+    "density+redraw": (*_arm("density"), "train.redraw=decile"),
     "difficulty": _arm("difficulty"),
     "density+difficulty": _arm("density+difficulty"),
     "density-reward": _arm("uniform", reward="density"),

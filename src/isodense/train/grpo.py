@@ -9,6 +9,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,14 @@ from isodense.pipeline.artifact import write_json
 from isodense.pipeline.errors import ModelError, TrainingError
 from isodense.reward.scoring.load import Reward
 from isodense.train.checkpoints import Stop, finalize
-from isodense.train.prompts import plan_dataset, trainer_tokenizer
+from isodense.train.prompts import plan_dataset, trainer_tokenizer, with_tools
 from isodense.train.realised import Signals
 from isodense.train.record import steps_with_signal
+from isodense.train.redraw import Redraw
 from isodense.train.rewards import reward_functions
 
 EXACT, HALF = 1e-3, 5e-2  # largest difference of logits over their size, in float32, in 16 bits
+DRAW = "draw"  # column of the data set: number of the draw
 PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 
 
@@ -50,8 +53,9 @@ def make_trainer(
     rows: Sequence[dict[str, Any]],
     lora: Mapping[str, Any] | None = None,
     signals: Signals | None = None,
+    redraw: Redraw | None = None,
 ) -> GRPOTrainer:
-    """Return a trainer that walks through `rows` in order.
+    """Return a trainer that walks through `rows` in order, or draws others in their places.
 
     Parameters
     ----------
@@ -66,6 +70,8 @@ def make_trainer(
         Fields of peft's ``LoraConfig``; by default all weights are trained.
     signals : Signals, optional
         Keeps the signal of each group, by default by the row of the plan.
+    redraw : Redraw, optional
+        Chooses the prompts while training runs, by what `signals` keeps.
 
     Raises
     ------
@@ -80,15 +86,18 @@ def make_trainer(
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
     signals = signals or Signals([row["id"] for row in rows])
     functions, config.reward_weights = reward_functions(
-        reward, rows, int(config.num_generations or 1), signals.seen
+        reward, redraw.rows if redraw else rows, int(config.num_generations or 1), signals.seen
     )
     require_undamaged(policy)
+    dataset = plan_dataset(rows)
+    if redraw:
+        dataset = dataset.add_column(DRAW, list(range(len(rows))))
     try:
-        trainer = GRPOTrainer(
+        trainer = (partial(Redrawing, redraw) if redraw else GRPOTrainer)(
             model=str(policy),
             reward_funcs=functions,  # type: ignore[arg-type]
             args=config,
-            train_dataset=plan_dataset(rows),
+            train_dataset=dataset,
             processing_class=trainer_tokenizer(policy),
             peft_config=_adapter(lora),
         )
@@ -96,7 +105,36 @@ def make_trainer(
         raise TrainingError(f"TRL refuses to train {policy} so: {error}") from None
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(signals)
+    if redraw:
+        trainer.add_callback(redraw)
     return trainer
+
+
+class Redrawing(GRPOTrainer):
+    """TRL's trainer on prompts that are chosen when their completions are about to be drawn.
+
+    Its data set says how many; what a loader has fetched ahead does not matter.
+
+    Parameters
+    ----------
+    redraw : Redraw
+    *args, **kwargs
+        Those of TRL's trainer.
+    """
+
+    def __init__(self, redraw: Redraw, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._redraw = redraw
+
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Do a step on the prompts that are drawn in the places of those in `inputs`."""
+        history = self.state.log_history
+        drawn = [self._redraw.rows[self._redraw.row(one[DRAW], history)] for one in inputs]
+        prompts = [
+            {"prompt": with_tools(row["prompt"], row.get("tools")), "prompt_id": row["id"]}
+            for row in drawn
+        ]
+        return super().training_step(model, prompts, *args, **kwargs)
 
 
 def _adapter(lora: Mapping[str, Any] | None) -> Any:

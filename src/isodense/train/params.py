@@ -70,6 +70,9 @@ class TrainParams(Params):
         Share of the draws that is uniform instead.
     difficulty_floor : float
         Least factor of the difficulty; that of a prompt which is solved half of the time is 1.
+    redraw : {"decile", "label"} or None
+        Draw while training runs, so that the share of the learning that each density decile, or
+        each label, gets follows the odds; None draws all prompts before, so that draws follow them.
     seed : int
         Seed of draws and completions, added to ``base.seed``: repeats a run on the same data.
     max_steps : int
@@ -104,6 +107,7 @@ class TrainParams(Params):
     replacement: bool
     uniform_share: float = Field(ge=0.0, le=1.0)
     difficulty_floor: float = Field(ge=0.0, le=1.0)
+    redraw: Literal["decile", "label"] | None
     seed: int = Field(ge=0, le=2**31 - 1)
     max_steps: int = Field(ge=1)
     prompts_per_step: int = Field(ge=1)
@@ -120,8 +124,8 @@ class TrainParams(Params):
     grpo: dict[str, Any]
 
     @model_validator(mode="after")
-    def _names_are_fields(self) -> Self:
-        """Refuse names under ``grpo`` and ``lora`` that are no fields, or that the stage sets."""
+    def _fits_together(self) -> Self:
+        """Refuse what excludes another, and names of no fields, or of those that the stage sets."""
         faults = []
         if self.grpo:
             from trl.trainer.grpo_config import GRPOConfig
@@ -134,6 +138,8 @@ class TrainParams(Params):
             from peft import LoraConfig
 
             faults += wrong_names("lora", self.lora, LoraConfig, OWN_LORA_FIELDS)
+        if self.redraw and not self.replacement:
+            faults.append(f"redraw {self.redraw} needs replacement true, not false")
         if faults:
             raise CrossFieldError(faults)
         return self

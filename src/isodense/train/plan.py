@@ -139,6 +139,18 @@ def plan_run(
     TrainingError
         If prompt and completion together exceed the policy's context, or too few prompts fit.
     """
+    fits = fitting(prompts, policy, params)
+    return make_plan(weights, size, seed, fits, params.replacement, params.uniform_share)
+
+
+def fitting(prompts: PromptSet, policy: Path, params: TrainParams) -> Callable[[int], bool]:
+    """Return what says whether the prompt of a row is short enough for the policy.
+
+    Raises
+    ------
+    TrainingError
+        If prompt and completion together exceed the policy's context.
+    """
     from isodense.models.inference.policy import context_length, load_tokenizer, prompt_tokens
 
     tokens = params.max_prompt_tokens + params.max_completion_tokens
@@ -153,4 +165,4 @@ def plan_run(
         ids = prompt_tokens(tokenizer, [prompt["prompt"]], [prompt.get("tools")])
         return len(ids[0]) <= params.max_prompt_tokens
 
-    return make_plan(weights, size, seed, fits, params.replacement, params.uniform_share)
+    return fits

@@ -157,7 +157,7 @@ def realised(
     metrics : dict
         ``zero_signal_share`` of all groups; half the sum of the absolute differences from the
         nominal shares, over deciles: of the realised ones, ``realised_total_variation``, and of
-        those drawn, ``drawn_total_variation``, which is chance alone; the same
+        those drawn, ``drawn_total_variation``, which is chance alone without redrawing; the same
         ``…_over_labels``.
     """
     found = [entry[KEY] for entry in history if KEY in entry]
@@ -166,7 +166,7 @@ def realised(
     total = odds / odds.sum()
     rows: list[dict[str, Any]] = []
     metrics = {"zero_signal_share": float((signal == 0).mean())} if len(drawn) else {}
-    for kind, names in _kinds(density, prompts).items():
+    for kind, names in kinds(density, prompts).items():
         table = [
             _share(kind, name, members, total, drawn, signal) for name, members in names.items()
         ]
@@ -181,15 +181,18 @@ def realised(
     return rows, metrics
 
 
-def _kinds(density: np.ndarray, prompts: PromptSet) -> dict[str, dict[str, np.ndarray]]:
-    """Return the rows of each density decile, the most isolated first, and of each label."""
+def kinds(density: np.ndarray, prompts: PromptSet) -> dict[str, dict[str, np.ndarray]]:
+    """Return the rows of each density decile, the most isolated first, and of each label.
+
+    There are labels where they can name kinds of prompts.
+    """
     order = np.argsort(density, kind="stable")
     deciles = [members for members in np.array_split(order, DECILES) if len(members)]
-    kinds = {"decile": {str(number): members for number, members in enumerate(deciles, start=1)}}
+    found = {"decile": {str(number): members for number, members in enumerate(deciles, start=1)}}
     if prompts.labels_are_kinds:
         labels = np.array([row.get("label") or "" for row in prompts.rows])
-        kinds["label"] = {name: np.flatnonzero(labels == name) for name in np.unique(labels)}
-    return kinds
+        found["label"] = {name: np.flatnonzero(labels == name) for name in np.unique(labels)}
+    return found
 
 
 def _share(

@@ -87,10 +87,15 @@ def resumable_every(config: GRPOConfig) -> int:
     return uses // math.gcd(uses, settings.gradient_accumulation_steps)
 
 
+def draws_at_once(config: GRPOConfig) -> int:
+    """Return how many prompts are completed together: a generation batch."""
+    settings: Any = config  # its fields are optional to the type checker until it is built
+    return int(settings.generation_batch_size // settings.num_generations)
+
+
 def draws_needed(config: GRPOConfig) -> int:
     """Return how many prompts the run takes: whole generation batches, reused as TRL does."""
-    settings: Any = config  # its fields are optional to the type checker until it is built
-    per_generation: int = settings.generation_batch_size // settings.num_generations
+    settings: Any = config
     uses = settings.steps_per_generation * settings.num_iterations
     rounds = -(-settings.max_steps * settings.gradient_accumulation_steps // uses)
-    return rounds * per_generation
+    return int(rounds * draws_at_once(config))

@@ -3,8 +3,8 @@
 The prompts are drawn before the trainer is built: a plan of row numbers, as many as the run will
 use, from :func:`isodense.sampling.draw.draw`. TRL's trainer walks through the plan in order,
 repeats each prompt ``num_generations`` times and keeps the group together, so that rewards are
-compared among answers to one prompt. Nothing of the trainer is replaced, and embeddings are never
-opened.
+compared among answers to one prompt. With ``train.redraw`` the plan only says how many there are:
+:mod:`isodense.train.redraw` chooses each when its turn comes. Embeddings are never opened.
 
 A run that was cut off goes on from its last checkpoint, in the cache, with the same draws and, on
 the same machine, to the same weights. The cache entry is keyed by everything that shapes the run.
@@ -43,8 +43,8 @@ from isodense.prompts.reader import PromptSet
 from isodense.reward.scoring.check import no_signal, require_not_weak
 from isodense.train.checkpoints import Stop, checkpoint_bytes, newest
 from isodense.train.params import TrainParams
-from isodense.train.plan import nominal, plan_facts, plan_run
-from isodense.train.settings import draws_needed, make_config, resumable_every
+from isodense.train.plan import fitting, nominal, plan_facts, plan_run
+from isodense.train.settings import draws_at_once, draws_needed, make_config, resumable_every
 
 if TYPE_CHECKING:
     from isodense.reward.scoring.load import Reward
@@ -177,6 +177,7 @@ def train(
     from isodense.train.grpo import Checkpoints, make_trainer, save_policy
     from isodense.train.realised import Signals, realised, write_table
     from isodense.train.record import Record, quarters, steps_with_signal
+    from isodense.train.redraw import Redraw, drawn_plan, strata
 
     store = Store(cache, "train")
     entry = store.entry(_key(params, inputs, seed, device))
@@ -192,7 +193,19 @@ def train(
         rows = [prompts.rows[row] for row in plan.rows]
         scores = reward(str(config.device))
         signals = Signals(prompts.ids)
-        trainer = make_trainer(policy, scores, config, rows, params.lora, signals)
+        odds = nominal(weights, params.uniform_share)
+        redraw = None
+        if params.redraw:
+            redraw = Redraw(
+                prompts.rows,
+                odds,
+                strata(params.redraw, density, prompts),
+                len(plan.rows),
+                draws_at_once(config),
+                seed,
+                fitting(prompts, policy, params),
+            )
+        trainer = make_trainer(policy, scores, config, rows, params.lora, signals, redraw)
         names = [one.label for one in getattr(scores, "functions", ())]
         record = Record(live, facts, names) if first else None
         if record:
@@ -204,7 +217,8 @@ def train(
         if trainer.state.global_step < config.max_steps:
             raise KeyboardInterrupt
         history = trainer.state.log_history
-        odds = nominal(weights, params.uniform_share)
+        if redraw:
+            facts = plan_facts(drawn_plan(history), prompts)
         shares, learnt = realised(history, odds, density, prompts)
         results = {**quarters(history), "steps_with_signal": steps_with_signal(history), **learnt}
         changed = save_policy(trainer, policy, folder / "policy")
@@ -212,7 +226,7 @@ def train(
         if record:
             if not changed:
                 _warn_unchanged(params)
-            record.finish({**results, "changed": int(changed)})
+            record.finish({**facts, **results, "changed": int(changed)})
             write_table(shares, table)
             hashes = {name: content_sha256(manifest) for name, manifest in inputs.items()}
             fields = {"params": as_dict(params), "inputs": hashes, "changed": changed}

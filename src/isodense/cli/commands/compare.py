@@ -23,9 +23,10 @@ def add(commands: Any) -> None:
         "weights), count (by occurrences), oracle (each label alike), inverted (one over the "
         "weights, the wrong way round), density-0.9 and density-0.7 (gentler and stronger "
         "weights), semdedup (near-duplicates left out, then uniform), clusters (each cluster of "
-        "embeddings alike), difficulty and density+difficulty, density-reward (the weights in the "
-        "reward only), density-both. All have the same steps and completions. Runs that exist "
-        "already are not run again, so a comparison can be cut off, or get more seeds.",
+        "embeddings alike), density+redraw (train.redraw: decile), difficulty and "
+        "density+difficulty, density-reward (the weights in the reward only), density-both. All "
+        "have the same steps and completions. Runs that exist already are not run again, so a "
+        "comparison can be cut off, or get more seeds.",
         epilog="example: isodense compare --arms uniform density inverted --seeds 8 --jobs 2 "
         "-S base.seed={seed} -S train.max_steps=240",
     )
