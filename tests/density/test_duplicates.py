@@ -10,7 +10,15 @@ from scipy.spatial import cKDTree
 from scipy.stats import spearmanr, vonmises_fisher
 
 from isodense.density.artifact import statistics
-from isodense.density.duplicates import Scales, intrinsic_dimension, largest_clusters
+from isodense.density.duplicates import (
+    IDENTICAL,
+    STRAY,
+    Scales,
+    connected,
+    find_duplicates,
+    intrinsic_dimension,
+    largest_clusters,
+)
 from isodense.density.estimate import estimate
 from isodense.neighbors.build import knn_graph
 from isodense.neighbors.graph import Graph
@@ -109,3 +117,39 @@ def test_of_clusters_of_one_size_the_first_comes_first_with_rising_rows():
     found = [members.tolist() for members in largest_clusters(clusters, n)]
     three = [[one, one + n, 2 * n + one // 2] for one in range(0, n, 2)]
     assert found == [*three, *([one, one + n] for one in range(1, n, 2))]
+
+
+def test_three_prompts_are_enough_for_lengths_and_two_equal_ones_for_a_cluster():
+    assert connected(knn_graph(circle(np.zeros(2)), 1), IDENTICAL).tolist() == [0, 0]
+    clusters, scales = find_duplicates(knn_graph(circle(np.zeros(2)), 1), 0.15, 1.0)
+    assert (clusters.tolist(), scales.scale) == ([0, 0], 0)
+    graph = knn_graph(circle(np.array([0.0, 0.1, 0.4])), 2)
+    assert find_duplicates(graph, 0.15, 1.0)[1].scale == pytest.approx(2 * np.sin(0.3 / 2 + 0.05))
+
+
+@pytest.mark.parametrize(
+    "angles", [[0.0, 0.1, 0.3, 0.7, 1.5], [0.0, 0.2, 0.3, 0.35, 0.9, 1.6, 2.5]]
+)
+def test_the_scale_is_the_median_distance_to_the_last_neighbour(angles):
+    graph = knn_graph(circle(np.array(angles)), 2)
+    scale = find_duplicates(graph, 0.15, 1.0)[1].scale
+    assert scale == np.median(graph.distances[:, -1])
+
+
+def test_copies_do_not_draw_the_scale_to_their_side():
+    """Forty clusters of five in a crowd count as forty, beside sixty prompts that are far apart."""
+    crowd, rest = np.linspace(0, 0.4, 40), np.linspace(0.8, 5.5, 60)
+    alone = find_duplicates(knn_graph(circle(np.r_[crowd, rest]), 20), 0.15, 1.0)
+    copied = find_duplicates(knn_graph(circle(np.r_[np.repeat(crowd, 5), rest]), 20), 0.15, 1.0)
+    assert len(np.unique(copied[0])) == len(np.unique(alone[0])) == 100
+    assert copied[1].scale == pytest.approx(alone[1].scale, rel=0.02)
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_as_many_ordinary_neighbours_lie_within_the_radius_as_may_stray(dim):
+    """In few dimensions the radius shrinks, so that of 20 neighbours 0.05 lie within it."""
+    X = unit(np.random.default_rng(7).normal(size=(8000, dim + 1)))
+    graph = knn_graph(X, 20)
+    _, scales = find_duplicates(graph, 0.15, 1.0)
+    within = (graph.distances <= np.float64(scales.radius)).sum(axis=1).mean()
+    assert within == pytest.approx(STRAY, rel=0.25)

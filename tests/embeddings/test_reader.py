@@ -161,3 +161,19 @@ def test_a_missing_shard_is_named_before_anything_is_read(tmp_path):
     (folder / "shard-00002.npy").unlink()
     with pytest.raises(ArtifactError, match=r"shard-00002\.npy is missing"):
         load_vectors(folder)
+
+
+def test_some_rows_are_those_of_all(tmp_path):
+    folder = artifact(tmp_path / "e")
+    for rows in ([], [0], [3, 4, 10], [5, 6]):
+        vectors, _ = load_vectors(folder, np.array(rows, dtype=np.int64))
+        assert (vectors == ROWS[rows]).all()
+    with pytest.raises(ArtifactError, match=r"has 11 rows, but row 11 is wanted\n.*embeddings"):
+        load_vectors(folder, np.array([2, 11]))
+
+
+def test_a_shard_without_ids_is_named(tmp_path):
+    folder = artifact(tmp_path / "e")
+    edit(folder, lambda manifest: manifest["files"].pop("ids-00001.txt"))
+    with pytest.raises(ArtifactError, match=r"has no ids-00001\.txt\n.*embeddings"):
+        read_shard_ids(folder, read_manifest(folder, "embeddings"))

@@ -315,6 +315,39 @@ def test_means_over_labels_are_shares_where_the_values_are():
     assert found["reward_over_labels_high"] > 1
     lone = Comparison(labelled(["a", "a", "a"]), base, base, None).metrics()["base"]
     assert "reward_over_labels" not in lone
+    assert lone["reward_evened"] == pytest.approx(2 / 3)  # one label is none to go by
+
+
+def test_the_answers_probability_is_measured_as_the_reward_is():
+    """Of ten prompts in two deciles, the first five the most isolated; one has no ground truth."""
+    known = {"base": np.full(10, 0.25), "trained": np.arange(1, 11) / 10}
+    known["trained"][9] = np.nan
+    base, trained = (
+        replace(graded(np.tile([0, 1], (10, 1))), answer_log_probs=np.log(known[policy]))
+        for policy in ("base", "trained")
+    )
+    held = replace(heldout(10), density=np.arange(10, dtype=np.float32))
+    held = replace(held, leaked=frozenset(held.prompts.ids[:4]))
+    compared = Comparison(held, base, trained, None)
+    found = compared.metrics()
+    assert found["gain"]["answer_probability"] == pytest.approx(0.5 - 0.25)
+    by_decile = found["gain"]["answer_probability_by_decile"]
+    assert by_decile == pytest.approx({"01": 0.3 - 0.25, "02": (0.6 + 0.7 + 0.8 + 0.9) / 4 - 0.25})
+    assert [row["answer_probability"] for row in compared.deciles()] == [0.25, 0.3, 0.25, 0.75]
+    clean = found["clean"]
+    assert clean["prompts"] == 6
+    assert clean["trained"]["answer_probability"] == pytest.approx(0.7)  # of 0.5 … 0.9
+    assert clean["gain"]["answer_probability"] == pytest.approx(0.45)
+    assert clean["gain"]["reward"] == clean["gain"]["pass_at_1"] == 0
+    assert (clean["base"]["reward"], clean["base"]["pass_at_2"]) == (0.5, 1)
+    assert set(found["gain"]) > {"reward", "pass_at_1", "answer_probability_low"}
+
+
+def test_prompts_of_one_density_are_binned_in_their_order():
+    """More than a sort of short arrays handles, so that only a stable one keeps the order."""
+    density = np.tile(np.array([1.0, 0.0], np.float32), 100)
+    order = [*range(1, 200, 2), *range(0, 200, 2)]
+    assert np.concatenate(bins(density)).tolist() == order
 
 
 def test_one_value_has_no_interval_and_none_no_mean():

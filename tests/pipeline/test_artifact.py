@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from isodense.pipeline.artifact import (
+    content_sha256,
     ids_sha256,
     load_array,
+    made_from_others,
     publishing,
     read_manifest,
     replacing,
@@ -72,6 +74,19 @@ def test_incomplete_foreign_and_newer_artifacts_are_refused(made):
     path.write_text("{")
     with pytest.raises(ArtifactError, match="not JSON"):
         read_manifest(made, "density")
+    for text in ("[]", "{}", '{"kind": "density", "files": ["x.npy"]}'):
+        path.write_text(text)
+        with pytest.raises(ArtifactError, match=r"is not a manifest\n.*dvc repro density"):
+            read_manifest(made, "density")
+
+
+def test_an_artifact_made_from_an_older_input_is_named_by_its_folder():
+    examples, prompts = ({"kind": kind, "files": {}} for kind in ("download", "prompts"))
+    made = {"examples": examples, "prompts": prompts}
+    prompts["inputs"] = {"pairs": content_sha256(examples), "unknown": "0"}  # its older name
+    assert made_from_others(made) == []
+    examples["rows"] = 2
+    assert made_from_others(made) == [("prompts", "examples")]
 
 
 def test_a_missing_short_or_changed_file_is_named(made):
@@ -159,6 +174,11 @@ def test_pickles_and_noise_are_not_arrays(tmp_path):
     for name in ("objects", "raw", "empty"):
         with pytest.raises(ArtifactError, match=f"{name}.npy is not a plain"):
             load_array(tmp_path / f"{name}.npy")
+
+
+def test_an_array_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ArtifactError, match=r"x\.npy: no such file\n.*the stage that writes it"):
+        load_array(tmp_path / "x.npy")
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
+import re
 import subprocess
 import sys
 import time
@@ -43,6 +46,7 @@ EVERYTHING = {
     ],
 )
 def test_every_part_is_in_the_key(name, other):
+    assert re.fullmatch(r"[0-9a-f]{40}", cache_key(**EVERYTHING))
     assert cache_key(**EVERYTHING) == cache_key(**EVERYTHING)
     assert cache_key(**EVERYTHING | {name: other}) != cache_key(**EVERYTHING)
 
@@ -82,6 +86,8 @@ def test_the_format_is_in_the_key_and_the_order_of_names_is_not(monkeypatch):
 def test_lengths_of_sequences_are_hashed_too():
     assert sequences_sha256([[1, 2], [3]]) != sequences_sha256([[1], [2, 3]])
     assert sequences_sha256([[1, 2]]) == sequences_sha256(iter([(1, 2)]))
+    as_bytes = b"".join(number.to_bytes(4, "little") for number in (2, 1, 200_000, 1, 3))
+    assert sequences_sha256([[1, 200_000], [3]]) == hashlib.sha256(as_bytes).hexdigest()
     assert sequences_sha256([[200_000]]) != sequences_sha256([[200_000 % 2**16]])
 
 
@@ -291,3 +297,62 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(IsodenseError, match="set ISODENSE_CACHE"):
         Store(tmp_path / "file", "kind")
+    entry = Store(tmp_path / "new", "kind").entry("key")
+    (tmp_path / "new").touch()  # in the way since
+    with pytest.raises(IsodenseError, match=r"new/kind/key cannot be made: Not a dir") as caught:
+        with entry.writing("piece"):
+            pass
+    assert "ISODENSE_CACHE" in caught.value.hint
+
+
+@pytest.mark.parametrize("denied", [os.W_OK, os.X_OK])
+def test_a_cache_without_both_rights_is_refused(tmp_path: Path, monkeypatch, denied: int):
+    monkeypatch.setattr(os, "access", lambda _, mode: not mode & denied)
+    with pytest.raises(StorageError) as caught:
+        Store(tmp_path, "kind")
+    place = f"the cache is to be in {tmp_path / 'kind'}"
+    assert caught.value.message == f"{place}, but {tmp_path} cannot be written"
+
+
+def test_an_entry_that_another_run_deletes_first_stops_no_cleaning(tmp_path: Path, monkeypatch):
+    store = Store(tmp_path, "kind")
+    for name in ("first", "gone", "last", "used"):
+        (store.folder / name / "x.tmp").mkdir(parents=True)
+        for path in (store.folder / name / "x.tmp", store.folder / name):
+            os.utime(path, (0, 0))
+    store.entry("used")
+    lstat, replace = Path.lstat, Path.replace
+
+    def vanished(real, name):
+        def call(self, *rest):
+            if name in self.parts:
+                raise OSError(errno.ENOENT, "No such file or directory", str(self))
+            return real(self, *rest)
+
+        return call
+
+    monkeypatch.setattr(Path, "lstat", vanished(lstat, "gone"))
+    store.clean()
+    assert {path.name for path in store.folder.iterdir()} == {"gone", "used"}
+    assert not list((store.folder / "used").iterdir())
+    monkeypatch.setattr(Path, "replace", vanished(replace, "used"))
+    store.remove(store.entry("used"))
+    assert (store.folder / "used").is_dir()
+
+
+def test_who_holds_a_claim_is_left_out_until_it_has_said_so(tmp_path: Path):
+    entry = Entry(tmp_path)
+    with entry.claimed("training"):
+        entry.path("lock.holder").write_bytes(b"\xff")
+        with pytest.raises(IsodenseError) as caught, Entry(tmp_path).claimed("training"):
+            pass
+    assert caught.value.hint == "wait for it, or stop it"
+
+
+def test_days_that_are_no_number_say_what_to_do(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("ISODENSE_CACHE_DAYS", "0.5")
+    assert cache.days_kept() == 0.5
+    monkeypatch.setenv("ISODENSE_CACHE_DAYS", "two")
+    with pytest.raises(IsodenseError) as caught:
+        cache.days_kept()
+    assert caught.value.hint == "correct it, or unset it"

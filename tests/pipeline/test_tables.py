@@ -9,7 +9,14 @@ import pytest
 
 from isodense.pipeline import tables
 from isodense.pipeline.errors import ArtifactError
-from isodense.pipeline.tables import MixedTypes, read_at, read_batches, read_rows, write_rows
+from isodense.pipeline.tables import (
+    MixedTypes,
+    read_at,
+    read_batches,
+    read_rows,
+    schema_of,
+    write_rows,
+)
 from tests.tiny import user
 
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"y": [2], "x": 1}}}
@@ -121,9 +128,12 @@ def test_missing_and_damaged_shards_are_named(tmp_path):
         list(read_rows(tmp_path))
     write_rows(tmp_path, ROWS)
     path = tmp_path / "shard-00000.parquet"
+    assert schema_of(tmp_path).names == list(dict.fromkeys(name for row in ROWS for name in row))
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ArtifactError, match=r"shard-00000\.parquet cannot be read"):
-        list(read_rows(tmp_path))
+    readers = (lambda: list(read_rows(tmp_path)), lambda: schema_of(tmp_path))
+    for read in (*readers, lambda: read_at(tmp_path, [0])):
+        with pytest.raises(ArtifactError, match=r"shard-00000\.parquet cannot be read"):
+            read()
 
 
 @pytest.mark.parametrize("times", [60, 90, 500])

@@ -44,6 +44,23 @@ def test_the_last_number_below_one_falls_on_the_last_weight_above_zero(count):
         assert SumTree(weights).find(0.0) == 1
 
 
+def test_changed_weights_are_multiplied():
+    tree = SumTree(np.array([0.0, 2.0, 5.0] + [1.0] * 97))
+    tree.multiply(np.array([1, 2, 99]), np.array([3.0, 0.0, 0.5]))
+    assert tree.total == 6 + 96 + 0.5
+    assert [tree.find(place / tree.total) for place in (5.9, 6.1, 101.9, 102.1)] == [1, 3, 98, 99]
+
+
+@pytest.mark.parametrize("count", [3, 70, 5000])
+def test_a_share_that_rounds_up_to_the_total_falls_on_a_weight_above_zero(count):
+    """Below the smallest number there is only 0: 0.7 of it is itself."""
+    weights = np.zeros(count)
+    weights[1] = 5e-324
+    assert SumTree(weights).find(0.7) == 1
+    weights[count - 2] = 5e-324
+    assert SumTree(weights).find(0.9) == count - 2
+
+
 def test_it_keeps_the_weights_that_it_was_given():
     weights = np.ones(70)
     SumTree(weights).multiply(np.arange(70), 0.0)

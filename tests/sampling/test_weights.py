@@ -54,6 +54,14 @@ def test_the_hash_of_any_number_of_ids_of_any_length_is_checked(tmp_path, count,
         isodense.load_weights(write(tmp_path / "d", weights, ids, [*ids[:-1], "0" * length]))
 
 
+@pytest.mark.parametrize("short", range(5))
+def test_one_short_id_among_others_is_hashed_as_it_is(tmp_path, short):
+    ids = [*IDS[:short], "abc", *IDS[short + 1 :]]
+    loaded = isodense.load_weights(write(tmp_path / "d", ids=ids))
+    assert loaded.prompt_ids[short] == b"abc"
+    assert loaded.align(["abc"]).tolist() == [1]
+
+
 def test_alignment_is_by_id(tmp_path):
     loaded = isodense.load_weights(write(tmp_path / "d"))
     aligned = loaded.align([IDS[3], IDS[0]])
@@ -93,19 +101,19 @@ def test_unusable_weights_are_refused(tmp_path, value, words):
 
 
 def test_arrays_that_do_not_belong_together_are_refused(tmp_path):
-    with pytest.raises(ArtifactError, match=r"has shape \(4,\), not \(5,\)"):
+    with pytest.raises(ArtifactError, match=r"has shape \(4,\), not \(5,\)\n.*dvc repro"):
         isodense.load_weights(write(tmp_path / "a", WEIGHTS[:4]))
     with pytest.raises(ArtifactError, match="does not hold the ids of its manifest"):
         isodense.load_weights(write(tmp_path / "b", claimed=IDS[::-1]))
     with pytest.raises(ArtifactError, match="has dtype <U32, not S32"):
         isodense.load_weights(write(tmp_path / "c", dtype="U32"))
-    with pytest.raises(ArtifactError, match="has dtype float64, not float32"):
+    with pytest.raises(ArtifactError, match=r"has dtype float64, not float32\n.*dvc repro"):
         isodense.load_weights(write(tmp_path / "e", WEIGHTS.astype(np.float64)))
     with pytest.raises(ArtifactError, match="has dtype int64, not int32"):
         isodense.load_weights(write(tmp_path / "f", clusters=np.zeros(5, np.int64)))
     for wrong in (-1, 5):
         clusters = np.array([0, 1, wrong, 2, 3], np.int32)
-        with pytest.raises(ArtifactError, match="in no duplicate cluster, first row 2"):
+        with pytest.raises(ArtifactError, match=r"clusters\.npy: 1 .* first row 2\n.*dvc"):
             isodense.load_weights(write(tmp_path / "g", clusters=clusters))
     with pytest.raises(ArtifactError, match="dvc repro density"):
         isodense.load_weights(tmp_path / "none")

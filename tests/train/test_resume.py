@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -21,7 +22,7 @@ from isodense.models.inference.policy import load_policy, load_tokenizer
 from isodense.pipeline.errors import TrainingError
 from isodense.prompts.reader import PromptSet, load_prompts
 from isodense.sampling.weights import load_weights
-from isodense.train.checkpoints import Stop, finalize, newest
+from isodense.train.checkpoints import Stop, checkpoint_bytes, finalize, newest
 from isodense.train.params import TrainParams
 from isodense.train.plan import make_plan
 from isodense.train.train import CODE, train
@@ -243,6 +244,25 @@ def test_the_newest_checkpoint_is_that_of_the_highest_step(tmp_path: Path):
     assert newest(tmp_path) == tmp_path / "checkpoint-10"
     (tmp_path / "checkpoint-10/deep/weights").write_bytes(b"12")
     assert newest(tmp_path) == tmp_path / "checkpoint-9"
+
+
+@pytest.mark.parametrize(("hashed", "digest"), [(4, hashlib.sha256(b"1234").hexdigest()), (3, "-")])
+def test_files_up_to_a_size_are_marked_with_their_hash(tmp_path: Path, monkeypatch, hashed, digest):
+    monkeypatch.setattr("isodense.train.checkpoints.HASHED", hashed)
+    made = checkpoint(tmp_path, 1)
+    finalize(made)
+    assert json.loads((made / "complete").read_text()) == {"deep/weights": f"4 {digest}"}
+    (made / "deep/weights").write_bytes(b"1235")
+    assert newest(tmp_path) == (made if digest == "-" else None)
+    (made / "deep/weights").write_bytes(b"123")
+    assert newest(tmp_path) is None
+
+
+def test_room_for_two_checkpoints_and_the_result_is_asked_for():
+    weights = 7 * 4  # bytes of seven float32
+    moments = 2 * weights  # of Adam
+    assert checkpoint_bytes(7, adapter=False) == 2 * (weights + moments) + weights
+    assert checkpoint_bytes(7, adapter=True) == weights
 
 
 def test_a_kill_while_older_checkpoints_are_deleted_leaves_the_new_one(
