@@ -5,9 +5,9 @@ Usage
 dvc repro reward density
 python benchmarks/head.py
 
-The training pairs of the last ``dvc repro`` are cross-validated in the stage's five folds: a head is
-fitted on four of them with all pairs alike, and once more by the weights of the density stage. How
-often the margin is right is given over pairs, as lopsided as they come, and over labels, all
+The training pairs of the last ``dvc repro`` are cross-validated in the stage's five folds: a head
+is fitted on four of them with all pairs alike, and once more by the weights of the density stage.
+How often the margin is right is given over pairs, as lopsided as they come, and over labels, all
 alike, with 95% intervals of the difference.
 """
 
