@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from html import escape
 from pathlib import Path
@@ -129,7 +130,9 @@ def artifacts(stage: dict[str, Any]) -> tuple[list[str], list[str]]:
     reads += [dep.partition("/")[2] for dep in made]
     reads += ["reports"] if any(dep.startswith("reports/") for dep in deps) else []
     outs = [next(iter(out)) if isinstance(out, dict) else out for out in stage.get("outs", ())]
-    return reads, [str(out) for out in outs]
+    several = Counter(str(Path(out).parent) for out in outs)
+    short = (folder if several[folder := str(Path(out).parent)] > 2 else str(out) for out in outs)
+    return reads, list(dict.fromkeys(short))
 
 
 # --- the picture ----------------------------------------------------------------------------------

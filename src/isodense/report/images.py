@@ -21,7 +21,9 @@ def write_images(
     heldout: Heldout | None,
     radius: float,
 ) -> None:
-    """Write ``weight_rank.png``, and what is known of ``map.png`` and ``heldout_distance.png``.
+    """Write ``weight_rank.png``, ``map.png`` and ``heldout_distance.png``.
+
+    All are outputs of the stage, so there is a picture that says so where there is nothing to show.
 
     Parameters
     ----------
@@ -37,9 +39,13 @@ def write_images(
     """
     with publishing(out) as staging:
         _rank(prompts.relative[prompts.train], staging / "weight_rank.png")
-        if coordinates is not None:
+        if coordinates is None:
+            _absent("no map", staging / "map.png")
+        else:
             _map(prompts, coordinates, staging / "map.png")
-        if heldout is not None and len(heldout.distances):
+        if heldout is None or not len(heldout.distances):
+            _absent("no held-out prompts", staging / "heldout_distance.png")
+        else:
             _distances(heldout.distances, radius, staging / "heldout_distance.png")
 
 
@@ -96,6 +102,13 @@ def _distances(distances: np.ndarray, radius: float, path: Path) -> None:
         xlabel="distance",
         ylabel="held-out prompts",
     )
+    save(figure, path)
+
+
+def _absent(text: str, path: Path) -> None:
+    figure, axis = _figure(6, 3.4)
+    axis.set_axis_off()
+    axis.text(0.5, 0.5, text, ha="center", color="0.4")
     save(figure, path)
 
 
