@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 from isodense.density.artifact import leakage, publish, statistics
 from isodense.density.balance import label_statistics
 from isodense.density.estimate import estimate, heldout_density, near_training
+from isodense.density.kinds import load_kinds
 from isodense.density.params import DensityParams
 from isodense.density.plots import density_plots
 from isodense.embeddings.reader import load_vectors
@@ -43,7 +44,8 @@ def main(argv: list[str]) -> str:
     if section.method == "clusters":
         vectors, embedded = load_vectors(args.embeddings, prompts.positions("train"))
         require_same_ids(prompts.ids_sha256, embedded, f"the vectors in {args.embeddings}")
-    found = estimate(graph, section, train.counts, vectors)
+    kinds = load_kinds(args.prompts, section.balance_by) if section.balance_by else None
+    found = estimate(graph, section, train.counts, vectors, kinds)
     near = load_heldout_graph(args.neighbors)
     what = f"the held-out prompts in {args.neighbors}"
     require_same_ids(heldout.ids_sha256, manifest, what, "heldout_ids_sha256")
@@ -58,13 +60,15 @@ def main(argv: list[str]) -> str:
         content_sha256(manifest),
         args.out,
     )
-    report = statistics(found, graph, section, train.counts)
+    report = statistics(found, graph, section, train.counts, kinds)
     report["heldout"] = leakage(close, heldout.leaked)
     if manifest.get("recall") is not None:
         report["recall"] = manifest["recall"]
     labels = train.labels if train.labels_are_kinds else None
     if labels is not None:
         report["labels"] = label_statistics(found.weights, labels)
+    if kinds is not None:
+        report["kinds"] = label_statistics(found.weights, kinds)
     write_json(args.metrics, {"density": report})
     density_plots(found.weights, found.density, labels, args.plots)
     ess, largest = report["ess"], report["max_over_mean"]

@@ -7,6 +7,7 @@ from unittest.mock import patch
 
 from isodense.density.artifact import publish
 from isodense.density.estimate import estimate, heldout_density, near_training
+from isodense.density.kinds import load_kinds
 from isodense.embeddings import truncation
 from isodense.embeddings.build import embed
 from isodense.neighbors.build import publish as publish_neighbors
@@ -49,7 +50,8 @@ def write_density(data: Path, **changes: object) -> None:
     prompts = load_columns(data / "prompts")
     train, leaked = prompts.split("train"), prompts.split("heldout").leaked
     graph, manifest = load_graph(data / "neighbors")
-    found = estimate(graph, params, train.counts)
+    kinds = load_kinds(data / "prompts", params.balance_by) if params.balance_by else None
+    found = estimate(graph, params, train.counts, kinds=kinds)
     near = load_heldout_graph(data / "neighbors")
     heldout, leaked = (
         heldout_density(found, near, params),

@@ -431,6 +431,9 @@ def test_any_distances_give_finite_density_and_weights(
         count_power=0.0,
         semdedup=0.05,
         clusters=None,
+        balance_by=None,
+        balance_power=1.0,
+        quotas=None,
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -18,6 +18,9 @@ PARAMS = DensityParams(
     count_power=0.0,
     semdedup=0.05,
     clusters=None,
+    balance_by=None,
+    balance_power=1.0,
+    quotas=None,
 )
 METHODS = ["soft_count", "knn", "balance"]
 

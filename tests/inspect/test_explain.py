@@ -184,6 +184,19 @@ def test_what_is_stored_explains_as_a_new_estimate_would(data, encoder, tmp_path
         )
 
 
+def test_a_known_kind_is_told_with_its_share_of_the_draws(data, encoder, tmp_path, capsys):
+    mine = shutil.copytree(data, tmp_path / "data")
+    write_density(mine, balance_by="source", quotas={"test": 1.0})
+    train = load_prompts(mine / "prompts").split("train")
+    told = explain(train.ids[0], folders(mine), neighbors=1)["known_kind"]
+    assert (told["by"], told["name"], told["prompts"]) == ("source", "test", len(train))
+    assert told["uniform"] == 1
+    assert told["weighted"] == pytest.approx(1, abs=1e-6)
+    new = explain("a cat in paris", folders(mine, encoder), neighbors=1)
+    assert (new["known_kind"], new["weight"]) == (None, None)  # its source is not known
+    assert explain(train.ids[0], folders(data), neighbors=1)["known_kind"] is None
+
+
 def test_a_heldout_prompt_is_never_drawn(data, prompts):
     heldout = prompts.split("heldout")
     near = load_heldout_graph(data / "neighbors")

@@ -17,6 +17,7 @@ import pytest
 from isodense.cli.main import main
 from isodense.density.artifact import publish
 from isodense.density.estimate import estimate
+from isodense.density.kinds import load_kinds
 from isodense.density.plots import density_plots
 from isodense.map.reader import COORDINATES
 from isodense.neighbors.build import knn_graph
@@ -90,7 +91,9 @@ def rows(labels: bool, aside: tuple[int, ...]) -> list[dict]:
     return made
 
 
-def write_artifacts(data: Path, labels: bool = True, aside: tuple[int, ...] = ASIDE) -> Sources:
+def write_artifacts(
+    data: Path, labels: bool = True, aside: tuple[int, ...] = ASIDE, by: str | None = None
+) -> Sources:
     """Write prompts, neighbours, density and a map whose coordinates are known."""
     prompts = rows(labels, aside)
     ids = [row["id"] for row in prompts]
@@ -114,8 +117,9 @@ def write_artifacts(data: Path, labels: bool = True, aside: tuple[int, ...] = AS
         for name, array in arrays.items():
             np.save(made / name, array)
         manifest = write_manifest(made, "neighbors", rows=TRAIN, k=20, dim=2, **hashes)
-    params = PARAMS.model_copy(update={"k": 20})
-    found, inputs = estimate(graph, params), content_sha256(manifest)
+    params = PARAMS.model_copy(update={"k": 20, "balance_by": by})
+    known = load_kinds(data / "prompts", by) if by else None
+    found, inputs = estimate(graph, params, kinds=known), content_sha256(manifest)
     nothing = np.zeros(len(aside))
     publish(found, nothing, nothing > 0, of_train, params, manifest, inputs, data / "density")
     number = np.arange(len(ids))
@@ -652,3 +656,14 @@ def test_a_repository_that_git_refuses_to_read_is_said_with_the_remedy(tmp_path,
     text = read(tmp_path / "page.html").text
     assert "Run git config --global --add safe.directory" in text
     assert "Not made in a git repository" not in text
+
+
+def test_known_kinds_are_told_with_what_is_drawn_of_them(tmp_path):
+    found = write_artifacts(tmp_path / "data", by="label")
+    write_report(found, tmp_path / "page.html")
+    page = read(tmp_path / "page.html")
+    assert "What is drawn of each label is set by density.balance_by" in page.text
+    assert page.text.count("33.3%") >= 3  # three labels, all alike
+    plain = write_artifacts(tmp_path / "plain")
+    write_report(plain, tmp_path / "plain.html")
+    assert "density.balance_by" not in read(tmp_path / "plain.html").text

@@ -56,7 +56,7 @@ def test_the_stage_reads_counts_labels_and_recall(tmp_path):
             np.save(scratch / name, array)
         hashes = {"ids_sha256": train.ids_sha256, "heldout_ids_sha256": heldout.ids_sha256}
         write_manifest(scratch, "neighbors", rows=len(train), dim=4, recall=0.97, **hashes)
-    section = as_dict(PARAMS.model_copy(update={"count_power": 1.0}))
+    section = as_dict(PARAMS.model_copy(update={"count_power": 1.0, "balance_by": "label"}))
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({"density": section}))
     command = "--prompts prompts --embeddings embeddings --neighbors neighbors --out density "
     command += "--metrics m.json --plots plots"
@@ -69,7 +69,10 @@ def test_the_stage_reads_counts_labels_and_recall(tmp_path):
     assert report["recall"] == 0.97
     assert report["labels"]["labels"] == len(set(train.labels))
     asked = [row["count"] for row in train.rows]
-    expected = density_weights(graph, counts=np.array(asked), count_power=1.0)
+    expected = density_weights(
+        graph, counts=np.array(asked), count_power=1.0, kinds=train.labels, balance_power=1.0
+    )
+    assert report["kinds"]["gap"] == report["labels"]["gap"] == 1.0  # all labels alike
     assert max(asked) == 10
     stored = np.load(tmp_path / "density" / "density_weights.npy")
     np.testing.assert_allclose(stored, expected, rtol=1e-6)

@@ -114,7 +114,11 @@ def stored(weights: Weights) -> Estimate:
 
 
 def statistics(
-    found: Estimate, graph: Graph, params: DensityParams, counts: np.ndarray | None = None
+    found: Estimate,
+    graph: Graph,
+    params: DensityParams,
+    counts: np.ndarray | None = None,
+    kinds: list[str] | None = None,
 ) -> dict[str, Any]:
     """Return the metrics of the stage.
 
@@ -125,6 +129,7 @@ def statistics(
     graph : Graph
     params : DensityParams
     counts : ndarray of shape (n,), optional
+    kinds : list of str, optional
 
     Returns
     -------
@@ -143,7 +148,7 @@ def statistics(
         "intrinsic_dimension": round(found.scales.dimension, 3),
     }
     if graph.k > 1 and params.method != "clusters":
-        half = estimate(graph, params.model_copy(update={"k": graph.k // 2}), counts)
+        half = estimate(graph, params.model_copy(update={"k": graph.k // 2}), counts, None, kinds)
         agreement = rank_agreement(found.weights, half.weights)
         report |= {} if agreement is None else {"rank_stability": agreement}
     return report

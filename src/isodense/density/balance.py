@@ -6,6 +6,7 @@ rarefaction curve of Hurlbert 1971, here for draws with replacement.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -93,7 +94,7 @@ def label_statistics(weights: np.ndarray, labels: list[str]) -> dict[str, float]
         ``gap``: share of ``kl_to_even_uniform`` that the weights remove (1 perfect, 0 no better
         than uniform sampling, below 0 worse); absent where the labels are even to begin with.
     """
-    index, size = _coded(labels)
+    index, size = coded(labels)
     counts = np.bincount(index, minlength=size)
     rare = np.argsort(counts, kind="stable")[: max(1, size // 4)]
     masses = {"_uniform": counts / counts.sum(), "": np.bincount(index, weights=weights)}
@@ -112,8 +113,18 @@ def label_statistics(weights: np.ndarray, labels: list[str]) -> dict[str, float]
     return report
 
 
-def _coded(labels: list[str]) -> tuple[np.ndarray, int]:
-    """Return the labels as numbers in alphabetic order, and how many different ones there are."""
+def coded(labels: Sequence[str]) -> tuple[np.ndarray, int]:
+    """Return the number of each label, in alphabetic order, and how many different ones there are.
+
+    Parameters
+    ----------
+    labels : sequence of str
+
+    Returns
+    -------
+    codes : ndarray of shape (n,), int64
+    size : int
+    """
     number = {label: code for code, label in enumerate(sorted(set(labels)))}
     codes = np.fromiter(map(number.__getitem__, labels), dtype=np.int64, count=len(labels))
     return codes, len(number)

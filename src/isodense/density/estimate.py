@@ -14,6 +14,7 @@ finding, Brent 1973.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,6 +24,7 @@ from isodense.density.balance import effective_sample_size
 from isodense.density.baselines import evened_clusters, pruned
 from isodense.density.duplicates import IDENTICAL, Scales, find_duplicates
 from isodense.density.kernel import balanced, soft_counts
+from isodense.density.kinds import balance_kinds
 from isodense.density.params import ALPHA_MIN, DensityParams, Method
 from isodense.neighbors.graph import Graph
 from isodense.pipeline.errors import IsodenseError
@@ -68,6 +70,9 @@ def density_weights(
     semdedup: float = 0.05,
     clusters: int | None = None,
     vectors: np.ndarray | None = None,
+    kinds: Sequence[str] | None = None,
+    balance_power: float = 1.0,
+    quotas: Mapping[str, float] | None = None,
 ) -> np.ndarray:
     """Return sampling weights inverse to local density, in O(n·k) from the graph alone.
 
@@ -111,20 +116,30 @@ def density_weights(
         Number of ``clusters``; by default the square root of the number of prompts.
     vectors : ndarray of shape (n, dim), float32, optional
         Embeddings, for ``clusters``.
+    kinds : sequence of str, optional
+        Known kind of each prompt, n of them, as a label or a source. The draws of each are set; the
+        density decides within.
+    balance_power : float
+        b of mass ∝ share^(1 - b): at 1 all kinds are drawn alike, at 0 each as uniform sampling
+        would.
+    quotas : mapping of str to float, optional
+        Share of the draws of each kind instead, of sum 1.
 
     Returns
     -------
     ndarray of shape (n,), float64
         Positive, sum 1. Uniform where there are fewer than 3 prompts or all are identical. With
         ``soft_count`` no duplicate cluster weighs more than (n + 1)^a times another, and none
-        more than an isolated prompt; with `count_power` above 0 there is no such bound.
+        more than an isolated prompt; with `count_power` above 0, and between kinds, there is no
+        such bound.
 
     Raises
     ------
     IsodenseError
         If a keyword has no such value, the graph's arrays are unusable or hold fewer than `k`
         neighbours, or `counts` are missing where `count_power` asks for them, of another length,
-        below 1 or not finite, or `vectors` are missing or too few for ``clusters``.
+        below 1 or not finite, or `vectors` are missing or too few for ``clusters``, or `kinds` are
+        too few or other ones than `quotas` names.
 
     Examples
     --------
@@ -145,11 +160,14 @@ def density_weights(
         "count_power": count_power,
         "semdedup": semdedup,
         "clusters": clusters,
+        "balance_by": None if kinds is None else "kinds",
+        "balance_power": balance_power,
+        "quotas": None if quotas is None else dict(quotas),
     }
     plain = {name: value.item() if isinstance(value, np.generic) else value
              for name, value in values.items()}  # fmt: skip
     params = build(DensityParams, plain, "density_weights")
-    return estimate(graph, params, counts, vectors).weights
+    return estimate(graph, params, counts, vectors, kinds).weights
 
 
 def estimate(
@@ -157,6 +175,7 @@ def estimate(
     params: DensityParams,
     counts: np.ndarray | None = None,
     vectors: np.ndarray | None = None,
+    kinds: Sequence[str] | None = None,
 ) -> Estimate:
     """Estimate density and weights; see :func:`density_weights`."""
     graph = graph.first(params.k)
@@ -164,10 +183,16 @@ def estimate(
     _check(graph)
     factors = _count_factors(counts, params.count_power, len(graph))
     found = _estimate(graph, params, vectors)
-    if params.count_power == 0:
-        return found
-    weights = found.weights * factors
-    return replace(found, weights=weights / weights.sum())
+    weights = found.weights
+    if params.count_power:
+        weights = weights * factors
+        weights /= weights.sum()
+    if params.balance_by:
+        if kinds is None:
+            message = f"density.balance_by: {params.balance_by} needs the kinds of the prompts"
+            raise IsodenseError(message, "pass kinds, one per row of the graph, in its order")
+        weights = balance_kinds(weights, kinds, params.balance_power, params.quotas)
+    return replace(found, weights=weights)
 
 
 def _estimate(graph: Graph, params: DensityParams, vectors: np.ndarray | None) -> Estimate:

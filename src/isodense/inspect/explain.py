@@ -17,6 +17,7 @@ import numpy as np
 
 from isodense.density.artifact import stored
 from isodense.density.estimate import Estimate, heldout_density, inverse_weights
+from isodense.density.kinds import load_kinds, shares
 from isodense.density.params import DensityParams
 from isodense.inspect.difficulty import of_row
 from isodense.inspect.lookup import (
@@ -123,8 +124,8 @@ def explain(
     -------
     dict
         JSON values: ``kind`` (``"training"``, ``"heldout"`` or ``"new"``), ``prompt``, ``density``,
-        ``weight``, ``difficulty``, ``near_duplicates``, ``why`` and ``neighbors``; docs/explain.md
-        describes them.
+        ``weight``, ``known_kind``, ``difficulty``, ``near_duplicates``, ``why`` and
+        ``neighbors``; docs/explain.md describes them.
 
     Raises
     ------
@@ -145,6 +146,7 @@ def explain(
     else:
         subject = (_heldout if place.heldout else _training)(place, folders, trained)
     report = _report(subject, trained, folders.prompts, neighbors)
+    report["known_kind"] = _known_kind(subject.row, trained, folders.prompts)
     return report | {"difficulty": of_row(subject.row, folders.difficulty, weights)}
 
 
@@ -275,10 +277,10 @@ def _weight_at(
     """Return the weight of a prompt of one occurrence that shares the weight of a cluster.
 
     With ``soft_count`` it follows from the density and any training prompt's weight; with ``knn``
-    and others the density does not say it.
+    and others the density does not say it, nor where kinds are balanced.
     """
     found, method = trained.found, trained.params.method
-    if method not in ("soft_count", "uniform"):
+    if method not in ("soft_count", "uniform") or trained.params.balance_by:
         return None
     relative = 1.0
     if method == "soft_count":
@@ -309,6 +311,16 @@ def _weight(relative: float, rank: int, trained: Trained) -> dict[str, Any]:
         "of": len(trained.graph),
         "draws_per_epoch": relative,  # of as many draws as there are training prompts
     }
+
+
+def _known_kind(row: int, trained: Trained, prompts: Path) -> dict[str, Any] | None:
+    """Return what ``density.balance_by`` gives to the kind of a training prompt."""
+    by = trained.params.balance_by
+    if by is None or row < 0:
+        return None
+    kinds = load_kinds(prompts, by)
+    found = shares(kinds, trained.weights.weights)
+    return {"by": by, **next(one for one in found if one["name"] == kinds[row])}
 
 
 def _report(subject: Subject, trained: Trained, prompts: Path, most: int) -> dict[str, Any]:

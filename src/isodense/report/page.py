@@ -22,6 +22,7 @@ from jinja2 import Environment, StrictUndefined
 
 from isodense.density.artifact import stored
 from isodense.density.balance import effective_sample_size, weight_statistics
+from isodense.density.kinds import load_kinds, shares
 from isodense.map.reader import load_coordinates
 from isodense.pipeline.artifact import made_from_others, replacing, require_same_ids
 from isodense.pipeline.jsonl import read_jsonl
@@ -124,6 +125,7 @@ def write_report(
         "realised": [] if sources.realised is None else realised_charts(sources.realised),
         "training": [] if sources.training is None else training_charts(sources.training),
     }
+    by = weights.metadata["params"].get("balance_by")
     most, least = extremes(prompts, sources.prompts)
     metrics = read_metrics(sources.metrics)
     evaluation = metrics.get("eval")
@@ -141,6 +143,8 @@ def write_report(
         notices=_notices(metrics, sources.manifests),
         cards=_cards(prompts, weights, metrics),
         charts=charts,
+        balance_by=by,
+        balance=shares(load_kinds(sources.prompts, by), weights.weights) if by else [],
         rows=len(prompts),
         clusters=clusters(prompts, weights.clusters),
         duplicates=duplicates,

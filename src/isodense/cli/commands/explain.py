@@ -85,6 +85,7 @@ def _described(report: dict[str, Any], width: int | None) -> str:
         rendered(paragraph(columns, width, indent=2), indent=2) if columns else "",
         "\n",
         _weight_line(report["kind"], weight),
+        _kind_line(report["known_kind"]),
         _difficulty_lines(report["difficulty"]),
         f"density     as of {density['distinct_prompts']:.1f} distinct prompts in the same place, "
         f"itself included; denser than {density['denser_than']:.0%} of the training prompts\n",
@@ -125,12 +126,29 @@ def _weight_line(kind: str, weight: dict[str, Any] | None) -> str:
     if kind == "heldout":
         return "weight      none: held-out prompts are never drawn for training\n"
     if weight is None:
-        return "weight      not known: the density alone does not say it with this density.method\n"
+        return (
+            "weight      not known: the density alone does not say it with this density.method, or "
+            "density.balance_by\n"
+        )
     would = "would be " if kind == "new" else ""
     return (
         f"weight      {would}{weight['over_mean']:.2f} times the mean, rank {weight['rank']} of "
         f"{weight['of']}: {weight['draws_per_epoch']:.2f} draws expected in an epoch of "
         f"{weight['of']} draws\n"
+    )
+
+
+def _kind_line(found: dict[str, Any] | None) -> str:
+    """Return what kind the prompt is of, and that kind's share; nothing without balance_by."""
+    if found is None:
+        return ""
+    from isodense.pipeline.terminal import printable
+
+    draws, prompts = found["weighted"], found["uniform"]
+    name = printable(found["name"]) or "(none)"
+    return (
+        f"kind        {found['by']} {name}: {draws:.1%} of the draws by density.balance_by, for "
+        f"{prompts:.1%} of the prompts, so its weights are {draws / prompts:.2f} times the mean\n"
     )
 
 
