@@ -221,6 +221,7 @@ def write(count: int) -> None:
             layer=None,
             projection=1,
             max_tokens=256,
+            long="cut",
             precision="float32",
             batch_tokens=None,
             rows_per_shard=4096,
