@@ -7,6 +7,7 @@ python benchmarks/embeddings.py                                  # everything on
 python benchmarks/embeddings.py speed --hh hh-test.jsonl.gz      # also 600 real HH prompts
 python benchmarks/embeddings.py memory --prompts 1000000         # writer, publish, verify
 python benchmarks/embeddings.py startup
+python benchmarks/embeddings.py windows --hh hh-test.jsonl.gz    # against cutting long prompts
 
 Times are medians of interleaved rounds; the last columns divide by the rate of a float32 matrix
 product measured in the same rounds, so a busy machine slows both. Needs models/encoder and
@@ -44,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parts = ("all", "speed", "memory", "startup", "write")
+    parts = ("all", "speed", "memory", "startup", "windows", "write")
     parser.add_argument("part", nargs="?", choices=parts, default="all", help=argparse.SUPPRESS)
     parser.add_argument("--hh", type=Path, help="HH-RLHF file to take 600 prompts from")
     parser.add_argument("--rounds", type=int, default=5)
@@ -58,6 +59,8 @@ def main() -> None:
         memory(args.prompts)
     if args.part in ("all", "startup"):
         startup()
+    if args.part == "windows":
+        windows(args.hh)
     names = ("torch", "transformers", "numpy")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
     print(f"{os.cpu_count()} CPUs, {platform.machine()}, Python {platform.python_version()}")
@@ -169,6 +172,36 @@ def hh_prompts(path: Path, count: int = 600) -> list[str]:
     found = (pair_of(row["chosen"], row["rejected"]) for _, row in read_jsonl(path))
     texts = dict.fromkeys(encoder_text(pair["prompt"]) for pair in found if isinstance(pair, dict))
     return list(texts)[:count]
+
+
+# --- windows of long prompts ----------------------------------------------------------------------
+
+
+def windows(path: Path) -> None:
+    """Compare all prompts of a file, long ones cut and in windows."""
+    from isodense import knn_graph, load_encoder
+
+    texts, rows, graphs = hh_prompts(path, count=10**9), {}, {}
+    for long in ("cut", "windows"):
+        encoder = load_encoder(ENCODER, device="cpu", long=long)
+        start = time.perf_counter()
+        rows[long] = encoder.encode(texts)
+        print(f"{long}: {time.perf_counter() - start:.1f} s")
+        graphs[long] = knn_graph(rows[long], k=20, method="exact")
+    counts = encoder.windows(encoder.tokenize(texts)[0]).counts
+    many = counts > 1
+    print(
+        f"{many.sum()} of {len(texts)} prompts are long ({many.mean():.1%}), up to {counts.max()}"
+    )
+    cosines = (rows["cut"] * rows["windows"]).sum(axis=1)[many]
+    print(f"cosine of a long prompt's vectors: {cosines.mean():.3f}, least {cosines.min():.3f}")
+    pairs = list(zip(graphs["cut"].indices, graphs["windows"].indices, strict=True))
+    shared = np.array([len(np.intersect1d(*pair)) for pair in pairs]) / 20
+    far = {long: np.median(graph.distances[many, -1]) for long, graph in graphs.items()}
+    print(
+        f"of 20 nearest, shared: {shared[many].mean():.0%} long, {shared[~many].mean():.0%} short"
+    )
+    print(f"distance of a long prompt's 20th: {far['cut']:.3f} cut, {far['windows']:.3f} windows")
 
 
 # --- memory of the writer -------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 
 import numpy as np
@@ -262,6 +264,20 @@ def test_explain_embeds_a_new_text_in_windows_too(tmp_path, folders):
     found = nearest_to(prompts.texts[row], 2, tmp_path / "prompts", tmp_path / "out", folder)
     assert found.indices[0, 0] == 3
     assert found.distances[0, 0] < 1e-3 < found.distances[0, 1]
+
+
+def test_ranks_give_the_bytes_of_one_process(tmp_path, folders):
+    publish(tmp_path / "prompts", TEXTS)
+    report = run(tmp_path, folders["sentence"], "alone", rows_per_shard=3)
+    shutil.rmtree(tmp_path / "cache")
+    with ThreadPoolExecutor(3) as pool:
+        ranks = [Rank(number, 3) for number in range(3)]
+        jobs = [
+            pool.submit(run, tmp_path, folders["sentence"], "out", rank, rows_per_shard=3)
+            for rank in ranks
+        ]
+        assert [job.result() for job in jobs] == [report, None, None]
+    assert content(tmp_path / "out") == content(tmp_path / "alone")
 
 
 def test_a_crash_between_shards_changes_no_byte(tmp_path, folders, monkeypatch):
