@@ -2,10 +2,10 @@
 
 A text's vector is the mean of its windows' pooled vectors, weighted by their tokens, and is then
 scaled to unit length. The mean is taken *before* the windows' own vectors are scaled: where pooling
-is a mean over positions, of hidden states or of logits, the result is then the mean over the
-positions of all windows, which is what the vector of a short text is. Were they scaled before, a
-window whose tokens disagree, and whose mean is short for that, would count as much as one whose
-tokens agree.
+is a mean over positions, of hidden states or of logits, the result is then, but for the special
+tokens, the mean over the positions of all windows, which is what the vector of a short text is.
+Were they scaled before, a window whose tokens disagree, and whose mean is short for that, would
+count as much as one whose tokens agree.
 """
 
 from __future__ import annotations
