@@ -7,6 +7,7 @@ python benchmarks/embeddings.py                                  # everything on
 python benchmarks/embeddings.py speed --hh hh-test.jsonl.gz      # also 600 real HH prompts
 python benchmarks/embeddings.py memory --prompts 1000000         # writer, publish, verify
 python benchmarks/embeddings.py startup
+python benchmarks/embeddings.py windows --hh hh-test.jsonl.gz    # against cutting long prompts
 
 Times are medians of interleaved rounds; the last columns divide by the rate of a float32 matrix
 product measured in the same rounds, so a busy machine slows both. Needs models/encoder and
@@ -44,11 +45,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parts = ("all", "speed", "memory", "startup", "write")
+    parts = ("all", "speed", "memory", "startup", "windows", "write")
     parser.add_argument("part", nargs="?", choices=parts, default="all", help=argparse.SUPPRESS)
-    parser.add_argument("--hh", type=Path, help="HH-RLHF file to take 600 prompts from")
+    parser.add_argument("--hh", type=Path, help="HH-RLHF file to take prompts from")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--prompts", type=int, default=1_000_000, help="of the memory benchmark")
+    parser.add_argument("--prompts", type=int, default=1_000_000, help="of memory and windows")
     args = parser.parse_args()
     if args.part == "write":
         return write(args.prompts)
@@ -58,6 +59,8 @@ def main() -> None:
         memory(args.prompts)
     if args.part in ("all", "startup"):
         startup()
+    if args.part == "windows":
+        windows(args.hh, args.prompts)
     names = ("torch", "transformers", "numpy")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
     print(f"{os.cpu_count()} CPUs, {platform.machine()}, Python {platform.python_version()}")
@@ -171,6 +174,40 @@ def hh_prompts(path: Path, count: int = 600) -> list[str]:
     return list(texts)[:count]
 
 
+# --- windows of long prompts ----------------------------------------------------------------------
+
+
+def windows(path: Path, count: int) -> None:
+    """Compare the vectors of prompts of which long ones are cut, and read in windows."""
+    from isodense import knn_graph, load_encoder
+
+    texts = hh_prompts(path, count)
+    cut, split = (load_encoder(ENCODER, device="cpu", long=long) for long in ("cut", "windows"))
+    tokens = split.tokenize(texts)[0]
+    read = split.windows(tokens)
+    many, sizes = read.counts > 1, np.array([len(ids) for ids in read.ids])
+    whole, kept = int(sizes.sum()), sum(map(len, cut.tokenize(texts)[0]))
+    print(f"long: {many.sum()} of {len(texts)} ({many.mean():.1%}), {read.counts.max()} at most")
+    print(f"tokens read: {kept:,} cut, {whole:,} in windows ({whole / kept - 1:+.1%})", flush=True)
+    rows = np.empty((len(texts), cut.dim), dtype=np.float32)
+    rows[~many] = cut.encode([texts[row] for row in np.flatnonzero(~many)])
+    vectors, graphs = {}, {}
+    for encoder in (cut, split):  # of a short prompt both give the same
+        start = time.process_time()
+        rows[many] = encoder.encode([texts[row] for row in np.flatnonzero(many)])
+        seconds = time.process_time() - start
+        print(f"{encoder.long}: {seconds:.1f} s of CPU time for the long prompts", flush=True)
+        vectors[encoder.long] = rows[many]
+        graphs[encoder.long] = knn_graph(rows, k=20, method="exact")
+    cosines = (vectors["cut"] * vectors["windows"]).sum(axis=1)
+    print(f"cosine of a long prompt's vectors: {cosines.mean():.3f}, least {cosines.min():.3f}")
+    pairs = zip(graphs["cut"].indices, graphs["windows"].indices, strict=True)
+    shared = np.array([len(np.intersect1d(*pair)) for pair in pairs]) / 20
+    print(f"20 nearest, shared: {shared[many].mean():.0%} long, {shared[~many].mean():.0%} short")
+    far = [float(np.median(graph.distances[many, -1])) for graph in graphs.values()]
+    print(f"distance of a long prompt's 20th: {far[0]:.3f} cut, {far[1]:.3f} in windows")
+
+
 # --- memory of the writer -------------------------------------------------------------------------
 
 
@@ -221,6 +258,7 @@ def write(count: int) -> None:
             layer=None,
             projection=1,
             max_tokens=256,
+            long="cut",
             precision="float32",
             batch_tokens=None,
             rows_per_shard=4096,

@@ -15,7 +15,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from isodense.evaluate.evaluate import evaluate
-from isodense.evaluate.heldout import load_heldout
+from isodense.evaluate.heldout import load_heldout, require_unseen
 from isodense.evaluate.metrics import Comparison, write_tables
 from isodense.evaluate.params import EvaluateParams
 from isodense.pipeline import notices, params, stage
@@ -42,6 +42,7 @@ def main(argv: list[str]) -> str:
     section = params.load(args.params, "evaluate", EvaluateParams)
     prompts = load_prompts(args.prompts)
     heldout = load_heldout(prompts, args.density)
+    require_unseen(prompts, args.trained)
     result = evaluate(
         heldout,
         args.policy,

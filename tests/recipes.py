@@ -43,6 +43,7 @@ def rows_of_embeddings(folder: Path) -> dict[str, Any]:
         "decoder": (decoder, {"max_tokens": 64}),
         "decoder, two layers, last": (decoder, {"layer": 2, "pooling": "last", "max_tokens": 16}),
         "logits": (decoder, {"space": "logits", "max_tokens": 16}),
+        "windows": (sentence, {"long": "windows", "max_tokens": 16}),
     }
     return {
         name: load_encoder(model, **settings).encode(TEXTS)[:, :COLUMNS].tolist()

@@ -130,10 +130,18 @@ def test_rates_of_a_column(world, tmp_path: Path):
         assert (one, of) == ((0, 0) if rate is None else (64 * rate, 64))
     with pytest.raises(DataError, match=r"no column 'rats' \(did you mean 'rate'\?\)"):
         counts_from(train, "rats", 64)
-    for wrong in (87.5, -0.1, "0.5", float("nan")):
+    for wrong in (87.5, -0.1, "87.5", "often", "nan", [0.5]):
         rows = [row | {"rate": wrong} for row in train.rows]
         with pytest.raises(DataError, match=r"for prompt(.|\n)*divide percentages by 100"):
             counts_from(PromptSet(rows), "rate", 64)
+
+
+def test_rates_as_csv_and_pandas_write_them():
+    values = ["0.5", " 1 ", "", " ", float("nan"), None]
+    rows = [{"id": f"{number:032x}", "rate": one} for number, one in enumerate(values)]
+    solved, known = counts_from(PromptSet(rows), "rate", 8)
+    assert solved.tolist() == [4, 8, 0, 0, 0, 0]
+    assert known.tolist() == [8, 8, 0, 0, 0, 0]
 
 
 def run(stage, folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: dict[str, Any]) -> str:

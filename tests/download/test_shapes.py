@@ -261,6 +261,25 @@ def test_labels_are_strings_or_whole_numbers(value: object, label: str | None):
 
 
 @pytest.mark.parametrize(
+    ("value", "label"),
+    [(" maths\n", "maths"), ("cafe\u0301", "caf\u00e9"), (" ", None), (float("nan"), None)],
+)
+@pytest.mark.parametrize("columns", [{}, {"label": "kind"}], ids=["named label", "mapped"])
+def test_one_kind_has_one_label_and_none_is_no_kind(
+    value: object, label: str | None, columns: dict[str, str]
+):
+    found = example({"prompt": Q, columns.get("label", "label"): value}, columns)
+    assert isinstance(found, dict)
+    assert found.get("label") == label
+
+
+def test_items_of_a_label_that_is_a_list_are_written_alike():
+    found = example({"prompt": Q, "kinds": [" a", "", "b "]}, {"label": "kinds"})
+    assert isinstance(found, dict)
+    assert found["label"] == "a, b"
+
+
+@pytest.mark.parametrize(
     ("row", "nearest", "columns"),
     [
         ({"Question": Q, "Answer": 4}, "prompt-only", {"prompt": "Question"}),

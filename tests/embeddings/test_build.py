@@ -37,6 +37,7 @@ PARAMS = EmbeddingsParams(
     layer=None,
     projection=16,
     max_tokens=64,
+    long="cut",
     precision="float32",
     batch_tokens=512,
     rows_per_shard=16,

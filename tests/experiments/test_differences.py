@@ -45,6 +45,11 @@ def test_the_measure_that_decides_leads():
         tabulate(FOUND, ("eval.trained.vendi",))
 
 
+def test_what_is_unknown_in_a_run_is_no_measure():
+    unknown = {arm: [metrics(1.0, float("nan")), *runs[1:]] for arm, runs in FOUND.items()}
+    assert {row.measure for row in tabulate(unknown, DECIDE)} == {"judge.all"}
+
+
 def test_agreement_and_power_are_of_the_differences():
     row = next(row for row in tabulate(FOUND, (DISTINCT,)) if row.arm == "density")
     assert row.differences == pytest.approx([-0.1, 0.1, 0.0])

@@ -42,3 +42,26 @@ def test_what_decides_cannot_be_changed_after_the_runs(tmp_path: Path):
     with pytest.raises(IsodenseError, match=r"judge.all decides about 4 of these runs(.|\n)*--out"):
         note(("eval.trained.vendi",), two, plan)
     note(("eval.trained.vendi",), plan_runs(["uniform", "density"], 2, ["train.beta=1"]), plan)
+
+
+def test_the_measure_that_was_noted_can_be_named(tmp_path: Path):
+    plan, runs = tmp_path / "plan.json", plan_runs(["uniform", "density"], 2)
+    note(("judge.over_labels", "judge.all"), runs, plan)
+    before = plan.read_text()
+    note(("judge.over_labels",), runs, plan)
+    assert plan.read_text() == before
+    with pytest.raises(IsodenseError, match=r"--measure judge\.over_labels"):
+        note(("judge.all",), runs, plan)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "{}", '{"measure": null, "runs": null}', '{"measure": [], "runs": ["a"]}',
+     '{"measure": ["all"], "runs": ["a"]}', '{"measure": ["judge.all"], "runs": 3}'],
+)  # fmt: skip
+def test_a_damaged_note_is_an_error_and_stays(tmp_path: Path, text: str):
+    plan = tmp_path / "plan.json"
+    plan.write_text(text)
+    with pytest.raises(IsodenseError, match=r"plan.json does not say which measure(.|\n)*--output"):
+        note(("judge.all",), plan_runs(["uniform", "density"], 2), plan)
+    assert plan.read_text() == text

@@ -75,12 +75,39 @@ def test_what_the_named_arms_do_not_set_can_be_set():
     assert plan_runs(["uniform", "density"], 2, ["density.ess=0.9"])
 
 
+@pytest.mark.parametrize(
+    "setting",
+    ["params.yaml:train.sampling=uniform", "train={sampling: uniform}", "~train.sampling",
+     " train.sampling=uniform", "train.sampling =uniform", "train.beta", "beta=1"],
+)  # fmt: skip
+def test_a_setting_of_which_it_is_not_clear_what_it_sets_is_refused(setting: str):
+    with pytest.raises(IsodenseError, match=r"no setting of one param\n.*section.key=value"):
+        plan_runs(["uniform", "density"], 2, [setting])
+
+
+PARAMS = {
+    "reward": {"kind": "head"},
+    "train": {"redraw": None},
+    "density": {"ess": 0.8, "method": "soft_count"},
+}
+
+
 def test_arms_that_a_reward_cannot_tell_apart_are_refused():
     both = ["uniform", "density-both"]
-    require_different(both, "head")
-    require_different(["uniform", "density"], "function")
+    require_different(both, PARAMS, [])
+    require_different(["uniform", "density"], PARAMS, ["reward.kind=function"])
     with pytest.raises(IsodenseError, match="leave out density-both"):
-        require_different(both, "function")
+        require_different(both, PARAMS, ["reward.kind=function"])
+
+
+def test_arms_that_the_params_make_the_same_are_refused():
+    require_different(list(ARMS), PARAMS, [])
+    redrawn = PARAMS | {"train": {"redraw": "decile"}}
+    with pytest.raises(IsodenseError, match=r"density and density\+redraw are .* train.redraw"):
+        require_different(["uniform", "density", "density+redraw"], redrawn, [])
+    require_different(["uniform", "density+redraw"], redrawn, [])
+    with pytest.raises(IsodenseError, match=r"density-0.9 and density are .* density.ess only"):
+        require_different(["density-0.9", "density"], PARAMS, ["density.ess=0.90"])
 
 
 def test_the_last_setting_of_a_param_counts():
@@ -88,3 +115,8 @@ def test_the_last_setting_of_a_param_counts():
     assert effective(params, "reward.kind", ["train.seed=1"]) == "head"
     assert effective(params, "reward.kind", ["reward.kind=full", "reward.kind=model"]) == "model"
     assert effective(params, "evaluate.answer", []) is None
+
+
+def test_a_value_that_is_no_yaml_is_named():
+    with pytest.raises(IsodenseError, match=r"'reward.kind=\[a' cannot be read"):
+        effective({}, "reward.kind", ["reward.kind=[a"])

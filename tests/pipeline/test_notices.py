@@ -48,6 +48,12 @@ SAID = [  # metrics, stage, text, whether it deserves a look
         True,
     ),
     (
+        {"embeddings": {"truncated_share": 0.0, "windows": {"prompts": 1200, "most": 7}}},
+        "embeddings",
+        "1,200 prompts read in windows, at most 7 each",
+        False,
+    ),
+    (
         {"embeddings": {"equal_after_cutting": 1200}},
         "embeddings",
         "1,200 prompts equal only after cutting",

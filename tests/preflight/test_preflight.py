@@ -89,6 +89,32 @@ def test_nothing_is_said_of_what_fits(project: Project):
     assert project.findings() == []
 
 
+def labelled(names: list[str]) -> list[dict]:
+    return [row | {"label": name} if name else row for row, name in zip(rows(), names, strict=True)]
+
+
+def test_draws_by_label_need_labels(project: Project):
+    for section in ({"sampling": "label"}, {"redraw": "label"}):
+        project.configure(train=section)
+        (text,) = said(project.findings(), "train")
+        assert text.startswith(f"problem: train.{next(iter(section))}: label")
+    project.write(labelled(["a", "b"] * (COUNT // 2)))
+    assert project.findings() == []
+    project.configure(train={"sampling": "label", "redraw": "label"})
+    assert project.findings() == []
+    project.write(labelled(["a", ""] * (COUNT // 2)))
+    (text,) = said(project.findings(), "train")  # redrawing takes those without as a kind
+    assert text.startswith("problem: train.sampling: label, and ")
+
+
+def test_difficulty_needs_to_know_what_solves_a_prompt(project: Project):
+    project.write(rows(pairs=False))
+    reward = {"kind": "function", "functions": ["isodense.reward.answers:exact_match"]}
+    project.configure(reward=reward | {"solved_above": None}, difficulty={"completions": 8})
+    (text,) = said(project.findings(), "difficulty")
+    assert text.startswith("problem: reward.solved_above is null")
+
+
 def test_a_reward_that_is_fitted_needs_pairs(project: Project):
     project.write(rows(pairs=False))
     expected = "problem: reward.kind head needs preference pairs, this data has none"

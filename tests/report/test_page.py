@@ -29,7 +29,7 @@ from isodense.pipeline.artifact import (
     write_json,
     write_manifest,
 )
-from isodense.pipeline.errors import ArtifactError
+from isodense.pipeline.errors import ArtifactError, DataError
 from isodense.pipeline.jsonl import write_jsonl
 from isodense.report.charts import decile_charts, realised_charts, training_charts, weight_charts
 from isodense.report.evaluation import kinds
@@ -421,6 +421,14 @@ def test_draws_and_what_was_learnt_stand_side_by_side(whole):
     assert "differ by 25% of the total" in deciles["note"]
     assert [line["y"] for line in labels["lines"]] == [[0.6, 0.4], [0.75, 0.25], [None, None]]
     assert "differ" not in labels["note"]
+
+
+@pytest.mark.parametrize("text", ["", "name,draws\na,1\n", "kind,name\ndecile,1\n"])
+def test_a_damaged_table_of_what_was_learnt_names_the_stage_that_makes_it(tmp_path, text):
+    (tmp_path / "realised.csv").write_text(text)
+    with pytest.raises(DataError, match="dvc repro train") as raised:
+        realised_charts(tmp_path / "realised.csv")
+    assert "missing" in str(raised.value) or "no row of a density decile" in str(raised.value)
 
 
 def test_shares_of_labels_need_every_label():

@@ -20,7 +20,14 @@ def test_the_stage_compares_two_policies(tmp_path: Path):
     write_reward(tmp_path, prompts)
     tiny.encoder(tmp_path / "models/encoder")
     source = content_sha256(read_manifest(tmp_path / "models/policy", "models"))
-    write_manifest(tiny.policy(tmp_path / "models/grpo"), "train", inputs={"policy": source})
+    grpo, inputs = tiny.policy(tmp_path / "models/grpo"), {"policy": source}
+    write_manifest(grpo, "train", inputs=inputs, ids_sha256=prompts.ids_sha256)
+    done = run_stage("evaluate", tmp_path)
+    assert done.returncode == 1
+    assert "belong to other prompts" in done.stderr  # trained on the held-out ones, too
+    assert "dvc repro train" in done.stderr
+    ids_sha256 = prompts.split("train").ids_sha256
+    write_manifest(grpo, "train", inputs=inputs, ids_sha256=ids_sha256)
     done = run_stage("evaluate", tmp_path)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "reports/metrics/evaluate.json").read_text())["eval"]

@@ -45,14 +45,20 @@ def counts_from(prompts: PromptSet, column: str, completions: int) -> tuple[np.n
     solved = np.zeros(len(prompts), dtype=np.int32)
     known = np.zeros(len(prompts), dtype=np.int32)
     for number, row in enumerate(prompts.rows):
-        if (value := row.get(column)) is not None:
-            solved[number] = round(_rate(value, column, row["id"]) * completions)
+        if (rate := _rate(row.get(column), column, row["id"])) is not None:
+            solved[number] = round(rate * completions)
             known[number] = completions
     return solved, known
 
 
-def _rate(value: Any, column: str, identifier: str) -> float:
-    number = float(value) if isinstance(value, int | float) else float("nan")
+def _rate(value: Any, column: str, identifier: str) -> float | None:
+    """Return a rate, also from text, which is all that CSV has; None where there is none."""
+    if value is None or value != value or (isinstance(value, str) and not value.strip()):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = float("nan")
     if 0 <= number <= 1:
         return number
     hint = "pass rates are numbers from 0 to 1: divide percentages by 100 in the data"

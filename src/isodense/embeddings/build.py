@@ -53,6 +53,7 @@ RECIPE = 1  # to be raised with any change to a row's values; see tests/recipes.
 LIBRARIES = ("torch", "transformers")
 ROWS, COUNTS = "rows.npy", "counts.json"  # pieces of a finished shard, in the cache
 CUT = "cut_prompts"  # of the counts: hashes, where prompts were cut
+WINDOWS = "windows"  # of the counts: how many prompts were read in windows, most of one
 NOT_IN_ROWS = ("batch_tokens", "rows_per_shard", "postprocess", "components", "fit_rows")
 
 
@@ -161,8 +162,8 @@ def load_with(folder: Path, params: dict[str, Any], device: str) -> Encoder:
     """Load an encoder with the params of an embeddings artifact, those for speed as by default."""
     from isodense.embeddings.encoder import load_encoder
 
-    names = ("pooling", "layer", "max_tokens", "batch_tokens", "space", "projection", "precision")
-    known = {name: params[name] for name in names if name in params}
+    names = ("pooling", "layer", "max_tokens", "long", "batch_tokens", "space", "projection")
+    known = {name: params[name] for name in (*names, "precision") if name in params}
     prefix = params.get("prefix", "")  # artifacts made before there was the param have none
     return load_encoder(folder, device=device, prefix=prefix, **known)
 
@@ -181,6 +182,8 @@ def _key(texts: list[str], encoder: dict[str, Any], params: EmbeddingsParams, de
 def _shaping(params: EmbeddingsParams) -> dict[str, Any]:
     """Return the params that decide a row's bytes."""
     unused = {*NOT_IN_ROWS, *(() if params.space == "logits_projected" else ("projection",))}
+    if params.long == "cut":  # so that shards made before there was the param stay valid
+        unused.add("long")
     return {name: value for name, value in as_dict(params).items() if name not in unused}
 
 
@@ -233,15 +236,27 @@ def _compute(
             row = number * params.rows_per_shard + error.row
             message = f"{prompts}, row {row} (id {chunk[error.row]['id']}): {error.message}"
             raise ModelError(message, error.hint) from None
-        counts: dict[str, Any] = {"cut": len(whole), "tokens": sum(map(len, ids))}
-        if pairs := cut_prompts(ids, whole, params.max_tokens):
-            counts[CUT] = pairs
-        if encoder.padded:
-            counts["padded"] = encoder.padded
+        counts = _counted(ids, whole, params, encoder)
         if number == 0 and params.space == "logits_projected":
             counts["projection_error"] = encoder.projection_error(ids[:SAMPLE])
         with wanted[number].entry.writing(COUNTS) as path:
             path.write_text(json.dumps(counts), encoding="utf-8")
+
+
+def _counted(
+    ids: list[list[int]], whole: dict[int, list[int]], params: EmbeddingsParams, encoder: Encoder
+) -> dict[str, Any]:
+    """Return what is kept beside the vectors of a shard, from the tokens of its prompts."""
+    counts: dict[str, Any] = {"cut": len(whole), "tokens": sum(map(len, ids))}
+    if params.long == "windows":
+        windows = encoder.windows(ids).counts
+        if several := int((windows > 1).sum()):
+            counts[WINDOWS] = {"prompts": several, "most": int(windows.max())}
+    elif pairs := cut_prompts(ids, whole, params.max_tokens):
+        counts[CUT] = pairs
+    if encoder.padded:
+        counts["padded"] = encoder.padded
+    return counts
 
 
 def _is_finished(shard: Shard) -> bool:
@@ -324,7 +339,9 @@ def _report(shards: list[Shard], dim: int) -> dict[str, Any]:
     rows = sum(shard.rows for shard in shards)
     truncated = sum(count["cut"] for count in counts) / rows
     if truncated > TRUNCATED:
-        log.warning("%.0f%% of the prompts exceed embeddings.max_tokens", 100 * truncated)
+        message = "%.0f%% of the prompts exceed embeddings.max_tokens and are cut; "
+        message += "embeddings.long: windows reads all of them"
+        log.warning(message, 100 * truncated)
     report = {
         "prompts": rows,
         "dim": dim,
@@ -332,6 +349,11 @@ def _report(shards: list[Shard], dim: int) -> dict[str, Any]:
         "tokens_mean": round(sum(count["tokens"] for count in counts) / rows, 2),
         "truncated_share": round(truncated, 6),
     }
+    if windows := [count[WINDOWS] for count in counts if WINDOWS in count]:
+        report[WINDOWS] = {
+            "prompts": sum(count["prompts"] for count in windows),
+            "most": max(count["most"] for count in windows),
+        }
     reasons = (count["padded"] for count in counts if "padded" in count)
     if reason := next(reasons, None):
         report["padded"] = reason

@@ -10,6 +10,9 @@ whose attention cannot be packed (windows, learnt position biases) run in padded
 trial at load time decides. On a CPU the last bits of a row change with the shape of a matrix
 product, so batches are padded to fixed multiples. Either way the bytes of a row were the same in
 every batch and at every thread count tried.
+
+Texts of more than ``max_tokens`` are cut, or read in windows (:mod:`isodense.embeddings.windows`),
+which go into batches like texts: those of one text need not be in one batch.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ import torch
 from isodense.embeddings import packing
 from isodense.embeddings.dense import Dense, folder_pooling, is_sentence_encoder, load_dense
 from isodense.embeddings.logits import LogitSpace
-from isodense.embeddings.texts import LENGTH_MULTIPLE, TextReader, load_reader
+from isodense.embeddings.texts import LENGTH_MULTIPLE, Long, TextReader, load_reader
+from isodense.embeddings.windows import Means, Windows
 from isodense.models.inference.backbone import load_backbone
 from isodense.models.inference.reader import require_undamaged
 from isodense.pipeline.errors import ModelError, TextError
@@ -52,8 +56,10 @@ class Encoder:
     Attributes
     ----------
     max_tokens : int
-        Longer texts are truncated on the left, after any prefix: the question is usually at the
-        end.
+        Most tokens that are read at once.
+    long : {"cut", "windows"}
+        Whether longer texts are truncated on the left, after any prefix, as the question is usually
+        at the end, or are read in windows.
     device : {"cpu", "cuda"}
         Device of the model.
     precision : {"float32", "bfloat16"}
@@ -79,7 +85,7 @@ class Encoder:
         self.device = model.device.type
         self.precision = str(model.dtype).removeprefix("torch.")
         self._batch_tokens = batch_tokens or BATCH_TOKENS[self.device]
-        self.max_tokens, self.padded = reader.max_tokens, padded
+        self.max_tokens, self.long, self.padded = reader.max_tokens, reader.long, padded
         self._states: torch.Tensor | None = None
         if block is not None:
             block.register_forward_hook(self._keep)
@@ -103,6 +109,14 @@ class Encoder:
     def tokenize_whole(self, texts: list[str]) -> tuple[list[list[int]], dict[int, list[int]]]:
         """Return the token ids of each text, and by row those of truncated texts as they were."""
         return self._reader.tokenize_whole(texts)
+
+    def windows(self, ids: list[list[int]]) -> Windows:
+        """Return what is read at once of texts with these token ids."""
+        return self._reader.windows(ids)
+
+    def windows_are_texts(self, text: str) -> bool:
+        """Return whether the windows of a long text have the tokens that surround any text."""
+        return self._reader.windows_are_texts(text)
 
     def encode(self, texts: list[str]) -> np.ndarray:
         """Return one unit vector per text.
@@ -134,9 +148,10 @@ class Encoder:
         Parameters
         ----------
         ids : list of list of int
-            Token ids of each text, at most `max_tokens`.
+            Token ids of each text, at most `max_tokens` unless `long` is ``windows``.
         on_batch : callable, optional
-            Called with the numbers of texts and tokens after each batch.
+            Called after each batch with the number of texts that are finished by it, and the number
+            of tokens read.
 
         Returns
         -------
@@ -153,21 +168,23 @@ class Encoder:
         empty = [row for row in range(len(ids)) if not ids[row]]
         if empty:
             raise TextError(f"{len(empty)} of {len(ids)} texts have no tokens", empty[0])
-        rows = np.empty((len(ids), self.dim), dtype=np.float32)
-        order = sorted(range(len(ids)), key=lambda row: (-len(ids[row]), row))
+        windows = self.windows(ids)
+        means, read = Means(windows, self.dim), windows.ids
+        order = sorted(range(len(read)), key=lambda one: (-len(read[one]), one))
         done = 0
         while done < len(order):
             ahead = order[done : done + self._batch_tokens]
-            batch = ahead[: self._fitting([len(ids[row]) for row in ahead])]
+            batch = ahead[: self._fitting([len(read[one]) for one in ahead])]
             try:
-                rows[batch] = self._forward([ids[row] for row in batch])
+                vectors = self._forward([read[one] for one in batch])
             except RuntimeError as error:
                 self._halve(error, len(batch))
                 continue
             done += len(batch)
+            finished = means.add(batch, vectors)
             if on_batch is not None:
-                on_batch(len(batch), sum(len(ids[row]) for row in batch))
-        return _normalised(rows)
+                on_batch(finished, sum(len(read[one]) for one in batch))
+        return _normalised(means.rows)
 
     def projection_error(self, ids: list[list[int]]) -> dict[str, float]:
         """Return the absolute error of the projection's cosines, over all pairs of texts.
@@ -198,7 +215,7 @@ class Encoder:
         return {"median": round(float(np.median(error)), 6), "max": round(float(error.max()), 6)}
 
     def encode_alone(self, ids: list[int]) -> np.ndarray:
-        """Return the unit vector of one text, run alone through the model's default attention."""
+        """Return the unit vector of one window, run alone through the model's default attention."""
         tokens = torch.tensor([ids]).to(self._model.device)
         with packing.stock_attention(self._model) if self.packed else nullcontext():
             states = self._states_of(lambda: self._model(input_ids=tokens))
@@ -287,6 +304,7 @@ def load_encoder(
     projection: int = 1024,
     precision: Precision = "float32",
     prefix: str | None = None,
+    long: Long = "cut",
 ) -> Encoder:
     """Load an encoder from a folder of safetensors.
 
@@ -301,7 +319,7 @@ def load_encoder(
         Use the hidden states after this many blocks, before any final norm; deeper blocks are not
         loaded.
     max_tokens : int
-        Longer texts are truncated on the left.
+        Most tokens that are read at once.
     batch_tokens : int, optional
         Tokens per batch; changes speed and memory, not the result. 1,024 on a CPU by default,
         32,768 on a GPU.
@@ -316,6 +334,9 @@ def load_encoder(
     prefix : str, optional
         Put before every text; by default the default prompt of a sentence-transformers folder, and
         nothing otherwise.
+    long : {"cut", "windows"}
+        Texts of more than `max_tokens` are truncated on the left, or read in windows whose vectors
+        are averaged, see :mod:`isodense.embeddings.windows`.
 
     Returns
     -------
@@ -341,7 +362,7 @@ def load_encoder(
     model, block, padded = _load_model(folder, layer, max_tokens, where, precision)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     limit = max_tokens if context is None else context - packing.first_position(model)
-    reader = load_reader(folder, limit, max_tokens, prefix)
+    reader = load_reader(folder, limit, max_tokens, prefix, long)
     head = _load_head(folder, space, layer, projection, where)
     return Encoder(model, block, reader, chosen, head, batch_tokens, padded)
 

@@ -19,6 +19,9 @@ class EmbeddingsParams(Params):
     prefix : str or None
         Put before every prompt; null for the default prompt that a sentence-transformers folder
         names.
+    long : {"cut", "windows"}
+        Prompts of more than `max_tokens` are cut at their start, or read in windows whose vectors
+        are averaged.
     rows_per_shard : int
         Prompts per shard file.
     dtype : {"float32", "float16"}
@@ -39,6 +42,7 @@ class EmbeddingsParams(Params):
     prefix: str | None
     projection: int = Field(ge=1)
     max_tokens: int = Field(ge=8)
+    long: Literal["cut", "windows"]
     precision: Literal["float32", "bfloat16"]
     batch_tokens: int | None = Field(ge=64)
     rows_per_shard: int = Field(ge=1)

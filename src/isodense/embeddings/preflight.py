@@ -35,14 +35,17 @@ def preflight(encoder: Encoder, texts: list[str]) -> float:
     Raises
     ------
     ModelError
-        If a vector differs, is not finite or is zero, or if texts are not truncated on the left.
+        If a vector differs, is not finite or is zero, or if long texts are not truncated on the
+        left, or not read in windows as they should be.
     """
     from isodense.embeddings.encoder import SAME
     from isodense.models.inference.backbone import FAILURES
 
     chosen = _mixed_lengths(texts)
-    _check_cut(encoder)
-    ids = encoder.tokenize(chosen)[0]
+    _check_long(encoder)
+    windows = encoder.windows(encoder.tokenize(chosen)[0])
+    firsts = np.cumsum(windows.counts) - windows.counts  # of a long text, one window will do
+    ids = [windows.ids[first] for first in firsts]
     try:
         alone = np.stack([encoder.encode_alone(row) for row in ids])
         cosines = (encoder.encode_tokens(ids) * alone).sum(axis=1)
@@ -70,6 +73,15 @@ def _mixed_lengths(texts: list[str]) -> list[str]:
     order = sorted(range(len(texts)), key=lambda row: (len(texts[row]), row))
     places = np.unique(np.linspace(0, len(order) - 1, TEXTS).round().astype(int))
     return [texts[order[place]] for place in places]
+
+
+def _check_long(encoder: Encoder) -> None:
+    """Check that truncation keeps the end of a text that is too long, or that windows are right."""
+    if encoder.long == "cut":
+        _check_cut(encoder)
+    elif not encoder.windows_are_texts("question " * (encoder.max_tokens + 1)):
+        message = "preflight: windows of a long text lack tokens that the tokenizer puts around one"
+        raise ModelError(message, "set embeddings.long: cut, or choose another encoder")
 
 
 def _check_cut(encoder: Encoder) -> None:

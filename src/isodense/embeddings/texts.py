@@ -1,4 +1,4 @@
-"""From a text to the tokens that an encoder reads: prefix, case, tokenizer, truncation.
+"""From a text to the tokens that an encoder reads: prefix, case, tokenizer, truncation, windows.
 
 A sentence-transformers folder may ask for a *prompt* before every text (``query: ``), for lower
 case, and for a mean that leaves the prompt out. Vectors are those of sentence-transformers only if
@@ -10,13 +10,16 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from isodense.embeddings.dense import is_sentence_encoder, modules, settings_in
+from isodense.embeddings.windows import Windows, split
 from isodense.models.inference.load import UNREADABLE, read_tokenizer
 from isodense.pipeline.errors import ModelError
 
 LENGTH_MULTIPLE = 16  # of the longest text
+
+Long = Literal["cut", "windows"]
 
 log = logging.getLogger("isodense")
 
@@ -55,7 +58,9 @@ class TextReader:
     reading : Reading
         What is done before.
     max_tokens : int
-        Longer texts lose tokens after the prefix.
+        Most tokens that are read at once.
+    long : {"cut", "windows"}
+        Whether longer texts lose tokens after the prefix or are read in windows.
 
     Attributes
     ----------
@@ -68,13 +73,19 @@ class TextReader:
         If the prefix leaves no room for a text.
     """
 
-    def __init__(self, tokenizer: Any, reading: Reading, max_tokens: int) -> None:
+    def __init__(
+        self, tokenizer: Any, reading: Reading, max_tokens: int, long: Long = "cut"
+    ) -> None:
         self._tokenizer, self._reading, self.max_tokens = tokenizer, reading, max_tokens
+        self.long = long
         whole = _prefix_tokens(tokenizer, reading, max_tokens)
         self.unpooled = 0 if reading.pool_prefix else len(whole)
         # Of a long text, the prefix stays; a space at its end may be part of the next word.
         words = replace(reading, prefix=reading.prefix.rstrip())
         self._prefix = _prefix_tokens(tokenizer, words, max_tokens)
+        if long == "windows":
+            special, self._end = _special_tokens(tokenizer)
+            self._start = self._prefix or special
 
     @property
     def pad(self) -> int:
@@ -90,6 +101,8 @@ class TextReader:
         """Return the token ids of each text, and by row those of truncated texts as they were."""
         texts = [self._reading(text) for text in texts]
         ids: list[list[int]] = self._tokenizer(texts, verbose=False)["input_ids"] if texts else []
+        if self.long == "windows":
+            return ids, {}
         long = [row for row in range(len(ids)) if len(ids[row]) > self.max_tokens]
         whole = {row: ids[row] for row in long}
         if self._prefix:
@@ -104,8 +117,37 @@ class TextReader:
                 ids[row] = kept
         return ids, whole
 
+    def windows(self, ids: list[list[int]]) -> Windows:
+        """Return what is read at once of texts with these token ids."""
+        return Windows.of([self._split(row) for row in ids])
 
-def load_reader(folder: Path, limit: int, max_tokens: int, prefix: str | None) -> TextReader:
+    def _split(self, ids: list[int]) -> list[tuple[list[int], float]]:
+        if self.long == "cut":
+            return [(ids, 1.0)]
+        return split(ids, _shared(ids, self._start), self._end, self.max_tokens)
+
+    def windows_are_texts(self, text: str) -> bool:
+        """Return whether the windows of a long text have the tokens that surround any text.
+
+        The first and the last are compared with what the tokenizer leaves of the text where it cuts
+        the end or the start off. (After a cut, there is no prefix to compare.)
+        """
+        text = self._reading(text)
+        windows = self.windows([self._tokenizer(text, verbose=False)["input_ids"]]).ids
+        ends = [(windows[0], "right")] + [(windows[-1], "left")] * (not self._prefix)
+        try:
+            for window, self._tokenizer.truncation_side in ends:
+                kept = self._tokenizer(text, truncation=True, max_length=len(window))["input_ids"]
+                if kept != window:
+                    return False
+        finally:
+            self._tokenizer.truncation_side = "left"
+        return len(windows) > 1
+
+
+def load_reader(
+    folder: Path, limit: int, max_tokens: int, prefix: str | None, long: Long = "cut"
+) -> TextReader:
     """Load the tokenizer of a folder.
 
     Parameters
@@ -115,9 +157,11 @@ def load_reader(folder: Path, limit: int, max_tokens: int, prefix: str | None) -
     limit : int
         Most tokens that the model reads.
     max_tokens : int
-        Most tokens of a text.
+        Most tokens that are read at once.
     prefix : str, optional
         Replaces the folder's default prompt.
+    long : {"cut", "windows"}
+        What is done with longer texts.
 
     Raises
     ------
@@ -135,7 +179,7 @@ def load_reader(folder: Path, limit: int, max_tokens: int, prefix: str | None) -
     if max_tokens > limit:
         message = f"embeddings.max_tokens = {max_tokens} exceeds what {folder} reads, {limit}"
         raise ModelError(message, f"set it to at most {limit}")
-    return TextReader(tokenizer, folder_reading(folder, prefix), max_tokens)
+    return TextReader(tokenizer, folder_reading(folder, prefix), max_tokens, long)
 
 
 def folder_reading(folder: Path, prefix: str | None) -> Reading:
@@ -199,6 +243,13 @@ def _shared(ids: list[int], prefix: list[int]) -> int:
         place for place, pair in enumerate(zip(ids, prefix, strict=False)) if len({*pair}) > 1
     )
     return next(differ, len(prefix))
+
+
+def _special_tokens(tokenizer: Any) -> tuple[list[int], int]:
+    """Return the tokens that are put before every text, and how many are put after it."""
+    alone: list[int] = tokenizer("", verbose=False)["input_ids"]
+    first = _shared(tokenizer("a", verbose=False)["input_ids"], alone)
+    return alone[:first], len(alone) - first
 
 
 def _prefix_tokens(tokenizer: Any, reading: Reading, max_tokens: int) -> list[int]:

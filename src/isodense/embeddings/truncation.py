@@ -67,7 +67,8 @@ def require_few(equal: int, prompts: int, max_tokens: int) -> None:
     if equal > MOST * prompts:
         message = f"{equal} of {prompts} prompts ({equal / prompts:.0%}) are equal only after "
         message += f"cutting: the encoder reads their last {max_tokens} tokens"
-        hint = "raise embeddings.max_tokens, as far as the encoder reads, or shorten their ends"
+        hint = "set embeddings.long: windows, which reads all of a prompt, or raise "
+        hint += "embeddings.max_tokens, as far as the encoder reads"
         raise ModelError(message, hint)
 
 

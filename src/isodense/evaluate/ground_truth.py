@@ -28,7 +28,7 @@ def ground_truths(rows: Sequence[Mapping[str, Any]], column: str) -> list[str | 
     rows : sequence of dict
         Rows of the prompts.
     column : str
-        Where it is; a prompt may have none.
+        Where it is; a prompt may have none, or a blank one, as CSV writes it, which is none.
 
     Raises
     ------
@@ -40,7 +40,7 @@ def ground_truths(rows: Sequence[Mapping[str, Any]], column: str) -> list[str | 
     >>> ground_truths([{"answer": " four "}, {"answer": 4}, {}], "answer")
     ['four', '4', None]
     """
-    values = [row.get(column) for row in rows]
+    values = [None if _is_blank(row.get(column)) else row.get(column) for row in rows]
     if all(value is None for value in values):
         known = ", ".join(sorted({name for row in rows for name in row}))
         message = f"names {column!r}, which no held-out prompt has; they have {known}"
@@ -50,6 +50,10 @@ def ground_truths(rows: Sequence[Mapping[str, Any]], column: str) -> list[str | 
             message = f"names {column!r}, which holds {value!r}: not a text or a whole number"
             raise DataError(message, PARAM, hint="name a column of texts, or set it to null")
     return [None if value is None else str(value).strip() for value in values]
+
+
+def _is_blank(value: Any) -> bool:
+    return isinstance(value, str) and not value.strip()
 
 
 def ground_truth_log_probs(

@@ -115,6 +115,25 @@ def load_heldout(prompts: PromptSet, density: str | Path) -> Heldout:
     )
 
 
+def require_unseen(prompts: PromptSet, trained: str | Path) -> None:
+    """Raise unless a policy was trained on the training prompts, and so on no held-out one.
+
+    Parameters
+    ----------
+    prompts : PromptSet
+        All prompts.
+    trained : str or Path
+        The trained policy's artifact.
+
+    Raises
+    ------
+    ArtifactError
+        If it was trained on others.
+    """
+    manifest = read_manifest(trained, "train")
+    require_same_ids(prompts.split("train").ids_sha256, manifest, f"the draws of {trained}")
+
+
 def sample(heldout: Heldout, size: int | None) -> Heldout:
     """Return at most `size` of the prompts, in order; None for all.
 

@@ -18,8 +18,8 @@ from isodense.experiments.differences import Row, markdown, tabulate
 from isodense.experiments.figure import figure
 from isodense.experiments.judge import collect
 from isodense.experiments.measures import deciding, note
-from isodense.experiments.plan import effective, plan_runs, require_different
-from isodense.experiments.running import require_unchanged, revisions, run_missing
+from isodense.experiments.plan import plan_runs, require_different
+from isodense.experiments.running import head, require_unchanged, revisions, run_missing
 from isodense.pipeline.artifact import replacing, write_json
 from isodense.pipeline.errors import IsodenseError
 
@@ -60,14 +60,15 @@ def compare(
 
     runs = plan_runs(arms, seeds, settings)
     params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
-    require_different(arms, effective(params, "reward.kind", settings))
+    require_different(arms, params, settings)
     decide = deciding(measure, params, settings)
     require_unchanged(out)
+    commit = head()  # the checkout may have moved on when the last run ends
     note(decide, runs, out / "plan.json")
-    run_missing(runs, jobs)
+    run_missing(runs, commit, jobs)
     try:
-        rows = tabulate(collect(runs, revisions()), decide)
-    except (DvcException, OSError) as error:
+        rows = tabulate(collect(runs, revisions(commit)), decide)
+    except (DvcException, OSError, ValueError) as error:
         hint = "if `dvc gc` has removed outputs: `dvc exp remove` the experiments, then again"
         raise IsodenseError(f"an experiment cannot be read: {error}", hint) from None
     with replacing(out / "table.md") as staging:

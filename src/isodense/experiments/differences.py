@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -106,7 +107,7 @@ def tabulate(found: dict[str, list[dict[str, Any]]], decide: Sequence[str]) -> l
 def _look_up(metrics: Any, path: str) -> float | None:
     for key in path.split("."):
         metrics = metrics.get(key) if isinstance(metrics, dict) else None
-    return metrics
+    return None if metrics is None or math.isnan(metrics) else float(metrics)
 
 
 def markdown(rows: Sequence[Row]) -> str:

@@ -116,19 +116,33 @@ def note(measures: Sequence[str], runs: Sequence[Run], path: Path) -> None:
     Raises
     ------
     IsodenseError
-        If another measure was noted there for some of the runs.
+        If another measure was noted there for some of the runs, or the file is damaged.
     """
     names = [run.name for run in runs]
+    decide = list(measures)
     if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        same = set(names).intersection(before["runs"])
-        if same and before["measure"] != list(measures):
-            first = before["measure"][0].removeprefix(TRAINED)
-            message = f"{path} says that {first} decides about {len(same)} of these runs"
-            hint = f"keep to it (--measure {first}), or look at another measure in another --output"
-            raise IsodenseError(message, hint)
-        names = list(dict.fromkeys([*before["runs"], *names])) if same else names
-    write_json(path, {"measure": list(measures), "runs": names})
+        decided, known = _noted(path)
+        if same := set(names).intersection(known):
+            if decided[0] != measures[0]:
+                first = decided[0].removeprefix(TRAINED)
+                message = f"{path} says that {first} decides about {len(same)} of these runs"
+                hint = f"keep to it (--measure {first}), or look at another in another --output"
+                raise IsodenseError(message, hint)
+            names, decide = list(dict.fromkeys([*known, *names])), decided
+    write_json(path, {"measure": decide, "runs": names})
+
+
+def _noted(path: Path) -> tuple[list[str], list[str]]:
+    """Return the measures and the names of the runs that :func:`note` wrote."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        measures, runs = found["measure"], found["runs"]
+        if measures and {*measures} <= MEASURES.keys() and all(isinstance(x, str) for x in runs):
+            return [*measures], [*runs]
+    except (ValueError, TypeError, KeyError):
+        pass
+    message = f"{path} does not say which measure decides about which runs"
+    raise IsodenseError(message, "restore it, or name another --output")
 
 
 def chosen(measures: Sequence[str], present: Sequence[str]) -> str:

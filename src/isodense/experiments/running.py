@@ -50,13 +50,15 @@ class Job:
     started: float = field(default_factory=time.monotonic)
 
 
-def run_missing(runs: Sequence[Run], jobs: int = 1) -> None:
-    """Run the experiments that have not been run from this commit.
+def run_missing(runs: Sequence[Run], commit: str, jobs: int = 1) -> None:
+    """Run the experiments that have not been run from a commit.
 
     Parameters
     ----------
     runs : sequence of Run
         In the order to run them.
+    commit : str
+        That of the checkout.
     jobs : int
         How many at once; they share the processors.
 
@@ -67,7 +69,7 @@ def run_missing(runs: Sequence[Run], jobs: int = 1) -> None:
     KeyboardInterrupt
         If it is asked to stop; what runs is stopped, and what has finished stays.
     """
-    finished = revisions()
+    finished = revisions(commit)
     waiting = [run for run in runs if run.name not in finished]
     if not waiting:
         return
@@ -85,6 +87,8 @@ def run_missing(runs: Sequence[Run], jobs: int = 1) -> None:
             for job in ended:
                 running.remove(job)
                 free.append(job.clone)
+            for job in sorted(ended, key=_failed):  # what has finished is kept before an error
+                _require_finished(job)
                 _fetch(job)
                 shared.add(job.run.common)
                 ahead.tell(job)
@@ -161,12 +165,18 @@ def require_unchanged(out: Path) -> None:
         raise IsodenseError(message, hint)
 
 
-def revisions() -> dict[str, str]:
-    """Return the commits of the experiments that started from this checkout's commit, by name."""
+def head() -> str:
+    """Return the checkout's commit."""
+    return output("git", "rev-parse", "HEAD")
+
+
+def revisions(commit: str) -> dict[str, str]:
+    """Return the commits of the experiments that started from a commit, by name."""
     from dvc.repo import Repo
 
     with Repo() as repo:
-        return {name: sha for found in repo.experiments.ls().values() for name, sha in found}
+        found = repo.experiments.ls(rev=commit)
+    return {name: sha for ones in found.values() for name, sha in ones}
 
 
 def environ(jobs: int = 1) -> dict[str, str]:
@@ -237,16 +247,25 @@ def _start(run: Run, clone: Path, environment: dict[str, str]) -> Job:
     return Job(run, clone, process)
 
 
+def _failed(job: Job) -> bool:
+    return job.process.returncode != 0
+
+
+def _require_finished(job: Job) -> None:
+    """Raise if the experiment failed, and show the end of its log."""
+    if not _failed(job):
+        return
+    log = _log(job.run)
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    sys.stderr.write("\n".join([*lines[-TAIL:], ""]))
+    hint = f"correct the error above ({log} has all); finished runs are not run again"
+    raise IsodenseError(f"experiment {job.run.name} failed", hint)
+
+
 def _fetch(job: Job) -> None:
-    """Take the experiment from its clone."""
-    run, log = job.run, _log(job.run)
-    if job.process.returncode:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-        sys.stderr.write("\n".join([*lines[-TAIL:], ""]))
-        hint = f"correct the error above ({log} has all); finished runs are not run again"
-        raise IsodenseError(f"experiment {run.name} failed", hint)
-    commit = output("git", "rev-parse", "HEAD")
-    ref = f"refs/exps/{commit[:2]}/{commit[2:]}/{run.name}"
+    """Take the experiment from its clone, which knows the commit that it started from."""
+    commit = output("git", "-C", str(job.clone), "rev-parse", "HEAD")
+    ref = f"refs/exps/{commit[:2]}/{commit[2:]}/{job.run.name}"
     output("git", "fetch", "-q", str(job.clone), f"+{ref}:{ref}")
 
 
@@ -268,7 +287,9 @@ def _running() -> Iterator[list[Job]]:
             with suppress(subprocess.TimeoutExpired):
                 job.process.wait(max(0.0, end - time.monotonic()))
             _signal(job, signal.SIGKILL)  # whatever it has left
-            job.process.wait()
+            if not job.process.wait():  # it was about to end
+                with suppress(IsodenseError):
+                    _fetch(job)
 
 
 def _signal(job: Job, number: signal.Signals) -> None:

@@ -88,6 +88,9 @@ def _embeddings(found: Metrics, _all: Metrics) -> Iterator[Said]:
         yield f"{_share(share)} of the prompts cut at embeddings.max_tokens", share > OFTEN
     if count := found.get("equal_after_cutting"):
         yield f"{_count(count, 'prompt')} equal only after cutting", True
+    if windows := found.get("windows"):
+        read = f"{_count(windows['prompts'], 'prompt')} read in windows"
+        yield f"{read}, at most {windows['most']} each", False
     if reason := found.get("padded"):
         yield f"texts ran in padded batches, slower than packs: {reason}", False
 

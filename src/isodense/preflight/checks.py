@@ -10,6 +10,7 @@ from typing import Any, Literal
 from isodense.models.inference.policy import context_length, load_tokenizer, prompt_tokens
 from isodense.pipeline.errors import IsodenseError, ModelError
 from isodense.preflight.inputs import Inputs
+from isodense.prompts.reader import are_kinds
 from isodense.sampling.schemes import BY_DIFFICULTY
 
 FEWEST = 0.05  # share of prompts that must fit, below which the plan of a run fails
@@ -40,8 +41,14 @@ class Finding:
 
 def examine(inputs: Inputs) -> Iterator[Finding]:
     """Yield the findings of all checks."""
-    checks = (check_pairs, check_columns, check_difficulty, check_heldout, check_answer)
-    for check in checks:
+    for check in (
+        check_pairs,
+        check_columns,
+        check_difficulty,
+        check_labels,
+        check_heldout,
+        check_answer,
+    ):
         yield from check(inputs)
     if not (inputs.policy / "manifest.json").is_file():
         text = f"{inputs.policy} is not here, so that its context and template were not looked at"
@@ -98,10 +105,29 @@ def check_difficulty(inputs: Inputs) -> Iterator[Finding]:
         text = f"reward.kind {inputs.reward.kind} does not say which completions solve a prompt"
         hint = "set reward.kind: function, difficulty.column, or difficulty.completions: 0"
         yield Finding("problem", "difficulty", text, hint)
+    if section.column is None and inputs.reward.kind == "function":
+        if getattr(inputs.reward, "solved_above", None) is None:
+            text = "reward.solved_above is null, so that no completion is known to solve a prompt"
+            yield Finding("problem", "difficulty", text, "set it, or difficulty.column")
     if section.column is not None and section.column not in inputs.columns:
         has = ", ".join(inputs.columns) or "no column beside the prompt"
         text = f"difficulty.column: {section.column}; the data has {has}"
         yield Finding("problem", "difficulty", text, "correct it, or set it to null")
+
+
+def check_labels(inputs: Inputs) -> Iterator[Finding]:
+    """Whether training prompts have the labels by which they are drawn."""
+    unknown = inputs.labels.count(None)
+    if inputs.train.sampling == "label" and unknown:
+        text = (
+            f"train.sampling: label, and {unknown} of {len(inputs.labels)} training prompts have "
+        )
+        yield Finding(
+            "problem", "train", f"{text}none", "give every prompt one, or draw by density"
+        )
+    if inputs.train.redraw == "label" and not are_kinds(inputs.labels):
+        text = "train.redraw: label needs labels that name kinds of prompts"
+        yield Finding("problem", "train", text, "set train.redraw: decile")
 
 
 def check_heldout(inputs: Inputs) -> Iterator[Finding]:

@@ -41,6 +41,8 @@ class Inputs:
         Number of prompts, and of those that are held out.
     rows : list of dict
         Rows of ``data/prompts`` with ``prompt``, ``split`` and ``tools``: a sample of `SAMPLE`.
+    labels : list of str or None
+        Label of each training prompt, None where unknown.
     nulls : dict of str to int
         Number of prompts without a value, by column.
     kinds : dict
@@ -58,6 +60,7 @@ class Inputs:
     count: int
     heldout: int
     rows: list[dict[str, Any]]
+    labels: list[str | None] = field(default_factory=list)
     nulls: dict[str, int] = field(default_factory=dict)
     kinds: dict[Kind, dict[str, Any]] = field(default_factory=dict)
 
@@ -110,9 +113,10 @@ def read_inputs(
     wanted = set(np.linspace(0, count - 1, size).round().astype(int).tolist())
     rows: list[dict[str, Any]] = []
     kinds: dict[Kind, dict[str, Any]] = {}
-    heldout = 0
-    for place, row in enumerate(read_rows(prompts, ["prompt", "split", "tools"])):
-        heldout += row["split"] == "heldout"
+    labels: list[str | None] = []
+    for place, row in enumerate(read_rows(prompts, ["prompt", "split", "tools", "label"])):
+        if row["split"] == "train":
+            labels.append(row.get("label"))
         roles = tuple(dict.fromkeys(message["role"] for message in row["prompt"]))
         kinds.setdefault((roles, bool(row.get("tools"))), row)
         if place in wanted:
@@ -132,8 +136,9 @@ def read_inputs(
         columns=columns,
         pairs=not has_examples or {"chosen", "rejected"} <= set(schema_of(examples).names),
         count=count,
-        heldout=heldout,
+        heldout=count - len(labels),
         rows=rows,
+        labels=labels,
         nulls=nulls,
         kinds=kinds,
     )

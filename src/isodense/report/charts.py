@@ -161,6 +161,9 @@ def realised_charts(path: Path) -> list[dict[str, Any]]:
         ``realised.csv`` of training, see :mod:`isodense.train.realised`.
     """
     rows = _table(path, ",")
+    if not any(row.get("kind") == "decile" for row in rows):
+        message = "it has no row of a density decile"
+        raise DataError(message, path, hint="run `dvc repro train`")
     names = {
         "decile": ("density decile", "density decile (1 = most isolated)"),
         "label": ("label", "label, largest nominal share first"),
@@ -176,8 +179,9 @@ def _realised(kind: str, title: str, x: str, rows: list[dict[str, str]]) -> dict
     if kind == "label":
         rows = sorted(rows, key=lambda row: -float(row["nominal_share"]))
     places = list(range(1, len(rows) + 1))
-    drawn, silent = sum(_column(rows, "draws")), sum(_column(rows, "zero_signal"))
-    nominal, learnt = (np.array(_column(rows, f"{n}_share")) for n in ("nominal", "realised"))
+    drawn, silent = (sum(_column(rows, n, "train")) for n in ("draws", "zero_signal"))
+    shares = (f"{name}_share" for name in ("nominal", "realised"))
+    nominal, learnt = (np.array(_column(rows, name, "train")) for name in shares)
     note = f"{silent:.0f} of {drawn:.0f} groups had one reward and taught nothing."
     if np.isfinite(learnt).all():
         note += f" Learnt and nominal shares differ by {np.abs(learnt - nominal).sum() / 2:.0%} "
@@ -189,7 +193,7 @@ def _realised(kind: str, title: str, x: str, rows: list[dict[str, str]]) -> dict
         "share",
         lines=[
             _line("nominal: by weight", GREY, places, nominal),
-            _line("drawn", ORANGE, places, _column(rows, "draw_share")),
+            _line("drawn", ORANGE, places, _column(rows, "draw_share", "train")),
             _line("learnt from: absolute advantage", BLUE, places, learnt),
         ],
         ticks=places if kind == "decile" else [],
@@ -205,7 +209,7 @@ def training_charts(folder: Path) -> list[dict[str, Any]]:
     charts = []
     for name in order:
         rows = _table(paths[name], "\t")
-        steps, values = _column(rows, "step"), _column(rows, name)
+        steps, values = _column(rows, "step", "train"), _column(rows, name, "train")
         lines = [_line("single steps", GREY, steps, values, 1)]
         window = max(1, len(values) // 8)
         if len(values) > window > 1:
@@ -257,9 +261,9 @@ def _table(path: Path, delimiter: str) -> list[dict[str, str]]:
         return list(csv.DictReader(stream, delimiter=delimiter))
 
 
-def _column(rows: list[dict[str, str]], name: str) -> list[float]:
+def _column(rows: list[dict[str, str]], name: str, stage: str = "evaluate") -> list[float]:
     try:
         return [float(row[name] or "nan") for row in rows]
     except (KeyError, TypeError, ValueError):
         message = f"a column {name!r} of numbers is missing"
-        raise DataError(message, "a table of plots", hint="run `dvc repro evaluate`") from None
+        raise DataError(message, "a table of plots", hint=f"run `dvc repro {stage}`") from None

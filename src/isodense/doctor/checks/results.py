@@ -15,7 +15,7 @@ from isodense.pipeline.notices import notices
 SAMPLE = 500  # prompts whose tokens are counted
 HINTS = {  # where what was left out is described
     "download": "read docs/stages/download.md on what is skipped, and the lines of the stage",
-    "embeddings": "raise embeddings.max_tokens, as far as the encoder reads",
+    "embeddings": "raise embeddings.max_tokens, or set embeddings.long: windows",
     "train": "see frac_reward_zero_std in docs/stages/train.md",
 }
 OFTEN = 0.05  # share of leaked held-out prompts above which the check warns

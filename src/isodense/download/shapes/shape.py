@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import logging
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -167,13 +168,13 @@ class Shape:
         value, is_mapped = view.get("label"), "label" in self._columns.given
         if isinstance(value, float) and value.is_integer():  # an integer column with nulls
             value = int(value)
-        if value is None or self._is_verdict(value):
+        if value is None or value != value or self._is_verdict(value):  # NaN is none, too
             return "", ""
         if isinstance(value, str | int) and (is_mapped or not isinstance(value, bool)):
-            return str(value), ""
+            return _name(value), ""
         items = value if isinstance(value, list) else [value]
         if is_mapped and all(isinstance(item, str | int | float) for item in items):
-            return ", ".join(map(str, items)), ""
+            return ", ".join(filter(None, map(_name, items))), ""
         return "", f"label is {kind_of(value)}, not the name of the prompt's kind"
 
     def _is_verdict(self, value: Any) -> bool:
@@ -360,6 +361,11 @@ def _answer_text(message: Message) -> str:
     """Return the text of an answer, or its tool calls as JSON."""
     calls = message.get("tool_calls")
     return message["content"] or json.dumps(calls, ensure_ascii=False)
+
+
+def _name(value: Any) -> str:
+    """Return a label as the others of its kind are written: NFC, without white space around it."""
+    return unicodedata.normalize("NFC", str(value)).strip()
 
 
 def _media(view: Row) -> str | None:
