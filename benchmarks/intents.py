@@ -14,9 +14,10 @@ Each seed draws ten intents that have 190 requests or more, and how common each 
 110 / r training prompts, so 110 to 11. Held out are 40 other requests of each. The policy answers
 with the number of the intent, 0 to 9, one token, and the reward is exact match. The policy is a
 small Llama of the seed's own, like that of the skills: supervised on the other 54 intents, whose
-names it answers, and on 8 more requests of each of the ten. The measure that decides is named here,
-before the runs: the probability of the right number, mean over the ten. Seeds begin at 300: rate
-and steps were chosen with uniform sampling on two others.
+names it answers, then shortly on 2 more requests of each of the ten, so that it answers with a
+number and is often wrong. The measure that decides is named here, before the runs: the probability
+of the right number, mean over the ten. Seeds begin at 300; rate and steps are to be chosen with
+uniform sampling on others.
 
 Requests and policies are kept in ``~/.cache/isodense/intents``, where all experiments find them.
 """
@@ -50,9 +51,9 @@ INTENTS = 10
 LEAST = 190  # requests of an intent that can be drawn
 TOP = 110  # training prompts of the commonest
 HELDOUT = 40
-FEW = 8  # requests of each intent that the policy is supervised on
-REPEATS = 10  # times that it sees each of them, beside once every request of the other intents
-STEPS = 150
+FEW = 2  # requests of each intent that the policy is supervised on
+STEPS = 80  # of supervision on the other intents
+FEW_STEPS = 20  # on the few
 SETTINGS = (
     "base.seed=30{seed}",
     "download.sources=[local]",
@@ -121,13 +122,16 @@ def make(path: Path, made: Path, seed: int) -> None:
     if out.exists():
         return
     base = BaseParams(seed=seed, device="cpu")
-    train, heldout, taught = draw(load(path), base.rng("benchmarks.intents"))
+    train, heldout, few, others = draw(load(path), base.rng("benchmarks.intents"))
     with publishing(out) as staging:
         for name, rows in (("train", train), ("heldout", heldout)):
             lines = "".join(json.dumps(row) + "\n" for row in rows)
             (staging / f"{name}.jsonl").write_text(lines, encoding="utf-8")
-        course = skills.Course(taught, STEPS, base.seed_of("models.intents.course"))
-        skills.save_policy([course], base.seed_of("models.intents"), staging / "policy")
+        courses = [
+            skills.Course(conversations(others), STEPS, base.seed_of("models.intents.others")),
+            skills.Course(conversations(few), FEW_STEPS, base.seed_of("models.intents.few")),
+        ]
+        skills.save_policy(courses, base.seed_of("models.intents"), staging / "policy")
 
 
 def load(path: Path) -> Rows:
@@ -137,8 +141,8 @@ def load(path: Path) -> Rows:
         return [json.loads(line) for line in file]
 
 
-def draw(rows: Rows, rng: np.random.Generator) -> tuple[Rows, Rows, Rows]:
-    """Return the training prompts, the held-out ones and what the policy is supervised on.
+def draw(rows: Rows, rng: np.random.Generator) -> tuple[Rows, Rows, Rows, Rows]:
+    """Return training prompts, held-out ones, the few to supervise on, and all other intents.
 
     Parameters
     ----------
@@ -165,8 +169,7 @@ def draw(rows: Rows, rng: np.random.Generator) -> tuple[Rows, Rows, Rows]:
         for label in sorted(texts.keys() - numbers.keys())
         for text in texts[label]
     ]
-    taught = [{**row, "prompt": message(row["prompt"])} for row in others + few * REPEATS]
-    return [train[row] for row in rng.permutation(len(train))], heldout, taught
+    return [train[row] for row in rng.permutation(len(train))], heldout, few, others
 
 
 def asked(text: str, label: str, answer: str) -> dict[str, Any]:
@@ -174,9 +177,9 @@ def asked(text: str, label: str, answer: str) -> dict[str, Any]:
     return {"prompt": text, "label": label, "answer": answer}
 
 
-def message(text: str) -> list[dict[str, str]]:
-    """Return a request as a conversation."""
-    return [{"role": "user", "content": text}]
+def conversations(rows: Rows) -> Rows:
+    """Return rows with each prompt as a list of messages."""
+    return [{**row, "prompt": [{"role": "user", "content": row["prompt"]}]} for row in rows]
 
 
 if __name__ == "__main__":
