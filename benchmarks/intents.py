@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, required=True, help="JSONL, plain or as .gz")
     parser.add_argument("--arms", nargs="+", default=ARMS)
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--rate", default="3.0e-4")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/effect/intents"))
