@@ -11,7 +11,8 @@ It is trained on one thread of the CPU, so that a seed gives the same bytes on o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,50 @@ def make(name: str, seed: int, out: Path) -> None:
     out : Path
         The folder.
     """
-    from transformers import LlamaConfig, LlamaForCausalLM, set_seed
-
     base = BaseParams(seed=seed, device="cpu")
     even = even_rows(base, BATCH * STEPS)
-    tokenizer = _tokenizer(even)
-    set_seed(base.seed_of("models.skills"))
+    courses = [Course(even, STEPS, base.seed_of("models.even"))]
+    if name == "lopsided":
+        rows = [one for one in load(STANDARD, _rng(base)) if "heldout" not in one]
+        courses.append(Course(rows, MORE_STEPS, base.seed_of("models.lopsided")))
+    save_policy(courses, base.seed_of("models.skills"), out)
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a policy is supervised on.
+
+    Attributes
+    ----------
+    rows : list of dict
+        With ``prompt``, one message, and ``answer``.
+    steps : int
+        Of `BATCH` rows each.
+    seed : int
+        Of their order.
+    """
+
+    rows: list[dict[str, Any]]
+    steps: int
+    seed: int
+
+
+def save_policy(courses: Sequence[Course], seed: int, out: Path) -> None:
+    """Make a small Llama and its tokenizer, and save both.
+
+    Parameters
+    ----------
+    courses : sequence of Course
+        One after the other; the tokenizer is trained on the texts of the first.
+    seed : int
+        Of the first weights.
+    out : Path
+        The folder.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM, set_seed
+
+    tokenizer = _tokenizer(courses[0].rows)
+    set_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -69,10 +108,8 @@ def make(name: str, seed: int, out: Path) -> None:
     )
     with one_thread():
         model = LlamaForCausalLM(config)
-        _supervise(model, tokenizer, even, STEPS, base.seed_of("models.even"))
-        if name == "lopsided":
-            rows = [one for one in load(STANDARD, _rng(base)) if "heldout" not in one]
-            _supervise(model, tokenizer, rows, MORE_STEPS, base.seed_of("models.lopsided"))
+        for course in courses:
+            _supervise(model, tokenizer, course.rows, course.steps, course.seed)
     model.config.use_cache = True  # which the trainer sets to False
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
