@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import yaml
 
+from isodense.pipeline.params import as_dict
 from isodense.prompts.deduplicate import unique_prompts
 from isodense.prompts.reader import PromptSet
 from isodense.reward.fit import fit
 from isodense.reward.params import RewardParams
+from tests.density.vectors import PARAMS
 from tests.tables import write_examples, write_prompts
 from tests.tiny import WORDS, policy, user
 from tests.weights import write_weights
@@ -23,6 +25,7 @@ from tests.weights import write_weights
 ROOT = Path(__file__).parents[1]
 SECTIONS: dict[str, dict[str, Any]] = {
     "base": {"seed": 0, "device": "cpu"},
+    "density": as_dict(PARAMS),
     "reward": {
         "kind": "head",
         "sampling": "uniform",

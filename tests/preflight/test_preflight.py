@@ -107,6 +107,18 @@ def test_draws_by_label_need_labels(project: Project):
     assert text.startswith("problem: train.sampling: label, and ")
 
 
+def test_known_kinds_and_their_quotas_are_looked_at_before_embeddings(project: Project):
+    for density, says in (
+        ({"balance_by": "topic"}, "no training prompt has a column topic"),
+        ({"balance_by": "source", "quotas": {"hh": 1.0}}, "quotas names what no training prompt"),
+    ):
+        project.configure(density=density)
+        (text,) = said(project.findings(), "density")
+        assert says in text
+    project.configure(density={"balance_by": "source", "quotas": {"test": 1.0}})
+    assert project.findings() == []
+
+
 def test_difficulty_needs_to_know_what_solves_a_prompt(project: Project):
     project.write(rows(pairs=False))
     reward = {"kind": "function", "functions": ["isodense.reward.answers:exact_match"]}

@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
+from isodense.density.kinds import balance_kinds, load_kinds
 from isodense.models.inference.policy import context_length, load_tokenizer, prompt_tokens
 from isodense.pipeline.errors import IsodenseError, ModelError
 from isodense.preflight.inputs import Inputs
@@ -46,6 +49,7 @@ def examine(inputs: Inputs) -> Iterator[Finding]:
         check_columns,
         check_difficulty,
         check_labels,
+        check_kinds,
         check_heldout,
         check_answer,
     ):
@@ -128,6 +132,18 @@ def check_labels(inputs: Inputs) -> Iterator[Finding]:
     if inputs.train.redraw == "label" and not are_kinds(inputs.labels):
         text = "train.redraw: label needs labels that name kinds of prompts"
         yield Finding("problem", "train", text, "set train.redraw: decile")
+
+
+def check_kinds(inputs: Inputs) -> Iterator[Finding]:
+    """Whether the data has the kinds by which the density stage balances."""
+    by = inputs.density.balance_by
+    if by is None:
+        return
+    try:
+        kinds = load_kinds(inputs.prompts, by)
+        balance_kinds(np.ones(len(kinds)), kinds, 1.0, inputs.density.quotas)
+    except IsodenseError as error:
+        yield Finding("problem", "density", error.message, error.hint)
 
 
 def check_heldout(inputs: Inputs) -> Iterator[Finding]:

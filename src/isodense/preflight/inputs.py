@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from isodense.density.params import DensityParams
 from isodense.difficulty.params import DifficultyParams
 from isodense.evaluate.params import EvaluateParams
 from isodense.pipeline import params
@@ -29,8 +30,10 @@ class Inputs:
 
     Attributes
     ----------
-    reward, difficulty, train, evaluate
+    density, reward, difficulty, train, evaluate
         Sections of the params.
+    prompts : Path
+        The prompts artifact.
     policy, encoder : Path
         Model folders, which may be missing where only some artifacts were pulled.
     columns : list of str
@@ -49,10 +52,12 @@ class Inputs:
         A prompt of every set of roles, with and without tools, over all prompts.
     """
 
+    density: DensityParams
     reward: RewardParams
     difficulty: DifficultyParams
     train: TrainParams
     evaluate: EvaluateParams
+    prompts: Path
     policy: Path
     encoder: Path
     columns: list[str]
@@ -104,6 +109,7 @@ def read_inputs(
     ArtifactError
         If there are no prompts.
     """
+    density = params.load(params_file, "density", DensityParams)
     reward = params.load(params_file, "reward", RewardParams)
     difficulty = params.load(params_file, "difficulty", DifficultyParams)
     train = params.load(params_file, "train", TrainParams)
@@ -127,10 +133,12 @@ def read_inputs(
         nulls.update({name: batch.column(name).null_count for name in batch.schema.names})
     has_examples = (examples / "manifest.json").is_file()
     return Inputs(
+        density=density,
         reward=reward,
         difficulty=difficulty,
         train=train,
         evaluate=evaluate,
+        prompts=prompts,
         policy=policy,
         encoder=encoder,
         columns=columns,
