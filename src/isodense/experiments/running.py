@@ -29,6 +29,7 @@ from isodense.pipeline.errors import IsodenseError
 LOGS = Path("logs/compare")
 PATIENCE = 120.0  # seconds that a run which is asked to stop has to end a training step
 TAIL = 20  # lines shown of a run that failed
+OWN = ("data/raw", "models/raw", "rewards")  # folders for the user's files
 
 
 @dataclass
@@ -77,6 +78,7 @@ def run_missing(runs: Sequence[Run], commit: str, jobs: int = 1) -> None:
     jobs = min(jobs, len(waiting))
     environment = environ(jobs)
     LOGS.mkdir(parents=True, exist_ok=True)
+    sys.stderr.write(f"[compare] {len(waiting)} of {len(runs)} runs to do, logs in {LOGS}\n")
     with _stoppable(), _clones(jobs) as free, _running() as running:
         ahead = Ahead(len(waiting), jobs)
         while waiting or running:
@@ -259,6 +261,12 @@ def _require_finished(job: Job) -> None:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     sys.stderr.write("\n".join([*lines[-TAIL:], ""]))
     hint = f"correct the error above ({log} has all); finished runs are not run again"
+    unknown = output("git", "ls-files", "--others", "--exclude-standard", "--", *OWN)
+    if unknown:
+        hint += (
+            f". Runs see what git tracks, not {unknown.splitlines()[0]}: if they need it, "
+            "`git add` it, or `dvc add` it if it is large, and commit"
+        )
     raise IsodenseError(f"experiment {job.run.name} failed", hint)
 
 
