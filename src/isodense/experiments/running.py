@@ -205,7 +205,9 @@ def _clones(count: int) -> Iterator[list[Path]]:
     who = [f"user.{key}={value}" for key in ("name", "email") if (value := _identity(key))]
     options = [word for setting in who for word in ("-c", setting)]
     parent.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=parent, prefix="compare-") as folder:
+    # what a run has left behind may still write there; that is no reason to lose the table
+    named = tempfile.TemporaryDirectory(dir=parent, prefix="compare-", ignore_cleanup_errors=True)
+    with named as folder:
         made = []
         for number in range(count):
             clone = Path(folder, str(number))
