@@ -67,13 +67,29 @@ SETTINGS = (
 def main() -> None:
     """Run what is missing and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--arms", nargs="+", default=ARMS)
-    parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=240)
-    parser.add_argument("--policy", choices=("even", "lopsided"), default="even")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--out", type=Path, help="folder of the results; POLICY-STEPS by default")
-    parser.add_argument("--quick", action="store_true", help="density and the wrong sign, 2 seeds")
+    known = "those of isodense compare; the first is the baseline"
+    parser.add_argument("--arms", nargs="+", default=ARMS, help=f"{known} ({' '.join(ARMS)})")
+    parser.add_argument(
+        "--seeds", type=int, default=8, help="data, policies and draws of each arm (8)"
+    )
+    parser.add_argument("--steps", type=int, default=240, help="of each training (240)")
+    parser.add_argument(
+        "--policy",
+        choices=("even", "lopsided"),
+        default="even",
+        help="supervised on all skills alike (even), or then on the lopsided set too",
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, help="trainings at once (one per CPU)"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="folder of the results (benchmarks/effect/POLICY-STEPS)"
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="density against the wrong sign, without a uniform arm, 2 seeds",
+    )
     args = parser.parse_args()
     arms, seeds, steps = args.arms, args.seeds, args.steps
     if args.quick:

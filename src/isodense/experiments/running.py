@@ -29,6 +29,7 @@ from isodense.pipeline.errors import IsodenseError
 LOGS = Path("logs/compare")
 PATIENCE = 120.0  # seconds that a run which is asked to stop has to end a training step
 TAIL = 20  # lines shown of a run that failed
+OWN = ("data/raw", "models/raw", "rewards")  # folders for the user's files
 
 
 @dataclass
@@ -77,6 +78,7 @@ def run_missing(runs: Sequence[Run], commit: str, jobs: int = 1) -> None:
     jobs = min(jobs, len(waiting))
     environment = environ(jobs)
     LOGS.mkdir(parents=True, exist_ok=True)
+    sys.stderr.write(f"[compare] {len(waiting)} of {len(runs)} runs to do, logs in {LOGS}\n")
     with _stoppable(), _clones(jobs) as free, _running() as running:
         ahead = Ahead(len(waiting), jobs)
         while waiting or running:
@@ -203,7 +205,9 @@ def _clones(count: int) -> Iterator[list[Path]]:
     who = [f"user.{key}={value}" for key in ("name", "email") if (value := _identity(key))]
     options = [word for setting in who for word in ("-c", setting)]
     parent.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=parent, prefix="compare-") as folder:
+    # what a run has left behind may still write there; that is no reason to lose the table
+    named = tempfile.TemporaryDirectory(dir=parent, prefix="compare-", ignore_cleanup_errors=True)
+    with named as folder:
         made = []
         for number in range(count):
             clone = Path(folder, str(number))
@@ -259,6 +263,12 @@ def _require_finished(job: Job) -> None:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     sys.stderr.write("\n".join([*lines[-TAIL:], ""]))
     hint = f"correct the error above ({log} has all); finished runs are not run again"
+    unknown = output("git", "ls-files", "--others", "--exclude-standard", "--", *OWN)
+    if unknown:
+        hint += (
+            f". Runs see what git tracks, not {unknown.splitlines()[0]}: if they need it, "
+            "`git add` it, or `dvc add` it if it is large, and commit"
+        )
     raise IsodenseError(f"experiment {job.run.name} failed", hint)
 
 

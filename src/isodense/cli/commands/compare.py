@@ -45,7 +45,7 @@ def add(commands: Any) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="for all arms; {seed} in it is the run's seed",
+        help="for all arms; {seed} in it is the run's seed, 0, 1, …",
     )
     parser.add_argument("--jobs", type=positive, default=1, help="experiments at once (1)")
     parser.add_argument(
