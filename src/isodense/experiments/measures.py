@@ -56,7 +56,11 @@ MEASURES = {  # path of the metric: title
     "train.distinct_prompts": "distinct prompts trained on",
     "train.distinct_labels": "distinct labels trained on",
     "train.steps_with_signal": "steps with signal in training",
-    "train.realised_total_variation": "realised against nominal draws, total variation",
+    "train.zero_signal_share": "groups without signal in training",
+    "train.realised_total_variation": "realised against nominal shares, total variation",
+    "train.drawn_total_variation": "drawn against nominal shares",
+    "train.realised_total_variation_over_labels": "realised against nominal, over labels",
+    "train.drawn_total_variation_over_labels": "drawn against nominal, over labels",
 }
 
 

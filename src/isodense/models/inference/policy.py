@@ -143,6 +143,7 @@ def _rendered(
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,
+        tokenizer_kwargs={"verbose": False},  # prompts that are too long are the caller's to tell
     )
     ids: list[list[int]] = rendered["input_ids"]
     return ids
