@@ -124,7 +124,7 @@ def _reward(found: Metrics, _all: Metrics) -> Iterator[Said]:
 
 def _difficulty(found: Metrics, _all: Metrics) -> Iterator[Said]:
     if count := found.get("unknown"):
-        text = f"{_count(count, 'prompt')} of unknown difficulty, drawn as if solved half of the time, the most"
+        text = f"{_count(count, 'prompt')} of unknown difficulty, drawn the most: as if half solved"
         yield text, count > OFTEN * found["prompts"]
     if share := found.get("clipped_ratio"):
         yield f"{_share(share)} of the completions cut at difficulty.max_completion_tokens", False
