@@ -146,7 +146,7 @@ def _by_pairs(task: Task, made: Outcome, leaked: Collection[str]) -> dict[str, A
     lengths = _length_margins(task.policy, task.heldout + task.train)
     found = compare(made.heldout, *np.split(lengths, [len(task.heldout)]))
     if task.params.kind in FITTED:
-        found["heldout"]["log_loss"] = float(np.logaddexp(0, -made.heldout).mean())
+        found["heldout"]["log_loss"] = round(float(np.logaddexp(0, -made.heldout).mean()), 9)
     if task.prompts.labels_are_kinds:
         by_id = {row["id"]: row.get("label") for row in task.prompts.rows}
         found["over_labels"] = over_labels(
