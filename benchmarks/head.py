@@ -37,15 +37,16 @@ def main() -> None:
     """Cross-validate both heads and print the table."""
     section = params.load("params.yaml", "reward", RewardParams)
     prompts = load_prompts("data/prompts")
-    pairs = split_pairs(load_pairs("data/examples"), prompts)["train"]
-    asked, answers = sides(pairs)
-    policy = Path("models/policy")
-    rows, _ = load_features(asked, answers, policy, section, "cpu", stage.cache())
+    parts = split_pairs(load_pairs("data/examples"), prompts)
+    pairs, every = parts["train"], parts["train"] + parts["heldout"]
+    asked, answers = sides(every)  # the stage's own, so that its features are found
+    policy, tools = Path("models/policy"), [pair.get("tools") for pair in every] * 2
+    rows, _ = load_features(asked, answers, policy, section, "cpu", stage.cache(), tools)
     weights = load_weights("data/density")
     shares = {name: pair_weights(pairs, prompts, given)
               for name, given in (("uniform", None), ("density", weights))}  # fmt: skip
     folds = folds_of(pairs, prompts, NEAR_DUPLICATE)
-    chosen, rejected = np.split(np.asarray(rows), 2)
+    chosen, rejected = (side[: len(pairs)] for side in np.split(np.asarray(rows), 2))
     right = np.zeros((len(pairs), len(shares)))
     for fold in tqdm(range(FOLDS)):
         fitted, judged = folds != fold, folds == fold
