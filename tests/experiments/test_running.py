@@ -79,11 +79,16 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-def test_an_experiment_is_kept_although_the_checkout_has_moved_on(checkout: Path, tmp_path: Path):
+@pytest.mark.parametrize("project", [".", "ml team/prompts"])  # a folder of a larger repository
+def test_an_experiment_is_kept_although_the_checkout_has_moved_on(
+    checkout: Path, tmp_path: Path, project: str
+):
     (run, _, *_) = plan_runs(["uniform", "density"], 2)
     start = running.head()
     git(checkout, "commit", "-q", "--allow-empty", "-m", "meanwhile")
-    running._fetch(ended(run, tmp_path / "clone", 0))
+    clone = tmp_path / "clone" / project
+    clone.mkdir(parents=True, exist_ok=True)
+    running._fetch(ended(run, clone, 0))
     (ref,) = git(checkout, "for-each-ref", "--format=%(refname)", "refs/exps").splitlines()
     assert ref == f"refs/exps/{start[:2]}/{start[2:]}/{run.name}"
 

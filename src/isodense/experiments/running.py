@@ -274,9 +274,10 @@ def _require_finished(job: Job) -> None:
 
 def _fetch(job: Job) -> None:
     """Take the experiment from its clone, which knows the commit that it started from."""
-    commit = output("git", "-C", str(job.clone), "rev-parse", "HEAD")
+    here = ("git", "-C", str(job.clone), "rev-parse")  # the project may be a folder of the clone
+    top, commit = output(*here, "--show-toplevel"), output(*here, "HEAD")
     ref = f"refs/exps/{commit[:2]}/{commit[2:]}/{job.run.name}"
-    output("git", "fetch", "-q", str(job.clone), f"+{ref}:{ref}")
+    output("git", "fetch", "-q", top, f"+{ref}:{ref}")
 
 
 def _log(run: Run) -> Path:
