@@ -23,6 +23,7 @@ from isodense.download.examples import load_pairs
 from isodense.evaluate.metrics import named_mean
 from isodense.pipeline import params, stage
 from isodense.prompts.conversations import id_of
+from isodense.prompts.params import PromptsParams
 from isodense.prompts.reader import load_prompts
 from isodense.reward.features import load_features
 from isodense.reward.linear_probe import fit_head
@@ -30,12 +31,11 @@ from isodense.reward.pairs import FOLDS, folds_of, pair_weights, sides, split_pa
 from isodense.reward.params import RewardParams
 from isodense.sampling.weights import load_weights
 
-NEAR_DUPLICATE = 0.5  # as in params.yaml
-
 
 def main() -> None:
     """Cross-validate both heads and print the table."""
     section = params.load("params.yaml", "reward", RewardParams)
+    split = params.load("params.yaml", "prompts", PromptsParams)
     prompts = load_prompts("data/prompts")
     parts = split_pairs(load_pairs("data/examples"), prompts)
     pairs, every = parts["train"], parts["train"] + parts["heldout"]
@@ -45,7 +45,7 @@ def main() -> None:
     weights = load_weights("data/density")
     shares = {name: pair_weights(pairs, prompts, given)
               for name, given in (("uniform", None), ("density", weights))}  # fmt: skip
-    folds = folds_of(pairs, prompts, NEAR_DUPLICATE)
+    folds = folds_of(pairs, prompts, split.near_duplicate)
     chosen, rejected = (side[: len(pairs)] for side in np.split(np.asarray(rows), 2))
     right = np.zeros((len(pairs), len(shares)))
     for fold in tqdm(range(FOLDS)):

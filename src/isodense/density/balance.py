@@ -94,7 +94,8 @@ def label_statistics(weights: np.ndarray, labels: list[str]) -> dict[str, float]
         ``gap``: share of ``kl_to_even_uniform`` that the weights remove (1 perfect, 0 no better
         than uniform sampling, below 0 worse); absent where the labels are even to begin with.
     """
-    index, size = coded(labels)
+    index, names = coded(labels)
+    size = len(names)
     counts = np.bincount(index, minlength=size)
     rare = np.argsort(counts, kind="stable")[: max(1, size // 4)]
     masses = {"_uniform": counts / counts.sum(), "": np.bincount(index, weights=weights)}
@@ -113,8 +114,8 @@ def label_statistics(weights: np.ndarray, labels: list[str]) -> dict[str, float]
     return report
 
 
-def coded(labels: Sequence[str]) -> tuple[np.ndarray, int]:
-    """Return the number of each label, in alphabetic order, and how many different ones there are.
+def coded(labels: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """Return the number of each label, and the different ones that there are, in that order.
 
     Parameters
     ----------
@@ -123,11 +124,13 @@ def coded(labels: Sequence[str]) -> tuple[np.ndarray, int]:
     Returns
     -------
     codes : ndarray of shape (n,), int64
-    size : int
+    names : list of str
+        In alphabetic order.
     """
-    number = {label: code for code, label in enumerate(sorted(set(labels)))}
+    names = sorted(set(labels))
+    number = {label: code for code, label in enumerate(names)}
     codes = np.fromiter(map(number.__getitem__, labels), dtype=np.int64, count=len(labels))
-    return codes, len(number)
+    return codes, names
 
 
 def _labels_drawn(mass: np.ndarray) -> float:

@@ -73,14 +73,16 @@ def load_kinds(folder: str | Path, by: str) -> list[str]:
     column = "sources" if by == "source" else by
     rows = iter_rows(folder, ("id", "split", column))
     kinds = list(kinds_of((row for row in rows if row["split"] == "train"), by))
-    number = len(set(kinds))
-    if kinds and set(kinds) == {UNKNOWN}:
+    names = set(kinds)
+    if names == {UNKNOWN}:
         message = f"density.balance_by: no training prompt has a column {by}"
         raise IsodenseError(
             message, "name source, label or a column of the data, or set it to null"
         )
-    if number > max(FEW_LABELS, len(kinds) / 2):
-        message = f"density.balance_by: {by} has {number} values for {len(kinds)} training prompts"
+    if len(names) > max(FEW_LABELS, len(kinds) / 2):
+        message = (
+            f"density.balance_by: {by} has {len(names)} values for {len(kinds)} training prompts"
+        )
         raise IsodenseError(message, "name a column that many prompts have in common")
     return kinds
 
@@ -100,9 +102,8 @@ def shares(kinds: Sequence[str], weights: np.ndarray) -> list[dict[str, Any]]:
     list of dict
         ``name``, ``prompts``, and the shares of the draws ``uniform`` and ``weighted``.
     """
-    kind, number = coded(kinds)
-    sizes, mass = np.bincount(kind, minlength=number), np.bincount(kind, weights, number)
-    names = sorted(set(kinds))
+    kind, names = coded(kinds)
+    sizes, mass = np.bincount(kind), np.bincount(kind, weights)
     return [
         {
             "name": names[place],
@@ -142,8 +143,7 @@ def balance_kinds(
     Raises
     ------
     IsodenseError
-        If there are not as many kinds as prompts, they differ in almost every prompt, or `quotas`
-        name other kinds.
+        If there are not as many kinds as prompts, or `quotas` name other kinds.
 
     Examples
     --------
@@ -154,10 +154,9 @@ def balance_kinds(
     if len(kinds) != len(weights):
         message = f"{len(kinds)} kinds for {len(weights)} prompts"
         raise IsodenseError(message, "pass one per row of the graph, in its order")
-    kind, number = coded(kinds)
-    mass = (np.bincount(kind, minlength=number) / len(kinds)) ** (1.0 - power)
+    kind, names = coded(kinds)
+    mass = (np.bincount(kind) / len(kinds)) ** (1.0 - power)
     if quotas is not None:
-        names = sorted(set(kinds))
         _require_same(names, quotas)
         mass = np.array([quotas[name] for name in names])
     shared = np.bincount(kind, weights=weights)

@@ -146,8 +146,10 @@ def explain(
     else:
         subject = (_heldout if place.heldout else _training)(place, folders, trained)
     report = _report(subject, trained, folders.prompts, neighbors)
-    report["known_kind"] = _known_kind(subject.row, trained, folders.prompts)
-    return report | {"difficulty": of_row(subject.row, folders.difficulty, weights)}
+    return report | {
+        "known_kind": _known_kind(subject.row, trained, folders.prompts),
+        "difficulty": of_row(subject.row, folders.difficulty, weights),
+    }
 
 
 def _understood(query: str, text: bool) -> tuple[list[Message], str | None]:

@@ -105,18 +105,18 @@ def check_difficulty(inputs: Inputs) -> Iterator[Finding]:
         yield Finding("problem", "train", text, "set difficulty.completions (8, say)")
     if not section.completions:
         return
-    if section.column is None and inputs.reward.kind != "function":
+    if section.column is not None:
+        if section.column not in inputs.columns:
+            has = ", ".join(inputs.columns) or "no column beside the prompt"
+            text = f"difficulty.column: {section.column}; the data has {has}"
+            yield Finding("problem", "difficulty", text, "correct it, or set it to null")
+    elif inputs.reward.kind != "function":
         text = f"reward.kind {inputs.reward.kind} does not say which completions solve a prompt"
         hint = "set reward.kind: function, difficulty.column, or difficulty.completions: 0"
         yield Finding("problem", "difficulty", text, hint)
-    if section.column is None and inputs.reward.kind == "function":
-        if getattr(inputs.reward, "solved_above", None) is None:
-            text = "reward.solved_above is null, so that no completion is known to solve a prompt"
-            yield Finding("problem", "difficulty", text, "set it, or difficulty.column")
-    if section.column is not None and section.column not in inputs.columns:
-        has = ", ".join(inputs.columns) or "no column beside the prompt"
-        text = f"difficulty.column: {section.column}; the data has {has}"
-        yield Finding("problem", "difficulty", text, "correct it, or set it to null")
+    elif inputs.reward.solved_above is None:
+        text = "reward.solved_above is null, so that no completion is known to solve a prompt"
+        yield Finding("problem", "difficulty", text, "set it, or difficulty.column")
 
 
 def check_labels(inputs: Inputs) -> Iterator[Finding]:
