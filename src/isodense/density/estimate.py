@@ -25,12 +25,13 @@ from isodense.density.baselines import evened_clusters, pruned
 from isodense.density.duplicates import IDENTICAL, Scales, find_duplicates
 from isodense.density.kernel import balanced, soft_counts
 from isodense.density.kinds import balance_kinds
-from isodense.density.params import ALPHA_MIN, DensityParams, Method
+from isodense.density.params import DensityParams, Method
 from isodense.neighbors.graph import Graph
 from isodense.pipeline.errors import IsodenseError
 from isodense.pipeline.params import build
 
 TINY = 1e-20  # least weight, of the largest
+EXACT = 1e-9  # the target of the effective sample size is reached this closely
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,8 @@ def density_weights(
         alike that have no earlier prompt too similar; ``clusters``, each cluster of k-means alike
         (see :mod:`isodense.density.baselines`).
     ess : float
-        Target of the effective sample size, as a share of the distinct prompts; the exponent a is
-        the smallest in [0.5, alpha_max] that reaches it (in [0, alpha_max], and over all prompts,
-        for ``knn``).
+        Target of the effective sample size, as a share of the distinct prompts (of all prompts for
+        ``knn``); the exponent a is the smallest in [0, alpha_max] that reaches it.
     bandwidth : float
         The kernel weighs as much as a ball of this radius, a multiple of r₀, the median distance
         to the 20th neighbour.
@@ -208,12 +208,12 @@ def _estimate(graph: Graph, params: DensityParams, vectors: np.ndarray | None) -
         return Estimate(fixed, density, clusters, scales)
     if params.method == "balance":
         return Estimate(balanced(graph, clusters, scales.width), density, clusters, scales, 1.0)
-    crowding, low, units = density, ALPHA_MIN, clusters
+    crowding, units = density, clusters
     if params.method == "knn":  # single prompts, near-duplicates or not
         means = np.maximum(graph.distances.mean(axis=1, dtype=np.float64), IDENTICAL)
-        crowding, low = -max(scales.dimension, 1.0) * np.log(means), 0.0
+        crowding = -max(scales.dimension, 1.0) * np.log(means)
         units, sizes = np.arange(len(graph)), np.ones(len(graph))
-    exponent = _exponent(crowding, units, sizes, params.ess, low, params.alpha_max)
+    exponent = _exponent(crowding, units, sizes, params.ess, params.alpha_max)
     weights = inverse_weights(crowding, exponent, sizes)
     return Estimate(weights, density, clusters, scales, exponent)
 
@@ -327,20 +327,19 @@ def _exponent(
     clusters: np.ndarray,
     sizes: np.ndarray,
     ess: float,
-    low: float,
     high: float,
 ) -> float:
-    """Return the smallest exponent in [low, high] at which the clusters' ESS is at most `ess`."""
+    """Return the smallest exponent in [0, high] at which the clusters' ESS is at most `ess`."""
 
     def excess(exponent: float) -> float:
         masses = np.bincount(clusters, weights=inverse_weights(log_density, exponent, sizes))
         return effective_sample_size(masses) / len(masses) - ess
 
-    if excess(low) <= 0:
-        return low
+    if excess(0.0) <= EXACT:
+        return 0.0
     if excess(high) >= 0:
         return high
-    return float(brentq(excess, low, high, xtol=1e-12))
+    return float(brentq(excess, 0.0, high, xtol=1e-12))
 
 
 def inverse_weights(log_density: np.ndarray, exponent: float, sizes: np.ndarray) -> np.ndarray:
