@@ -435,10 +435,11 @@ EXTREMES = np.array([0, 1e-7, 1e-6, 1.1e-6, 1e-4, 1e-2, 1, 1.99, 2], dtype=np.fl
     method=st.sampled_from([*METHODS, "uniform"]),
     bandwidth=st.sampled_from([0.01, 1.0, 10.0]),
     dup=st.sampled_from([0.0, 0.15, 1.0]),
+    paraphrases=st.sampled_from([0.0, 0.5, 0.99]),
     alpha_max=st.sampled_from([0.0, 0.5, 1.25, 20.0]),
 )
 def test_any_distances_give_finite_density_and_weights(
-    seed, n, k, kind, method, bandwidth, dup, alpha_max
+    seed, n, k, kind, method, bandwidth, dup, paraphrases, alpha_max
 ):
     rng = np.random.default_rng(seed)
     shape = n, min(k, n - 1)
@@ -460,6 +461,7 @@ def test_any_distances_give_finite_density_and_weights(
         ess=0.5,
         bandwidth=bandwidth,
         dup=dup,
+        paraphrases=paraphrases,
         alpha_max=alpha_max,
         count_power=0.0,
         semdedup=0.05,

@@ -21,6 +21,7 @@ class DensityParams(Params):
     ess: float = Field(ge=0.05, le=1.0)
     bandwidth: float = Field(ge=0.01, le=10.0)
     dup: float = Field(ge=0.0, le=1.0)
+    paraphrases: float = Field(ge=0.0, lt=1.0)
     alpha_max: float = Field(ge=0.0, le=20.0)
     count_power: float = Field(ge=0.0, le=1.0)
     semdedup: float = Field(ge=0.0, le=2.0)
