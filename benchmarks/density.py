@@ -41,6 +41,7 @@ from isodense.density.params import DensityParams
 from isodense.download.sources import sample
 from isodense.pipeline import params
 from isodense.prompts.deduplicate import unique_prompts
+from isodense.synthetic.counts import power_law_counts
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMS = params.load(ROOT / "params.yaml", "density", DensityParams)
@@ -117,7 +118,7 @@ def crowded(embed: Embed, seed: int) -> Data:
 def mixture(seed: int, dim: int, exponent: float = 1.0) -> Data:
     """Draw 2,000 points of 100 Gaussians around random directions, sizes by a power law."""
     rng = np.random.default_rng(seed)
-    labels = np.repeat(np.arange(100), sample.intent_counts(2000, exponent, 100))
+    labels = np.repeat(np.arange(100), power_law_counts(2000, exponent, 100))
     centres = noisy(np.zeros((100, dim)), 1.0, rng)
     return Data(noisy(centres[labels], 0.4, rng), labels.astype(str), np.arange(len(labels)))
 

@@ -25,6 +25,7 @@ from isodense.sampling.weights import (
     HELDOUT_DENSITY,
     HELDOUT_LEAKED,
     IDS,
+    PARAPHRASES,
     WEIGHTS,
     Weights,
 )
@@ -70,6 +71,8 @@ def publish(
         HELDOUT_LEAKED: leaked.astype(np.bool_),
         IDS: np.asarray(ids, dtype="S32"),
     }
+    if found.niches is not None:
+        arrays[PARAPHRASES] = found.niches.astype(np.float32)
     with publishing(out) as staging:
         for name, array in arrays.items():
             np.save(staging / name, array, allow_pickle=False)
@@ -109,7 +112,12 @@ def stored(weights: Weights) -> Estimate:
     metadata = weights.metadata
     scales = Scales(*(metadata[name] for name in ("scale", "radius", "width", "dimension")))
     return Estimate(
-        weights.weights, weights.density, weights.clusters, scales, metadata["exponent"]
+        weights.weights,
+        weights.density,
+        weights.clusters,
+        scales,
+        metadata["exponent"],
+        weights.niches,
     )
 
 
