@@ -21,6 +21,9 @@ LOCK   := uv pip compile pyproject.toml --universal --python-version 3.11 --gene
 repro: .venv/runtime
 	. $(BIN)/activate && dvc repro
 	@echo
+	@echo "What was made, against what this commit pins:"
+	@. $(BIN)/activate && isodense verify --against HEAD || true
+	@echo
 	@echo "Done. Look at:"
 	@echo "  . .venv/bin/activate"
 	@echo "  reports/index.html       the report: map, weights, duplicate clusters, training, answers"

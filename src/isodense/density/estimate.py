@@ -31,6 +31,7 @@ from isodense.pipeline.errors import IsodenseError
 from isodense.pipeline.params import build
 
 TINY = 1e-20  # least weight, of the largest
+EXPONENT_DIGITS = 9  # others depend on the last bits of sums, which differ between processors
 EXACT = 1e-9  # the target of the effective sample size is reached this closely
 
 
@@ -386,7 +387,8 @@ def _exponent(
         return 0.0
     if excess(high) >= 0:
         return high
-    return float(brentq(excess, 0.0, high, xtol=1e-12))
+    found = float(brentq(excess, 0.0, high, xtol=1e-12))
+    return round(found, EXPONENT_DIGITS)
 
 
 def inverse_weights(log_density: np.ndarray, exponent: float, sizes: np.ndarray) -> np.ndarray:

@@ -49,7 +49,7 @@ def soft_counts(
     inverse = 1.0 / sizes
 
     def count(rows: slice) -> None:
-        scaled, indices = np.array(graph.distances[rows]), graph.indices[rows]  # float32 does
+        scaled, indices = graph.distances[rows].astype(np.float64), graph.indices[rows]
         shares = inverse.take(indices)
         if clusters is not None:
             several = np.flatnonzero(sizes[rows] > 1)  # others have no neighbour in their cluster
@@ -57,8 +57,8 @@ def soft_counts(
             shares[several] *= outside
         inside[rows] = shares.sum(axis=1)
         np.square(scaled, out=scaled)
-        scaled /= np.float32(2 * scales.width**2)
-        last = scaled[:, -1].astype(np.float64)
+        scaled /= 2 * scales.width**2
+        last = scaled[:, -1].copy()
         np.exp(np.negative(scaled, out=scaled), out=scaled)
         counts[rows] = np.einsum("ij,ij->i", shares, scaled)
         if graph.k < n - 1:
