@@ -123,7 +123,7 @@ def test_known_labels_have_the_last_word():
     better = judged(X, {"label": names})
     assert better["label_gap"] > 0
     assert "Known labels are more even than under uniform sampling" in sentences(better)[-1]
-    assert short(better).endswith("labels more even than under uniform sampling")
+    assert short(better).endswith("; labels are more even than uniform")
     X, labels = domains(np.random.default_rng(8))
     worse = judged(X, {"source": [str(label) for label in labels]})
     assert "Known sources are less even than under uniform sampling" in sentences(worse)[-1]

@@ -246,7 +246,7 @@ def short(opinion: Mapping[str, Any]) -> str:
     }
     said = f"weights move {opinion['moved']:.0%} of the draws{words[opinion['case']]}"
     if "label_entropy" in opinion:
-        said += f"; labels {_change(opinion, 'label')} under uniform sampling"
+        said += f"; labels are {_change(opinion, 'label')} uniform"
     return said
 
 
