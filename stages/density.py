@@ -54,7 +54,7 @@ def main(argv: list[str]) -> str:
         for name, column in columns.items()
         if column and len(set(column)) > 1
     }
-    opinion = judge(found, graph, section, known, kinds)
+    opinion = judge(found, graph, section, known, kinds, train.counts)
     near = load_heldout_graph(args.neighbors)
     what = f"the held-out prompts in {args.neighbors}"
     require_same_ids(heldout.ids_sha256, manifest, what, "heldout_ids_sha256")

@@ -131,6 +131,24 @@ def test_known_labels_have_the_last_word():
     assert "labels" not in short(worse)
 
 
+def test_weights_that_move_nothing_are_said_to_be_uniform_and_not_the_density_even():
+    said = sentences({"case": "even", "moved": 0.01, "moved_by_density": 0.01, "contrast": 20.0,
+                      "between_crowds": 0.1})  # fmt: skip
+    assert said[0].startswith("All but uniform weights: the density moves 1% of the draws")
+    assert "20.0 times" in said[0]
+
+
+def test_what_counts_move_is_not_put_down_to_the_density():
+    rng = np.random.default_rng(9)
+    graph, counts = knn_graph(wide(rng), 50), rng.integers(1, 1000, size=1500)
+    plain = judge(estimate(graph, PARAMS), graph, PARAMS, {})
+    params = PARAMS.model_copy(update={"count_power": 1.0})
+    counted = judge(estimate(graph, params, counts), graph, params, {}, counts=counts)
+    assert counted["case"] == plain["case"] == "wide"
+    assert counted["moved"] > plain["moved"]
+    assert counted["moved_by_density"] == pytest.approx(plain["moved_by_density"], abs=0.03)
+
+
 @pytest.mark.parametrize("method", ["soft_count", "knn", "balance"])
 @pytest.mark.parametrize("angles", [np.zeros(1), np.arange(2.0), np.arange(3.0), np.zeros(30)])
 def test_any_number_of_prompts_has_an_opinion(angles, method):

@@ -38,7 +38,7 @@ def test_the_stage_reads_counts_labels_and_recall(tmp_path):
     texts = ["p0"] * 9 + [f"p{i}" for i in range(60)]
     answer = [{"role": "assistant", "content": "a"}]
     pairs = [
-        {"prompt": user(t), "chosen": answer, "rejected": answer, "source": "s", "label": t[-1]}
+        {"prompt": user(t), "chosen": answer, "rejected": answer, "source": t[:2], "label": t[-1]}
         for t in texts
     ]
     publish_prompts(pairs, tmp_path / "prompts", 0.2)
@@ -90,6 +90,7 @@ def test_the_stage_reads_counts_labels_and_recall(tmp_path):
     assert (leaked == (distances <= manifest["radius"])).all()
     assert report["opinion"] == manifest["opinion"]
     assert report["opinion"]["label_gap"] == 1.0
+    assert 0 < report["opinion"]["source_entropy"] < 1
     assert short(report["opinion"]) in done.stderr
     assert f"{close} of {len(heldout)} held-out prompts within the radius" in done.stderr
 

@@ -48,6 +48,7 @@ def judge(
     params: DensityParams,
     known: Mapping[str, Mapping[str, float]],
     balanced: list[str] | None = None,
+    counts: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Return what the weights do, in O(n·k).
 
@@ -62,6 +63,8 @@ def judge(
         of each, such as ``label``.
     balanced : list of str, optional
         The kinds whose draws were set by ``balance_by``: what moves is then sought within them.
+    counts : ndarray of shape (n,), optional
+        Occurrences, where ``count_power`` makes them count: what they move is not the density's.
 
     Returns
     -------
@@ -79,10 +82,11 @@ def judge(
         return {}
     sizes, first = np.bincount(found.clusters), np.unique(found.clusters, return_index=True)[1]
     uniform, copies = np.full(len(graph), 1 / len(graph)), 1 / sizes[found.clusters] / len(sizes)
-    base = copies
+    base = copies if counts is None else copies * np.float64(counts) ** params.count_power
+    base = base / base.sum()
     if balanced is not None:
         quotas = {kind["name"]: kind["weighted"] for kind in shares(balanced, found.weights)}
-        base = balance_kinds(copies, balanced, 1.0, quotas)
+        base = balance_kinds(base, balanced, 1.0, quotas)
     low, high = np.quantile(found.density[first], [0.1, 0.9])
     crowds = _crowds(graph.first(params.k), found)
     domains = _domains(graph.first(params.k), crowds, copies)
@@ -194,11 +198,16 @@ def _of_case(of: Mapping[str, Any]) -> list[str]:
             f"Use the weights, or drop near-duplicates. Density moves "
             f"{of['moved_by_density']:.0%} beyond them, {rest}: {tenths}.",
         ]
-    if of["case"] == "even":
+    if of["case"] == "even" and of["contrast"] < CONTRAST:
         return [
             f"Nearly even, as far as the encoder tells: {tenths}, and the density moves "
             f"{of['moved_by_density']:.0%} of the draws.",
             "Weights close to uniform are right here; there is little to gain.",
+        ]
+    if of["case"] == "even":
+        return [
+            f"All but uniform weights: the density moves {of['moved_by_density']:.0%} of the "
+            f"draws, although {tenths}. A lower density.ess moves more."
         ]
     moved = f"Of the {of['moved_by_density']:.0%} of the draws that the density moves, "
     if of["case"] == "wide":
@@ -239,7 +248,7 @@ def short(opinion: Mapping[str, Any]) -> str:
         return ""
     words = {
         "copies": f", {_copied(opinion):.0%} of it due to near-duplicates alone",
-        "even": ": density is nearly even, little to gain",
+        "even": ", little of it by density",
         "wide": ", from the middle of one wide crowd to its rim",
         "domains": f", between {opinion['domains']} separate domains",
         "crowds": ", from dense crowds to sparse ones",
