@@ -37,6 +37,7 @@ def publish(
     leaked: np.ndarray,
     ids: list[str],
     params: DensityParams,
+    opinion: dict[str, Any],
     neighbors: dict[str, Any],
     neighbors_sha256: str,
     out: Path,
@@ -55,6 +56,8 @@ def publish(
         Ids of the training prompts.
     params : DensityParams
         The stage's section.
+    opinion : dict
+        What :func:`isodense.density.opinion.judge` returns.
     neighbors : dict
         Manifest of the neighbour graph.
     neighbors_sha256 : str
@@ -88,6 +91,7 @@ def publish(
             weights_std=float(weights.std(dtype=np.float64)),
             ess=effective_sample_size(weights),
             exponent=found.exponent,
+            opinion=opinion,
             **asdict(found.scales),
             ids_sha256=neighbors["ids_sha256"],
             heldout_ids_sha256=neighbors["heldout_ids_sha256"],
