@@ -1,4 +1,4 @@
-"""float64 from end to end: what computes in it, and that vectors are the same on other code paths."""
+"""float64 from end to end: what computes in it, and equal bytes on other code paths."""
 
 from __future__ import annotations
 
