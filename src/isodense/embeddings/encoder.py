@@ -46,11 +46,8 @@ Head = LogitSpace | Dense
 
 ROWS_MULTIPLE = 4
 BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}  # on a CPU, as many as stay in the caches
-SAME = {
-    "float64": 0.9999,
-    "float32": 0.9999,
-    "bfloat16": 0.99,
-}  # least cosine of a text's vectors, batched and alone
+# least cosine of a text's vectors, batched and alone
+SAME = {"float64": 0.9999, "float32": 0.9999, "bfloat16": 0.99}
 
 log = logging.getLogger("isodense")
 

@@ -42,9 +42,8 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     """Compare every file of the artifacts with their manifests."""
     if not args.artifacts and not args.against:
-        raise ArtifactError(
-            "nothing to verify", "name artifact folders, or a commit with --against"
-        )
+        hint = "name artifact folders, or a commit with --against"
+        raise ArtifactError("nothing to verify", hint)
     if args.against:
         from isodense.cli.against import against
 
