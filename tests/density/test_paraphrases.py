@@ -171,7 +171,7 @@ def test_the_artifact_holds_niches_where_they_are_shared_and_no_file_where_not(t
     facts = {"dim": 8, "ids_sha256": ids_sha256(ids), "heldout_ids_sha256": "y"}
     for params, name in ((ON, "on"), (PARAMS, "off")):
         found = estimate(graph, params)
-        publish(found, np.zeros(0), np.zeros(0), ids, params, facts, "0", tmp_path / name)
+        publish(found, np.zeros(0), np.zeros(0), ids, params, {}, facts, "0", tmp_path / name)
         assert (PARAPHRASES in read_manifest(tmp_path / name, "density")["files"]) == (name == "on")
         loaded = stored(load_weights(tmp_path / name))
         assert (loaded.niches is None) == (name == "off")

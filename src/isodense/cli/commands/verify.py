@@ -22,7 +22,7 @@ def add(commands: Any) -> None:
         "verify",
         help=run.__doc__,
         description=run.__doc__,
-        epilog="examples: isodense verify data/density data/embeddings, or, after `dvc repro`: "
+        epilog="example: isodense verify data/density data/embeddings, or, after `dvc repro`: "
         "isodense verify --against HEAD",
     )
     parser.add_argument("artifacts", type=Path, nargs="*", help="artifact folders")
