@@ -162,8 +162,8 @@ def _require_space(
 
 def _suggest_float32(precision: str, prompts: int) -> None:
     if precision == "float64" and prompts > LONG:
-        message = "%d prompts in float64, for the same bytes on any processor; embeddings.precision: "
-        log.info(message + "float32 is up to four times as fast", prompts)
+        message = "%d prompts in float64, whose bytes are the same on any processor; "
+        log.info(message + "embeddings.precision: float32 is up to four times as fast", prompts)
 
 
 def load_with(folder: Path, params: dict[str, Any], device: str) -> Encoder:
