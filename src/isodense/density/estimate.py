@@ -149,9 +149,9 @@ def density_weights(
     -------
     ndarray of shape (n,), float64
         Positive, sum 1. Uniform where there are fewer than 3 prompts or all are identical. With
-        ``soft_count`` no duplicate cluster weighs more than (n + 1)^a times another, and none
-        more than an isolated prompt; with `count_power` above 0, and between kinds, there is no
-        such bound.
+        ``soft_count`` no duplicate cluster weighs more than (n + 1)^a times another (k + 1 times
+        that with `paraphrases`), and none more than an isolated prompt; with `count_power` above 0,
+        and between kinds, there is no such bound.
 
     Raises
     ------
