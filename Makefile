@@ -21,6 +21,9 @@ LOCK   := uv pip compile pyproject.toml --universal --python-version 3.11 --gene
 repro: .venv/runtime
 	. $(BIN)/activate && dvc repro
 	@echo
+	@echo "What was made, against what this commit pins:"
+	@. $(BIN)/activate && isodense verify --against HEAD || true
+	@echo
 	@echo "Done. Look at:"
 	@echo "  . .venv/bin/activate"
 	@echo "  reports/index.html       the report: map, weights, duplicate clusters, training, answers"
@@ -44,7 +47,7 @@ check: .venv/dev
 
 bench: .venv/dev
 	$(PIP) --no-deps sentence-transformers==6.2.0 geosketch==1.3 fbpca==1.0
-	for script in $(filter-out $(addprefix benchmarks/,effect.py intents.py),$(wildcard benchmarks/*.py)); do \
+	for script in $(filter-out $(addprefix benchmarks/,effect.py intents.py labelled.py),$(wildcard benchmarks/*.py)); do \
 	  $(BIN)/python $$script || exit 1; done
 
 effect: .venv/dev

@@ -5,6 +5,7 @@ Usage
 pip install --no-deps geosketch fbpca        # without them, geosketch's rows are left out
 python benchmarks/density.py                 # everything: weights, subsets, theory
 python benchmarks/density.py weights --only "tail 1" --seeds 10
+python benchmarks/density.py --real DIR      # requests of real users: benchmarks/labelled.py
 
 Text sets are rows of the sample's generator, the intent their truth. *gap* is the share of the
 Kullback-Leibler divergence between uniform sampling and even labels that the weights remove
@@ -16,6 +17,7 @@ is another set; ± is the 95% t-interval over seeds. Needs models/encoder (`dvc 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.metadata
 import importlib.util
 import itertools
@@ -41,6 +43,7 @@ from isodense.density.params import DensityParams
 from isodense.download.sources import sample
 from isodense.pipeline import params
 from isodense.prompts.deduplicate import unique_prompts
+from isodense.synthetic.counts import power_law_counts
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMS = params.load(ROOT / "params.yaml", "density", DensityParams)
@@ -117,7 +120,7 @@ def crowded(embed: Embed, seed: int) -> Data:
 def mixture(seed: int, dim: int, exponent: float = 1.0) -> Data:
     """Draw 2,000 points of 100 Gaussians around random directions, sizes by a power law."""
     rng = np.random.default_rng(seed)
-    labels = np.repeat(np.arange(100), sample.intent_counts(2000, exponent, 100))
+    labels = np.repeat(np.arange(100), power_law_counts(2000, exponent, 100))
     centres = noisy(np.zeros((100, dim)), 1.0, rng)
     return Data(noisy(centres[labels], 0.4, rng), labels.astype(str), np.arange(len(labels)))
 
@@ -358,10 +361,11 @@ def slopes(dim: int, seed: int) -> dict[str, float]:
     return {**found, "estimated d": intrinsic_dimension(data.graph.first(20))}
 
 
-def interval(found: np.ndarray | list[float]) -> str:
+def interval(found: np.ndarray | list[float], digits: int = 2) -> str:
     """Return the mean and half of its 95% t-interval."""
     half = t.ppf(0.975, len(found) - 1) * np.std(found, ddof=1) / len(found) ** 0.5
-    return f"{np.mean(found):.2f} ± {half:.2f}".replace("-", "−").replace("nan ± nan", "")
+    said = f"{np.mean(found):.{digits}f} ± {half:.{digits}f}"
+    return said.replace("-", "−").replace("nan ± nan", "")
 
 
 def table(title: str, header: list[str], rows: list[list[str]]) -> None:
@@ -371,14 +375,22 @@ def table(title: str, header: list[str], rows: list[list[str]]) -> None:
         print("\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n", flush=True)
 
 
-def caching(folder: Path) -> Embed:
-    """Return a function that embeds each text once."""
+def caching(folder: Path, kept: Path | None = None) -> Embed:
+    """Return a function that embeds each text once, also over runs if there is a folder for it."""
     known: dict[str, np.ndarray] = {}
     encoder = cache(lambda: isodense.load_encoder(folder))
+    for path in sorted(kept.glob("*.npz")) if kept else []:
+        with np.load(path) as file:
+            known.update(zip(file["texts"].tolist(), file["vectors"], strict=True))
 
     def embed(words: list[str]) -> np.ndarray:
         if new := list(dict.fromkeys(word for word in words if word not in known)):
-            known.update(zip(new, encoder().encode(new), strict=True))
+            vectors = encoder().encode(new)
+            known.update(zip(new, vectors, strict=True))
+            if kept:
+                kept.mkdir(parents=True, exist_ok=True)
+                name = hashlib.sha256("\n".join(new).encode()).hexdigest()[:16]
+                np.savez(kept / f"{name}.npz", texts=np.array(new), vectors=vectors)
         return np.stack([known[word] for word in words])
 
     return embed
@@ -390,15 +402,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", nargs="?", default="all", choices=["all", *parts])
     parser.add_argument("--encoder", type=Path, default=Path("models/encoder"), help="its folder")
+    parser.add_argument("--real", type=Path, metavar="DIR", help="files of labelled requests")
+    parser.add_argument("--vectors", type=Path, help="folder that keeps embeddings between runs")
     parser.add_argument("--seeds", type=int, default=5, help="sets of each kind, 2 or more")
     parser.add_argument("--first", type=int, default=0, help="first seed")
     parser.add_argument("--only", choices=SETS, metavar="NAME", help=f"one of: {', '.join(SETS)}")
     args = parser.parse_args()
-    seeds, embed = range(args.first, args.first + args.seeds), caching(args.encoder)
-    names = [] if args.part == "theory" else [args.only] if args.only else list(SETS)
-    sets = {name: [SETS[name](embed, seed) for seed in seeds] for name in names}
-    for part in parts if args.part == "all" else [args.part]:
-        parts[part](sets)
+    seeds = range(args.first, args.first + args.seeds)
+    embed = caching(args.encoder, args.vectors)
+    if args.real:
+        from labelled import run
+
+        run(args.real, embed, seeds)
+    else:
+        names = [] if args.part == "theory" else [args.only] if args.only else list(SETS)
+        sets = {name: [SETS[name](embed, seed) for seed in seeds] for name in names}
+        for part in parts if args.part == "all" else [args.part]:
+            parts[part](sets)
     used = ["numpy", "scipy", "scikit-learn", "torch", *(["geosketch"] if SKETCH else [])]
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in used)
     python = platform.python_version()

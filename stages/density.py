@@ -16,6 +16,7 @@ from isodense.density.artifact import leakage, publish, statistics
 from isodense.density.balance import label_statistics
 from isodense.density.estimate import estimate, heldout_density, near_training
 from isodense.density.kinds import load_kinds
+from isodense.density.opinion import judge, short
 from isodense.density.params import DensityParams
 from isodense.density.plots import density_plots
 from isodense.embeddings.reader import load_vectors
@@ -46,6 +47,14 @@ def main(argv: list[str]) -> str:
         require_same_ids(prompts.ids_sha256, embedded, f"the vectors in {args.embeddings}")
     kinds = load_kinds(args.prompts, section.balance_by) if section.balance_by else None
     found = estimate(graph, section, train.counts, vectors, kinds)
+    labels = train.labels if train.labels_are_kinds else None
+    columns = {"label": labels, "source": load_kinds(args.prompts, "source")}
+    known = {
+        name: label_statistics(found.weights, column)
+        for name, column in columns.items()
+        if column and len(set(column)) > 1
+    }
+    opinion = judge(found, graph, section, known, kinds, train.counts)
     near = load_heldout_graph(args.neighbors)
     what = f"the held-out prompts in {args.neighbors}"
     require_same_ids(heldout.ids_sha256, manifest, what, "heldout_ids_sha256")
@@ -56,6 +65,7 @@ def main(argv: list[str]) -> str:
         close | heldout.leaked,
         train.ids,
         section,
+        opinion,
         manifest,
         content_sha256(manifest),
         args.out,
@@ -64,7 +74,8 @@ def main(argv: list[str]) -> str:
     report["heldout"] = leakage(close, heldout.leaked)
     if manifest.get("recall") is not None:
         report["recall"] = manifest["recall"]
-    labels = train.labels if train.labels_are_kinds else None
+    if opinion:
+        report["opinion"] = opinion
     if labels is not None:
         report["labels"] = label_statistics(found.weights, labels)
     if kinds is not None:
@@ -73,6 +84,7 @@ def main(argv: list[str]) -> str:
     density_plots(found.weights, found.density, labels, args.plots)
     ess, largest = report["ess"], report["max_over_mean"]
     line = f"ESS {ess:.0f} of {report['prompts']} prompts, largest weight {largest:.1f} x mean"
+    line += f"; {short(opinion)}" if opinion else ""
     if len(heldout):
         line += f"; {close.sum():,} of {len(heldout):,} held-out prompts within the radius of "
         line += "near-duplicates of a training prompt"

@@ -8,6 +8,7 @@ from unittest.mock import patch
 from isodense.density.artifact import publish
 from isodense.density.estimate import estimate, heldout_density, near_training
 from isodense.density.kinds import load_kinds
+from isodense.density.opinion import judge
 from isodense.embeddings import truncation
 from isodense.embeddings.build import embed
 from isodense.neighbors.build import publish as publish_neighbors
@@ -58,4 +59,5 @@ def write_density(data: Path, **changes: object) -> None:
         near_training(near, found.scales.radius) | leaked,
     )
     digest = content_sha256(read_manifest(data / "neighbors", "neighbors"))
-    publish(found, heldout, leaked, train.ids, params, manifest, digest, data / "density")
+    opinion = judge(found, graph, params, {}, kinds)
+    publish(found, heldout, leaked, train.ids, params, opinion, manifest, digest, data / "density")

@@ -255,7 +255,6 @@ def test_the_help_of_each_command_shows_an_example(capsys, command):
     [
         [],
         ["nonsense"],
-        ["verify"],
         ["verify", "a", "--recompute", "0"],
         ["merge", "a", "b"],
         ["export", "--format", "csv", "--output", "a"],

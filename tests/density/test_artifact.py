@@ -56,7 +56,8 @@ def test_the_artifact_has_the_documented_fields(tmp_path):
     found = estimate(graph, PARAMS)
     ids = [f"{i:032x}" for i in range(len(X))]
     facts = {"dim": 2, "ids_sha256": "x", "heldout_ids_sha256": "y"}
-    publish(found, np.zeros(3), np.arange(3) == 1, ids, PARAMS, facts, "0", tmp_path / "d")
+    opinion = {"case": "even", "moved": 0.1}
+    publish(found, np.zeros(3), np.arange(3) == 1, ids, PARAMS, opinion, facts, "0", tmp_path / "d")
     weights = np.load(tmp_path / "d" / "density_weights.npy")
     assert weights.dtype == np.float32
     assert abs(weights.sum(dtype=np.float64) - 1) < 1e-6
@@ -73,6 +74,7 @@ def test_the_artifact_has_the_documented_fields(tmp_path):
         "weights_std": wide.std(),
         "ess": effective_sample_size(weights),
         "exponent": found.exponent,
+        "opinion": opinion,
         **asdict(found.scales),
         "ids_sha256": "x",
         "heldout_ids_sha256": "y",
@@ -104,7 +106,8 @@ def test_what_was_found_is_read_back(tmp_path):
     found = estimate(graph, PARAMS)
     ids = [f"{i:032x}" for i in range(len(graph))]
     facts = {"dim": 2, "ids_sha256": ids_sha256(ids), "heldout_ids_sha256": "y"}
-    publish(found, np.zeros(3), np.arange(3) == 1, ids, PARAMS, facts, "0", tmp_path / "d")
+    opinion = {"case": "even", "moved": 0.1}
+    publish(found, np.zeros(3), np.arange(3) == 1, ids, PARAMS, opinion, facts, "0", tmp_path / "d")
     loaded = stored(load_weights(tmp_path / "d"))
     assert (loaded.scales, loaded.exponent) == (found.scales, found.exponent)
     assert loaded.clusters.dtype == np.int32

@@ -14,7 +14,7 @@ from scipy.stats import linregress, spearmanr, vonmises_fisher
 from isodense.density.artifact import statistics
 from isodense.density.balance import effective_sample_size
 from isodense.density.estimate import density_weights, estimate, heldout_density
-from isodense.density.params import ALPHA_MIN, DensityParams
+from isodense.density.params import DensityParams
 from isodense.neighbors.build import knn_graph, nearest
 from isodense.neighbors.graph import Graph
 from isodense.pipeline.errors import IsodenseError
@@ -82,7 +82,42 @@ def test_more_exponent_where_the_target_asks_for_it():
     for ess, size in zip((0.75, 0.6, 0.4), sizes, strict=True):
         assert size / len(X) == pytest.approx(ess, abs=0.03)
     assert estimate(graph, PARAMS.model_copy(update={"ess": 0.05})).exponent == PARAMS.alpha_max
-    assert estimate(graph, PARAMS.model_copy(update={"ess": 1.0})).exponent == ALPHA_MIN
+    assert estimate(graph, PARAMS.model_copy(update={"ess": 1.0})).exponent == 0
+
+
+@pytest.mark.parametrize("method", ["soft_count", "knn"])
+@pytest.mark.parametrize("ess", [0.999, 0.97, 0.9, 0.8, 0.5])
+def test_the_target_is_reached_exactly_wherever_it_lies(method, ess):
+    X, _ = lopsided()
+    params = PARAMS.model_copy(update={"method": method, "ess": ess, "alpha_max": 20.0})
+    found = estimate(knn_graph(np.concatenate([X, X[:50]]), 50), params)
+    units = found.clusters if method == "soft_count" else np.arange(len(found.weights))
+    masses = np.bincount(units, weights=found.weights)
+    assert effective_sample_size(masses) / len(masses) == pytest.approx(ess, abs=1e-9)
+    assert 0 < found.exponent < 20
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), copies=st.integers(0, 30), first=st.floats(0.3, 1))
+def test_a_lower_target_never_asks_for_less_exponent(seed, copies, first):
+    rng = np.random.default_rng(seed)
+    X = unit(rng.normal(size=(150, 5)) + 2 * rng.random() * np.eye(5)[0])
+    graph = knn_graph(np.concatenate([X, np.repeat(X[:1], copies, axis=0)]), 50)
+    targets = (1.0, first, 0.9 * first, 0.5 * first)
+    found = [estimate(graph, PARAMS.model_copy(update={"ess": ess})) for ess in targets]
+    exponents = [one.exponent for one in found]
+    assert exponents == sorted(exponents)
+    assert exponents[0] == 0
+    masses = np.bincount(found[0].clusters, weights=found[0].weights)
+    np.testing.assert_allclose(masses, 1 / len(masses))  # distinct prompts alike: no density
+
+
+def test_densities_that_are_all_alike_give_uniform_weights_whatever_the_target():
+    graph = knn_graph(circle(np.arange(64) * 2 * np.pi / 64), 20)
+    for ess, exponent in ((0.8, PARAMS.alpha_max), (1.0, 0)):
+        found = estimate(graph, PARAMS.model_copy(update={"k": 20, "ess": ess}))
+        assert found.exponent == exponent
+        np.testing.assert_allclose(found.weights, 1 / 64, rtol=1e-6)
 
 
 def test_the_target_is_a_share_of_the_duplicate_clusters():
@@ -90,16 +125,15 @@ def test_the_target_is_a_share_of_the_duplicate_clusters():
     copied = np.concatenate([X, np.repeat(X[:40], 20, axis=0)])
     params = PARAMS.model_copy(update={"ess": 0.7, "alpha_max": 4.0})
     found = estimate(knn_graph(copied, 50), params)
-    assert ALPHA_MIN < found.exponent < 4
+    assert 0 < found.exponent < 4
     masses = np.bincount(found.clusters, weights=found.weights)
     assert effective_sample_size(masses) / len(masses) == pytest.approx(0.7, abs=1e-6)
 
 
-def test_knn_weighs_single_prompts_by_their_mean_distance_and_needs_no_least_exponent():
+def test_knn_weighs_single_prompts_by_their_mean_distance():
     X, _ = lopsided()
     graph = knn_graph(np.concatenate([X, np.repeat(X[:40], 2, axis=0)]), 50)
     found = estimate(graph, PARAMS.model_copy(update={"method": "knn", "ess": 0.97}))
-    assert 0 < found.exponent < ALPHA_MIN
     assert effective_sample_size(found.weights) / len(graph) == pytest.approx(0.97, abs=1e-6)
     fit = linregress(np.log(graph.distances.mean(axis=1, dtype=np.float64)), np.log(found.weights))
     assert fit.rvalue > 1 - 1e-9
@@ -137,7 +171,7 @@ def test_ten_copies_weigh_like_one_prompt_or_a_few(seed, copies, dim):
     seed=st.integers(0, 10**6),
     copies=st.integers(0, 60),
     ess=st.floats(0.3, 1),
-    alpha_max=st.floats(0.5, 6),
+    alpha_max=st.floats(0, 6),
 )
 def test_no_group_outweighs_another_beyond_the_documented_bound(seed, copies, ess, alpha_max):
     rng = np.random.default_rng(seed)
@@ -146,7 +180,7 @@ def test_no_group_outweighs_another_beyond_the_documented_bound(seed, copies, es
     params = PARAMS.model_copy(update={"ess": ess, "alpha_max": alpha_max})
     found = estimate(knn_graph(X, 50), params)
     groups = np.bincount(found.clusters, weights=found.weights)
-    assert 0.5 <= found.exponent <= alpha_max
+    assert 0 <= found.exponent <= alpha_max
     bound = (len(X) + 1) ** found.exponent
     assert groups.max() <= bound * groups.min() * (1 + 1e-9)
 
@@ -175,9 +209,8 @@ def test_a_prompt_moved_away_from_its_neighbours_never_loses(seed, n, factor):
     row = rng.choice(np.argsort(reach)[3 * n // 4 + 1 :])  # r₀ is a median: it stays
     distances = graph.distances.copy()
     distances[row] *= np.float32(factor)
-    fixed = PARAMS.model_copy(
-        update={"alpha_max": 0.5}
-    )  # the exponent is found from all prompts together
+    # the exponent is found from all prompts together, so its bound is made to hold
+    fixed = PARAMS.model_copy(update={"alpha_max": 0.5, "ess": 0.05})
     near, far = estimate(graph, fixed), estimate(Graph(graph.indices, distances), fixed)
     assume(near.scales.scale == far.scales.scale and (near.clusters == far.clusters).all())
     assume((near.clusters == near.clusters[row]).sum() == 1)
@@ -402,10 +435,11 @@ EXTREMES = np.array([0, 1e-7, 1e-6, 1.1e-6, 1e-4, 1e-2, 1, 1.99, 2], dtype=np.fl
     method=st.sampled_from([*METHODS, "uniform"]),
     bandwidth=st.sampled_from([0.01, 1.0, 10.0]),
     dup=st.sampled_from([0.0, 0.15, 1.0]),
-    alpha_max=st.sampled_from([0.5, 1.25, 20.0]),
+    paraphrases=st.sampled_from([0.0, 0.5, 0.99]),
+    alpha_max=st.sampled_from([0.0, 0.5, 1.25, 20.0]),
 )
 def test_any_distances_give_finite_density_and_weights(
-    seed, n, k, kind, method, bandwidth, dup, alpha_max
+    seed, n, k, kind, method, bandwidth, dup, paraphrases, alpha_max
 ):
     rng = np.random.default_rng(seed)
     shape = n, min(k, n - 1)
@@ -427,6 +461,7 @@ def test_any_distances_give_finite_density_and_weights(
         ess=0.5,
         bandwidth=bandwidth,
         dup=dup,
+        paraphrases=paraphrases,
         alpha_max=alpha_max,
         count_power=0.0,
         semdedup=0.05,

@@ -14,6 +14,7 @@ PARAMS = DensityParams(
     ess=0.8,
     bandwidth=1.0,
     dup=0.15,
+    paraphrases=0.0,
     alpha_max=1.25,
     count_power=0.0,
     semdedup=0.05,

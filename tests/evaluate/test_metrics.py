@@ -147,6 +147,10 @@ def test_the_divergence_is_per_completion_and_per_token():
     assert found["trained"]["kl_low"] < 2.5 < found["trained"]["kl_high"]
     assert found["trained"]["kl_per_token"] == 10 / 16
     assert "kl" not in found["base"]
+    longer = Completion("a", tuple(range(9)), truncated=False)
+    uneven = replace(same, completions=[[longer, group[1]] for group in same.completions])
+    found = Comparison(heldout(4), same, uneven, np.ones(4)).metrics()
+    assert found["trained"]["kl_per_token"] == round(4 / (4 * 9), 6)
 
 
 def test_tables_hold_every_prompt_and_both_policies(tmp_path: Path):
@@ -305,7 +309,11 @@ def test_rows_of_the_tables_by_hand(tmp_path: Path):
     assert found.metrics()["gain"]["pass_at_1_by_decile"] == {"01": 0.5}
     assert found.completions()[0]["density"] == 0.333333
     assert found.completions()[0]["trained_functions"] == {"f": [0, 1]}
+    assert rows[2]["training_prompts"] == "0"  # none has the label
     assert b"\r" not in paths[0].read_bytes()
+    held = replace(found.heldout, leaked=frozenset(found.heldout.prompts.ids[1:2]))
+    marks = [row.get("leaked") for row in replace(found, heldout=held).completions()]
+    assert marks == [None, True, None, None]
 
 
 def test_means_over_labels_are_shares_where_the_values_are():
@@ -334,6 +342,7 @@ def test_the_answers_probability_is_measured_as_the_reward_is():
     by_decile = found["gain"]["answer_probability_by_decile"]
     assert by_decile == pytest.approx({"01": 0.3 - 0.25, "02": (0.6 + 0.7 + 0.8 + 0.9) / 4 - 0.25})
     assert [row["answer_probability"] for row in compared.deciles()] == [0.25, 0.3, 0.25, 0.75]
+    assert {row["pass_at_1"] for row in compared.deciles()} == {0.5}
     clean = found["clean"]
     assert clean["prompts"] == 6
     assert clean["trained"]["answer_probability"] == pytest.approx(0.7)  # of 0.5 … 0.9

@@ -184,6 +184,41 @@ def test_what_is_stored_explains_as_a_new_estimate_would(data, encoder, tmp_path
         )
 
 
+def test_paraphrases_that_share_the_weight_are_told(data, encoder, prompts, tmp_path, capsys):
+    mine = shutil.copytree(data, tmp_path / "data")
+    write_density(mine, paraphrases=0.9)
+    weights, train = load_weights(mine / "density"), prompts.split("train")
+    row = int(weights.niches.argmax())
+    told = explain(train.ids[row], folders(mine), neighbors=1)["paraphrases"]
+    reach = 0.9 * weights.metadata["scale"]
+    assert told == {"niche": pytest.approx(weights.niches[row]), "reach": pytest.approx(reach)}
+    assert told["niche"] > 1.2
+    shown = f"{told['niche']:.1f} prompts share one weight: itself, and others within {reach:.3f}"
+    assert f"paraphrases {shown}" in run(capsys, mine, train.ids[row])
+    heldout = explain(prompts.split("heldout").ids[0], folders(mine), neighbors=1)
+    assert heldout["paraphrases"] is None
+    assert explain(train.ids[row], folders(data), neighbors=1)["paraphrases"] is None
+    assert "paraphrases" not in run(capsys, data, train.ids[row])
+    write_density(mine, paraphrases=0.9, method="uniform")
+    assert explain(train.ids[row], folders(mine), neighbors=1)["paraphrases"] is None
+
+
+def test_a_new_text_shares_its_weight_with_its_paraphrases(without, encoder, tmp_path):
+    less = shutil.copytree(without[0], tmp_path / "data")
+    write_density(less, paraphrases=0.9)
+    text = load_prompts(less / "prompts").split("train").rows[3]["text"] + " again"
+    found = explain(text, folders(less, encoder), neighbors=1)
+    niche = found["paraphrases"]["niche"]
+    assert niche > 1
+    weights, n = load_weights(less / "density"), len(load_prompts(less / "prompts").split("train"))
+    shared = weights.weights.astype(float) * weights.niches * n  # what the density alone says
+    alone = np.bincount(weights.clusters)[weights.clusters] == 1
+    line = np.polyfit(weights.density[alone], np.log(shared[alone]), 1)
+    expected = np.exp(np.polyval(line, found["density"]["log_density"]))
+    size = 1 + found["near_duplicates"]["number"]
+    assert found["weight"]["over_mean"] == pytest.approx(expected / niche / size, rel=1e-3)
+
+
 def test_a_known_kind_is_told_with_its_share_of_the_draws(data, encoder, tmp_path, capsys):
     mine = shutil.copytree(data, tmp_path / "data")
     write_density(mine, balance_by="source", quotas={"test": 1.0})

@@ -82,7 +82,7 @@ def write(data, rows, asked=()):
     density = heldout_density(found, near, PARAMS)
     ids = columns.split("train").ids
     leaked, digest = near_training(near, found.scales.radius), content_sha256(manifest)
-    publish(found, density, leaked, ids, PARAMS, manifest, digest, data / "density")
+    publish(found, density, leaked, ids, PARAMS, {}, manifest, digest, data / "density")
     with publishing(data / "embeddings") as made:
         for number, start in enumerate(range(0, len(vectors), SHARD)):
             np.save(made / f"shard-{number:05d}.npy", vectors[start : start + SHARD])

@@ -13,6 +13,7 @@ from rich.cells import cell_len
 
 from isodense.cli.commands import inspect as command
 from isodense.density.balance import effective_sample_size
+from isodense.density.opinion import sentences
 from isodense.inspect.overview import overview
 from isodense.pipeline.errors import IsodenseError
 from isodense.prompts.reader import load_prompts
@@ -83,6 +84,20 @@ def test_the_largest_group_of_near_copies_comes_first(data):
     sizes = [one["size"] for one in looked(data)["near_duplicates"]["largest"]]
     assert sizes == sorted(sizes, reverse=True)
     assert looked(data)["near_duplicates"]["prompts"] >= len(copies)
+
+
+def test_the_opinion_is_that_of_the_weights_at_hand(data, tmp_path, capsys):
+    opinion = load_weights(data / "density").metadata["opinion"]
+    said = sentences(opinion)
+    assert looked(data)["opinion"] == said
+    assert said
+    assert run(capsys, data).split("\n")[3 : 3 + len(said)] == said
+    copy = shutil.copytree(data, tmp_path / "data")
+    write_density(copy, ess=0.3)
+    assert load_weights(copy / "density").metadata["opinion"] != opinion
+    assert looked(copy)["opinion"] != said
+    write_density(copy, method="uniform")
+    assert looked(copy)["opinion"] == []
 
 
 def test_the_graph_is_not_needed(data, tmp_path, capsys):

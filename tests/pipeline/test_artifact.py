@@ -18,9 +18,12 @@ from isodense.pipeline.artifact import (
     replacing,
     require_same_ids,
     verify_files,
+    write_json,
     write_manifest,
 )
 from isodense.pipeline.errors import ArtifactError
+
+SHA256 = "eed7c944a674e7e9a3f4baf8393c37b9f169123e13a884a08b151a39da2adef5"  # of arange(3)
 
 
 @pytest.fixture
@@ -35,7 +38,30 @@ def test_a_published_artifact_reads_back(made):
     manifest = read_manifest(made, "density")
     assert manifest["rows"] == 3
     assert list(manifest["files"]) == ["x.npy"]
+    entry = manifest["files"]["x.npy"]
+    assert (entry["dtype"], entry["shape"]) == ("int64", [3])
+    assert (entry["bytes"], entry["sha256"]) == ((made / "x.npy").stat().st_size, SHA256)
+    text = (made / "manifest.json").read_text(encoding="utf-8")
+    assert text == json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
     verify_files(made, manifest)
+
+
+def test_what_others_know_an_artifact_by():
+    """A model by its files, wherever they came from; all else by the whole manifest."""
+    files = {"a": {"sha256": "1"}, "b": {"sha256": "2"}}
+    one = content_sha256({"kind": "models", "files": files, "name": "x"})
+    assert content_sha256({"name": "y", "files": files, "kind": "models"}) == one
+    assert content_sha256({"kind": "models", "files": dict(reversed(files.items()))}) == one
+    assert content_sha256({"kind": "models", "files": {"a": files["a"]}}) != one
+    rest = {"kind": "density", "files": files, "rows": 3}
+    assert content_sha256(rest) == content_sha256(dict(reversed(rest.items())))
+    assert content_sha256(rest) != content_sha256(rest | {"rows": 4})
+
+
+def test_what_is_no_number_is_never_written(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "metrics.json", {"gap": float("nan")})
+    assert not [*tmp_path.iterdir()]
 
 
 def test_an_error_leaves_the_old_artifact(made):

@@ -18,6 +18,7 @@ from isodense.cli.main import main
 from isodense.density.artifact import publish
 from isodense.density.estimate import estimate
 from isodense.density.kinds import load_kinds
+from isodense.density.opinion import judge, sentences
 from isodense.density.plots import density_plots
 from isodense.map.reader import COORDINATES
 from isodense.neighbors.build import knn_graph
@@ -121,7 +122,9 @@ def write_artifacts(
     known = load_kinds(data / "prompts", by) if by else None
     found, inputs = estimate(graph, params, kinds=known), content_sha256(manifest)
     nothing = np.zeros(len(aside))
-    publish(found, nothing, nothing > 0, of_train, params, manifest, inputs, data / "density")
+    opinion = judge(found, graph, params, {}, known)
+    out = data / "density"
+    publish(found, nothing, nothing > 0, of_train, params, opinion, manifest, inputs, out)
     number = np.arange(len(ids))
     coordinates = np.stack([number % 6, number // 6], axis=1).astype(np.float32)
     with publishing(data / "map") as made:
@@ -254,6 +257,12 @@ def test_prompts_are_inert_and_nothing_is_fetched(page):
     assert len(page.text) < 100_000
     for unseen in "\u2028\u2029\u202e\u2066\x00\x1b":
         assert unseen not in page.text
+
+
+def test_the_weights_begin_with_an_opinion_on_them(whole, page):
+    opinion = json.loads((whole / "data" / "density" / "manifest.json").read_text())["opinion"]
+    said = between(page.text, "What the weights do", "Duplicate clusters")
+    assert said.strip().startswith(" ".join(sentences(opinion)))
 
 
 def test_the_most_weighted_come_first_and_the_copies_last(page):

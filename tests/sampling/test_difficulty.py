@@ -47,6 +47,7 @@ def test_each_factor_alone_and_their_product(tmp_path: Path):
     alone = prompt_weights(prompts, density, "difficulty", difficulty, 0.1)
     both = prompt_weights(prompts, density, "density+difficulty", difficulty, 0.1)
     np.testing.assert_allclose(both / density.weights, alone)
+    assert prompt_weights(prompts, density, "difficulty", difficulty)[0] == alone[0] < 1
     assert alone[4] == 1 > alone[3] > alone[0]
     np.testing.assert_allclose(alone[:9], alone[8::-1])
     drawn = np.bincount(draw(both, 20_000, seed=0), minlength=len(prompts)) / 20_000
@@ -62,9 +63,9 @@ def test_difficulty_that_was_not_measured_or_cannot_be_is_refused(tmp_path: Path
         load_difficulty(tmp_path / "off")
     prompts = write_inputs(tmp_path).split("train")
     folder = write(tmp_path / "difficulty", prompts, [9] * len(prompts), of=8)
-    with pytest.raises(ArtifactError, match="solved more often than answered"):
+    with pytest.raises(ArtifactError, match=r"solved more often than answered.*\n  -> run"):
         load_difficulty(folder)
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {"rows": 1}))
-    with pytest.raises(ArtifactError, match="does not hold 1 values"):
+    with pytest.raises(ArtifactError, match=r"does not hold 1 values.*\n  -> .*difficulty"):
         load_difficulty(folder)

@@ -13,6 +13,7 @@ import yaml
 
 from isodense.density.baselines import evened_clusters
 from isodense.density.estimate import density_weights
+from isodense.density.opinion import short
 from isodense.embeddings.reader import load_vectors
 from isodense.neighbors.build import knn_graph, nearest
 from isodense.neighbors.graph import DISTANCES, HELDOUT_DISTANCES, HELDOUT_INDICES, INDICES
@@ -37,7 +38,7 @@ def test_the_stage_reads_counts_labels_and_recall(tmp_path):
     texts = ["p0"] * 9 + [f"p{i}" for i in range(60)]
     answer = [{"role": "assistant", "content": "a"}]
     pairs = [
-        {"prompt": user(t), "chosen": answer, "rejected": answer, "source": "s", "label": t[-1]}
+        {"prompt": user(t), "chosen": answer, "rejected": answer, "source": t[:2], "label": t[-1]}
         for t in texts
     ]
     publish_prompts(pairs, tmp_path / "prompts", 0.2)
@@ -87,6 +88,10 @@ def test_the_stage_reads_counts_labels_and_recall(tmp_path):
     }
     leaked = np.load(tmp_path / "density" / "heldout_leaked.npy")
     assert (leaked == (distances <= manifest["radius"])).all()
+    assert report["opinion"] == manifest["opinion"]
+    assert report["opinion"]["label_gap"] == 1.0
+    assert 0 < report["opinion"]["source_entropy"] < 1
+    assert short(report["opinion"]) in done.stderr
     assert f"{close} of {len(heldout)} held-out prompts within the radius" in done.stderr
 
 

@@ -25,6 +25,7 @@ from isodense.sampling.weights import (
     HELDOUT_DENSITY,
     HELDOUT_LEAKED,
     IDS,
+    PARAPHRASES,
     WEIGHTS,
     Weights,
 )
@@ -36,6 +37,7 @@ def publish(
     leaked: np.ndarray,
     ids: list[str],
     params: DensityParams,
+    opinion: dict[str, Any],
     neighbors: dict[str, Any],
     neighbors_sha256: str,
     out: Path,
@@ -54,6 +56,8 @@ def publish(
         Ids of the training prompts.
     params : DensityParams
         The stage's section.
+    opinion : dict
+        What :func:`isodense.density.opinion.judge` returns.
     neighbors : dict
         Manifest of the neighbour graph.
     neighbors_sha256 : str
@@ -70,6 +74,8 @@ def publish(
         HELDOUT_LEAKED: leaked.astype(np.bool_),
         IDS: np.asarray(ids, dtype="S32"),
     }
+    if found.niches is not None:
+        arrays[PARAPHRASES] = found.niches.astype(np.float32)
     with publishing(out) as staging:
         for name, array in arrays.items():
             np.save(staging / name, array, allow_pickle=False)
@@ -85,6 +91,7 @@ def publish(
             weights_std=float(weights.std(dtype=np.float64)),
             ess=effective_sample_size(weights),
             exponent=found.exponent,
+            opinion=opinion,
             **asdict(found.scales),
             ids_sha256=neighbors["ids_sha256"],
             heldout_ids_sha256=neighbors["heldout_ids_sha256"],
@@ -109,7 +116,12 @@ def stored(weights: Weights) -> Estimate:
     metadata = weights.metadata
     scales = Scales(*(metadata[name] for name in ("scale", "radius", "width", "dimension")))
     return Estimate(
-        weights.weights, weights.density, weights.clusters, scales, metadata["exponent"]
+        weights.weights,
+        weights.density,
+        weights.clusters,
+        scales,
+        metadata["exponent"],
+        weights.niches,
     )
 
 

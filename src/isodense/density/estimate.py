@@ -23,14 +23,16 @@ from scipy.optimize import brentq
 from isodense.density.balance import effective_sample_size
 from isodense.density.baselines import evened_clusters, pruned
 from isodense.density.duplicates import IDENTICAL, Scales, find_duplicates
-from isodense.density.kernel import balanced, soft_counts
+from isodense.density.kernel import balanced, niche_counts, soft_counts
 from isodense.density.kinds import balance_kinds
-from isodense.density.params import ALPHA_MIN, DensityParams, Method
+from isodense.density.params import DensityParams, Method
 from isodense.neighbors.graph import Graph
 from isodense.pipeline.errors import IsodenseError
 from isodense.pipeline.params import build
 
 TINY = 1e-20  # least weight, of the largest
+EXPONENT_DIGITS = 9  # others depend on the last bits of sums, which differ between processors
+EXACT = 1e-9  # the target of the effective sample size is reached this closely
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,9 @@ class Estimate:
     scales : Scales
     exponent : float
         a of weight ∝ exp(-a · density), shared by a duplicate cluster.
+    niches : ndarray of shape (n,), float64, optional
+        How many distinct prompts the weight is shared with as paraphrases, each prompt itself
+        included; None where ``paraphrases`` is 0.
     """
 
     weights: np.ndarray
@@ -55,6 +60,16 @@ class Estimate:
     clusters: np.ndarray
     scales: Scales
     exponent: float = 0.0
+    niches: np.ndarray | None = None
+
+    @property
+    def sharers(self) -> np.ndarray:
+        """How many prompts share the weight of one: ndarray of shape (n,), paraphrases by degree.
+
+        The size of the duplicate cluster, times `niches`.
+        """
+        sizes = np.bincount(self.clusters)[self.clusters]
+        return sizes if self.niches is None else sizes * self.niches
 
 
 def density_weights(
@@ -73,6 +88,7 @@ def density_weights(
     kinds: Sequence[str] | None = None,
     balance_power: float = 1.0,
     quotas: Mapping[str, float] | None = None,
+    paraphrases: float = 0.0,
 ) -> np.ndarray:
     """Return sampling weights inverse to local density, in O(n·k) from the graph alone.
 
@@ -92,9 +108,8 @@ def density_weights(
         alike that have no earlier prompt too similar; ``clusters``, each cluster of k-means alike
         (see :mod:`isodense.density.baselines`).
     ess : float
-        Target of the effective sample size, as a share of the distinct prompts; the exponent a is
-        the smallest in [0.5, alpha_max] that reaches it (in [0, alpha_max], and over all prompts,
-        for ``knn``).
+        Target of the effective sample size, as a share of the distinct prompts (of all prompts for
+        ``knn``); the exponent a is the smallest in [0, alpha_max] that reaches it.
     bandwidth : float
         The kernel weighs as much as a ball of this radius, a multiple of r₀, the median distance
         to the 20th neighbour.
@@ -124,14 +139,19 @@ def density_weights(
         would.
     quotas : mapping of str to float, optional
         Share of the draws of each kind instead, of sum 1.
+    paraphrases : float
+        0: off. Otherwise prompts within this multiple of r₀, as 0.5 or 0.6, share a weight, the
+        more the closer they are (``soft_count``): w ∝ q^(-a) / (m T), with T = 1 +
+        Σ (1 - (d / (paraphrases r₀))⁴)² / m_j over the neighbours within it and outside the
+        prompt's own cluster, the mean over the cluster; in q each neighbour counts 1 / T_j times.
 
     Returns
     -------
     ndarray of shape (n,), float64
         Positive, sum 1. Uniform where there are fewer than 3 prompts or all are identical. With
-        ``soft_count`` no duplicate cluster weighs more than (n + 1)^a times another, and none
-        more than an isolated prompt; with `count_power` above 0, and between kinds, there is no
-        such bound.
+        ``soft_count`` no duplicate cluster weighs more than (n + 1)^a times another (k + 1 times
+        that with `paraphrases`), and none more than an isolated prompt; with `count_power` above 0,
+        and between kinds, there is no such bound.
 
     Raises
     ------
@@ -157,6 +177,7 @@ def density_weights(
         "bandwidth": bandwidth,
         "dup": dup,
         "alpha_max": alpha_max,
+        "paraphrases": paraphrases,
         "count_power": count_power,
         "semdedup": semdedup,
         "clusters": clusters,
@@ -202,20 +223,25 @@ def _estimate(graph: Graph, params: DensityParams, vectors: np.ndarray | None) -
     if not scales.scale:
         weights = 1.0 / sizes / (clusters.max() + 1) if fixed is None else fixed
         return Estimate(weights, np.zeros(len(graph)), clusters, scales)
+    niches = None
+    if params.paraphrases:
+        niches = niche_counts(graph, clusters, sizes, params.paraphrases * scales.scale)
+        sizes = sizes * niches
     counts, seen = soft_counts(graph, clusters, sizes, scales, len(graph))
     density = _shared(np.log1p(counts), clusters, seen)
     if fixed is not None:
-        return Estimate(fixed, density, clusters, scales)
+        return Estimate(fixed, density, clusters, scales, niches=niches)
     if params.method == "balance":
-        return Estimate(balanced(graph, clusters, scales.width), density, clusters, scales, 1.0)
-    crowding, low, units = density, ALPHA_MIN, clusters
+        weights = balanced(graph, clusters, scales.width)
+        return Estimate(weights, density, clusters, scales, 1.0, niches)
+    crowding, units = density, clusters
     if params.method == "knn":  # single prompts, near-duplicates or not
         means = np.maximum(graph.distances.mean(axis=1, dtype=np.float64), IDENTICAL)
-        crowding, low = -max(scales.dimension, 1.0) * np.log(means), 0.0
+        crowding = -max(scales.dimension, 1.0) * np.log(means)
         units, sizes = np.arange(len(graph)), np.ones(len(graph))
-    exponent = _exponent(crowding, units, sizes, params.ess, low, params.alpha_max)
+    exponent = _exponent(crowding, units, sizes, params.ess, params.alpha_max)
     weights = inverse_weights(crowding, exponent, sizes)
-    return Estimate(weights, density, clusters, scales, exponent)
+    return Estimate(weights, density, clusters, scales, exponent, niches)
 
 
 def _without_density(
@@ -256,10 +282,32 @@ def heldout_density(found: Estimate, near: Graph, params: DensityParams) -> np.n
     near = Graph(near.indices[:, : params.k], near.distances[:, : params.k])
     if found.scales.scale == 0:
         return np.zeros(len(near))
-    sizes = np.bincount(found.clusters)[found.clusters]
-    counts, _ = soft_counts(near, None, sizes, found.scales, len(found.clusters))
+    counts, _ = soft_counts(near, None, found.sharers, found.scales, len(found.clusters))
     close = near_training(near, found.scales.radius)
     return np.where(close, found.density[near.indices[:, 0]], np.log1p(counts))
+
+
+def heldout_niches(found: Estimate, near: Graph, params: DensityParams) -> np.ndarray:
+    """Return with how many prompts of the graph others would share a weight as paraphrases.
+
+    Parameters
+    ----------
+    found, near, params
+        As for :func:`heldout_density`.
+
+    Returns
+    -------
+    ndarray of shape (m,), float64
+        At least 1, the prompt itself; that of the duplicate cluster for near-duplicates of a prompt
+        in the graph.
+    """
+    if found.niches is None:
+        return np.ones(len(near))
+    near = Graph(near.indices[:, : params.k], near.distances[:, : params.k])
+    sizes = np.bincount(found.clusters)[found.clusters]
+    niches = niche_counts(near, None, sizes, params.paraphrases * found.scales.scale)
+    close = near_training(near, found.scales.radius)
+    return np.where(close, found.niches[near.indices[:, 0]], niches)
 
 
 def near_training(near: Graph, radius: float) -> np.ndarray:
@@ -327,20 +375,20 @@ def _exponent(
     clusters: np.ndarray,
     sizes: np.ndarray,
     ess: float,
-    low: float,
     high: float,
 ) -> float:
-    """Return the smallest exponent in [low, high] at which the clusters' ESS is at most `ess`."""
+    """Return the smallest exponent in [0, high] at which the clusters' ESS is at most `ess`."""
 
     def excess(exponent: float) -> float:
         masses = np.bincount(clusters, weights=inverse_weights(log_density, exponent, sizes))
         return effective_sample_size(masses) / len(masses) - ess
 
-    if excess(low) <= 0:
-        return low
+    if excess(0.0) <= EXACT:
+        return 0.0
     if excess(high) >= 0:
         return high
-    return float(brentq(excess, low, high, xtol=1e-12))
+    found = float(brentq(excess, 0.0, high, xtol=1e-12))
+    return round(found, EXPONENT_DIGITS)
 
 
 def inverse_weights(log_density: np.ndarray, exponent: float, sizes: np.ndarray) -> np.ndarray:
@@ -350,8 +398,8 @@ def inverse_weights(log_density: np.ndarray, exponent: float, sizes: np.ndarray)
     ----------
     log_density : ndarray of shape (n,), float64
     exponent : float
-    sizes : ndarray of shape (n,), int
-        How many prompts are in the duplicate cluster of each; they share one weight.
+    sizes : ndarray of shape (n,)
+        How many prompts share one weight with each, see :attr:`Estimate.sharers`.
 
     Returns
     -------

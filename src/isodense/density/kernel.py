@@ -1,6 +1,7 @@
 """The soft count: how many distinct prompts lie around each row, by a Gaussian kernel.
 
-The graph holds the nearest k. What the kernel would count beyond them follows from the distance
+And, by a kernel that ends within r₀, how many there are that say the same in other words. The graph
+holds the nearest k. What the kernel would count beyond them follows from the distance
 r_k to the last and from the intrinsic dimension, so that a crowd larger than k is told from one
 of k. A duplicate cluster counts as one prompt.
 """
@@ -33,7 +34,7 @@ def soft_counts(
     clusters : ndarray of shape (n,), optional
         Duplicate cluster of each row; None for rows that are not among the n, which are in none.
     sizes : ndarray of shape (n,)
-        How many prompts are in the duplicate cluster of each of the n.
+        How many prompts share the weight of one with each of the n.
     scales : Scales
     n : int
 
@@ -48,7 +49,7 @@ def soft_counts(
     inverse = 1.0 / sizes
 
     def count(rows: slice) -> None:
-        scaled, indices = np.array(graph.distances[rows]), graph.indices[rows]  # float32 does
+        scaled, indices = graph.distances[rows].astype(np.float64), graph.indices[rows]
         shares = inverse.take(indices)
         if clusters is not None:
             several = np.flatnonzero(sizes[rows] > 1)  # others have no neighbour in their cluster
@@ -56,8 +57,8 @@ def soft_counts(
             shares[several] *= outside
         inside[rows] = shares.sum(axis=1)
         np.square(scaled, out=scaled)
-        scaled /= np.float32(2 * scales.width**2)
-        last = scaled[:, -1].astype(np.float64)
+        scaled /= 2 * scales.width**2
+        last = scaled[:, -1].copy()
         np.exp(np.negative(scaled, out=scaled), out=scaled)
         counts[rows] = np.einsum("ij,ij->i", shares, scaled)
         if graph.k < n - 1:
@@ -65,6 +66,41 @@ def soft_counts(
 
     _in_blocks(count, len(graph))
     return np.minimum(counts, n), inside > 0
+
+
+def niche_counts(
+    graph: Graph, clusters: np.ndarray | None, sizes: np.ndarray, reach: float
+) -> np.ndarray:
+    """Return how many distinct prompts each row is one of that lie close together.
+
+    Itself and its cluster count 1, another at distance d up to (1 - (d / reach)⁴)²: next to 1 in
+    the near half of the reach, 0 beyond it. By such a count Goldberg and Richardson (1987, fitness
+    sharing) divide what those in one niche get.
+
+    Parameters
+    ----------
+    graph : Graph
+        Neighbours of each row among n prompts.
+    clusters : ndarray of shape (n,), optional
+        Duplicate cluster of each row; None for rows that are not among the n, which are in none.
+    sizes : ndarray of shape (n,)
+        How many prompts are in the duplicate cluster of each of the n.
+    reach : float
+
+    Returns
+    -------
+    ndarray of shape (len(graph),), float64
+        At least 1; the mean over a duplicate cluster.
+    """
+    row, column = np.nonzero(graph.distances < np.float64(reach))
+    other = graph.indices[row, column]
+    ratio = graph.distances[row, column].astype(np.float64) / reach
+    shares = np.square(1 - np.square(np.square(ratio))) / sizes[other]
+    if clusters is None:
+        return 1 + np.bincount(row, shares, len(graph))
+    shares *= clusters[other] != clusters[row]
+    total = np.bincount(clusters[row], shares, clusters.max() + 1)
+    return 1 + total[clusters] / sizes
 
 
 def balanced(graph: Graph, clusters: np.ndarray, width: float) -> np.ndarray:

@@ -10,7 +10,6 @@ from isodense.pipeline.params import CrossFieldError, Params
 
 Method = Literal["soft_count", "knn", "balance", "uniform", "semdedup", "clusters"]
 
-ALPHA_MIN = 0.5  # least exponent
 QUOTAS = 1e-6  # of which their sum may differ from 1
 
 
@@ -22,7 +21,8 @@ class DensityParams(Params):
     ess: float = Field(ge=0.05, le=1.0)
     bandwidth: float = Field(ge=0.01, le=10.0)
     dup: float = Field(ge=0.0, le=1.0)
-    alpha_max: float = Field(ge=ALPHA_MIN, le=20.0)
+    paraphrases: float = Field(ge=0.0, lt=1.0)
+    alpha_max: float = Field(ge=0.0, le=20.0)
     count_power: float = Field(ge=0.0, le=1.0)
     semdedup: float = Field(ge=0.0, le=2.0)
     clusters: int | None = Field(ge=1)

@@ -29,6 +29,7 @@ import torch
 
 from isodense.embeddings import packing
 from isodense.embeddings.dense import Dense, folder_pooling, is_sentence_encoder, load_dense
+from isodense.embeddings.double import computing_in
 from isodense.embeddings.logits import LogitSpace
 from isodense.embeddings.texts import LENGTH_MULTIPLE, Long, TextReader, load_reader
 from isodense.embeddings.windows import Means, Windows
@@ -39,13 +40,14 @@ from isodense.pipeline.runtime import resolve_device
 
 Pooling = Literal["auto", "mean", "mean_without_first", "cls", "last"]
 Space = Literal["hidden", "logits", "logits_projected", "logits_full"]
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float64", "float32", "bfloat16"]
 
 Head = LogitSpace | Dense
 
 ROWS_MULTIPLE = 4
 BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}  # on a CPU, as many as stay in the caches
-SAME = {"float32": 0.9999, "bfloat16": 0.99}  # least cosine of a text's vectors, batched and alone
+# least cosine of a text's vectors, batched and alone
+SAME = {"float64": 0.9999, "float32": 0.9999, "bfloat16": 0.99}
 
 log = logging.getLogger("isodense")
 
@@ -62,7 +64,7 @@ class Encoder:
         at the end, or are read in windows.
     device : {"cpu", "cuda"}
         Device of the model.
-    precision : {"float32", "bfloat16"}
+    precision : {"float64", "float32", "bfloat16"}
         Type of the model's weights and computations; vectors are float32.
     padded : str or None
         Why texts run in padded batches; None if they run in packs.
@@ -84,6 +86,7 @@ class Encoder:
             self._left_out = max(self._left_out, reader.unpooled)
         self.device = model.device.type
         self.precision = str(model.dtype).removeprefix("torch.")
+        self._pooled = "float64" if self.precision == "float64" else "float32"
         self._batch_tokens = batch_tokens or BATCH_TOKENS[self.device]
         self.max_tokens, self.long, self.padded = reader.max_tokens, reader.long, padded
         self._states: torch.Tensor | None = None
@@ -169,7 +172,7 @@ class Encoder:
         if empty:
             raise TextError(f"{len(empty)} of {len(ids)} texts have no tokens", empty[0])
         windows = self.windows(ids)
-        means, read = Means(windows, self.dim), windows.ids
+        means, read = Means(windows, self.dim, self._pooled), windows.ids
         order = sorted(range(len(read)), key=lambda one: (-len(read[one]), one))
         done = 0
         while done < len(order):
@@ -272,10 +275,11 @@ class Encoder:
 
     @torch.inference_mode()
     def _states_of(self, forward: Callable[[], Any]) -> torch.Tensor:
-        states = forward().last_hidden_state
-        if self._states is not None:  # the hook's: those of a block, before the final norm
-            states, self._states = self._states, None
-        return states.float()
+        with computing_in(self.precision):
+            states = forward().last_hidden_state
+            if self._states is not None:  # the hook's: those of a block, before the final norm
+                states, self._states = self._states, None
+            return states.float()
 
     def _keep(self, _module: Any, _inputs: Any, output: Any) -> None:
         self._states = output[0] if isinstance(output, tuple) else output
@@ -329,8 +333,9 @@ def load_encoder(
         Hidden states or mean logits, see :mod:`isodense.embeddings.logits`.
     projection : int
         Columns of ``logits_projected``.
-    precision : {"float32", "bfloat16"}
-        Type of the weights and computations.
+    precision : {"float64", "float32", "bfloat16"}
+        Type of the weights and computations; with ``float64`` vectors have the same bytes on every
+        machine, see :mod:`isodense.embeddings.double`.
     prefix : str, optional
         Put before every text; by default the default prompt of a sentence-transformers folder, and
         nothing otherwise.
@@ -359,11 +364,12 @@ def load_encoder(
         raise ModelError(message, "set it to null: logits are made of the last layer's states")
     chosen = _auto_pooling(folder, space) if pooling == "auto" else pooling
     where = _device(device)
-    model, block, padded = _load_model(folder, layer, max_tokens, where, precision)
+    with computing_in(precision):
+        model, block, padded = _load_model(folder, layer, max_tokens, where, precision)
+        head = _load_head(folder, space, layer, projection, where)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     limit = max_tokens if context is None else context - packing.first_position(model)
     reader = load_reader(folder, limit, max_tokens, prefix, long)
-    head = _load_head(folder, space, layer, projection, where)
     return Encoder(model, block, reader, chosen, head, batch_tokens, padded)
 
 

@@ -58,7 +58,7 @@ def load_head(folder: str | Path) -> tuple[torch.Tensor, float | None]:
     head = model.get_output_embeddings()
     if head is None or missing or getattr(head, "bias", None) is not None:
         raise ModelError(f"the language head of {folder} is missing or has a bias", HINT)
-    return head.weight.detach(), getattr(
+    return head.weight.detach().float(), getattr(
         model.config.get_text_config(), "final_logit_softcapping", None
     )
 
@@ -149,4 +149,4 @@ def _square_root(weight: torch.Tensor) -> torch.Tensor:
 def _gaussian(columns: int, vocabulary: int) -> torch.Tensor:
     generator = np.random.Generator(np.random.PCG64(SEED))
     drawn = generator.standard_normal((columns, vocabulary), dtype=np.float32)
-    return torch.from_numpy(drawn / np.float32(np.sqrt(columns)))
+    return torch.from_numpy(drawn / np.float32(np.sqrt(columns))).float()

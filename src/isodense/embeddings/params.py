@@ -43,7 +43,7 @@ class EmbeddingsParams(Params):
     projection: int = Field(ge=1)
     max_tokens: int = Field(ge=8)
     long: Literal["cut", "windows"]
-    precision: Literal["float32", "bfloat16"]
+    precision: Literal["float64", "float32", "bfloat16"]
     batch_tokens: int | None = Field(ge=64)
     rows_per_shard: int = Field(ge=1)
     dtype: Literal["float32", "float16"]

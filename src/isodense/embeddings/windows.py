@@ -91,16 +91,18 @@ class Means:
         All windows.
     dim : int
         Columns of a vector.
+    dtype : str
+        Of the windows' vectors.
 
     Attributes
     ----------
-    rows : ndarray of shape (n_texts, dim), float32
+    rows : ndarray of shape (n_texts, dim), of type `dtype`
         Not of unit length; complete once all windows have come.
     """
 
-    def __init__(self, windows: Windows, dim: int) -> None:
+    def __init__(self, windows: Windows, dim: int, dtype: str = "float32") -> None:
         self._windows, self._left = windows, windows.counts.copy()
-        self.rows = np.zeros((len(windows.counts), dim), dtype=np.float32)
+        self.rows = np.zeros((len(windows.counts), dim), dtype)
 
     def add(self, batch: list[int], vectors: np.ndarray) -> int:
         """Take the vectors of some windows in, and return how many texts are complete by them."""

@@ -16,7 +16,12 @@ from typing import Any
 import numpy as np
 
 from isodense.density.artifact import stored
-from isodense.density.estimate import Estimate, heldout_density, inverse_weights
+from isodense.density.estimate import (
+    Estimate,
+    heldout_density,
+    heldout_niches,
+    inverse_weights,
+)
 from isodense.density.kinds import load_kinds, shares
 from isodense.density.params import DensityParams
 from isodense.inspect.difficulty import of_row
@@ -69,6 +74,11 @@ class Trained:
     found: Estimate
     params: DensityParams
 
+    @property
+    def niches(self) -> np.ndarray | None:
+        """With how many each shares its weight as paraphrases; None where it does not."""
+        return self.found.niches if self.params.method == "soft_count" else None
+
     def relative(self, rows: int | slice) -> Any:
         """Return the weights of rows over the mean."""
         return self.weights.weights[rows].astype(np.float64) * len(self.graph)
@@ -93,6 +103,9 @@ class Subject:
         The prompt's weight, where it has one.
     row : int
         The prompt's number among the training prompts; -1 where it is not one.
+    niche : float or None
+        How many prompts it shares, or would share, a weight with as paraphrases, itself included;
+        None where it has no weight, or weights are not shared so.
     """
 
     kind: str
@@ -103,6 +116,7 @@ class Subject:
     cluster: int
     weight: dict[str, Any] | None
     row: int = -1
+    niche: float | None = None
 
 
 def explain(
@@ -124,8 +138,8 @@ def explain(
     -------
     dict
         JSON values: ``kind`` (``"training"``, ``"heldout"`` or ``"new"``), ``prompt``, ``density``,
-        ``weight``, ``known_kind``, ``difficulty``, ``near_duplicates``, ``why`` and
-        ``neighbors``; docs/explain.md describes them.
+        ``weight``, ``known_kind``, ``difficulty``, ``near_duplicates``, ``paraphrases``, ``why``
+        and ``neighbors``; docs/explain.md describes them.
 
     Raises
     ------
@@ -208,7 +222,7 @@ def _place(prompts: Path, query: str, messages: list[Message], name: str | None)
 
 
 def _training(place: Place, folders: Folders, trained: Trained) -> Subject:
-    row, weights = place.number, trained.weights
+    row, weights, niches = place.number, trained.weights, trained.niches
     if row >= len(trained.graph) or weights.prompt_ids[row] != place.id:
         message = f"prompt {place.id.decode()} is not where the weights have it"
         raise ArtifactError(message, "run `dvc repro density`, or `dvc checkout`")
@@ -222,6 +236,7 @@ def _training(place: Place, folders: Folders, trained: Trained) -> Subject:
         int(trained.found.clusters[row]),
         _weight(float(trained.relative(row)), rank, trained),
         row,
+        None if niches is None else float(niches[row]),
     )
 
 
@@ -262,8 +277,18 @@ def _new(messages: list[Message], folders: Folders, trained: Trained) -> Subject
     density = float(heldout_density(trained.found, near, trained.params)[0])
     cluster = _cluster(near.indices[0], near.distances[0], trained)
     prompt = {"id": prompt_id(messages), "text": text}
-    weight = _weight_at(density, cluster, trained, folders.prompts)
-    return Subject("new", prompt, near.indices[0], near.distances[0], density, cluster, weight)
+    niche = float(heldout_niches(trained.found, near, trained.params)[0])
+    weight = _weight_at(density, niche, cluster, trained, folders.prompts)
+    return Subject(
+        "new",
+        prompt,
+        near.indices[0],
+        near.distances[0],
+        density,
+        cluster,
+        weight,
+        niche=None if trained.niches is None else niche,
+    )
 
 
 def _cluster(indices: np.ndarray, distances: np.ndarray, trained: Trained) -> int:
@@ -274,7 +299,7 @@ def _cluster(indices: np.ndarray, distances: np.ndarray, trained: Trained) -> in
 
 
 def _weight_at(
-    density: float, cluster: int, trained: Trained, prompts: Path
+    density: float, niche: float, cluster: int, trained: Trained, prompts: Path
 ) -> dict[str, Any] | None:
     """Return the weight of a prompt of one occurrence that shares the weight of a cluster.
 
@@ -291,7 +316,7 @@ def _weight_at(
         pair = inverse_weights(
             np.array([density, found.density[0]]),
             found.exponent,
-            np.array([size, sizes[found.clusters[0]]]),
+            np.array([size * niche, found.sharers[0]]),
         )
         relative = float(pair[0] / pair[1] * trained.relative(0) / _count_factor(trained, prompts))
     rank = 1 + int((trained.relative(slice(None)) > relative).sum())
@@ -352,6 +377,12 @@ def _report(subject: Subject, trained: Trained, prompts: Path, most: int) -> dic
             "number": len(duplicates),
             "radius": trained.found.scales.radius,
             "prompts": [entry(row) for row in duplicates[:most].tolist()],
+        },
+        "paraphrases": None
+        if subject.niche is None
+        else {
+            "niche": subject.niche,
+            "reach": trained.params.paraphrases * trained.found.scales.scale,
         },
         "why": _why(subject, shares, outside, trained),
         "neighbors": [

@@ -12,6 +12,7 @@ from rich.text import Text
 from isodense.density.artifact import stored
 from isodense.density.balance import effective_sample_size, weight_statistics
 from isodense.density.duplicates import largest_clusters
+from isodense.density.opinion import sentences
 from isodense.inspect.lookup import require_same_prompts, rows_of
 from isodense.pipeline.terminal import rendered, table
 from isodense.sampling.weights import Weights, load_weights
@@ -33,10 +34,11 @@ def overview(prompts: Path, density: Path, top: int) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``prompts``, their number; ``ess``; ``exponent``, or None where the weight is no power of
-        the density; ``min_over_mean``, ``max_over_mean``;
-        ``histogram``, of weights over the mean; ``most`` and ``least``, the prompts at both ends;
-        ``dimension``, the intrinsic one; ``near_duplicates``, with the largest duplicate clusters.
+        ``opinion``, sentences on what the weights will do; ``prompts``, their number; ``ess``;
+        ``exponent``, or None where the weight is no power of the density; ``min_over_mean``,
+        ``max_over_mean``; ``histogram``, of weights over the mean; ``most`` and ``least``, the
+        prompts at both ends; ``dimension``, the intrinsic one; ``near_duplicates``, with the
+        largest duplicate clusters.
 
     Raises
     ------
@@ -60,6 +62,7 @@ def overview(prompts: Path, density: Path, top: int) -> dict[str, Any]:
         ]
 
     return {
+        "opinion": sentences(weights.metadata.get("opinion", {})),
         "prompts": len(relative),
         "ess": effective_sample_size(weights.weights),
         "exponent": _exponent(weights),
@@ -135,7 +138,7 @@ def _header(found: dict[str, Any]) -> str:
         f"{near['prompts']} prompts ({near['share']:.1%}) are in {near['clusters']} duplicate "
         f"clusters, which get {near['draws']:.1%} of the draws"
     )
-    return "".join(f"{line}\n" for line in lines)
+    return "".join(f"{line}\n" for line in [*lines, *found["opinion"]])
 
 
 def _histogram(counts: list[int]) -> str:

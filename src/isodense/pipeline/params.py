@@ -247,6 +247,10 @@ def _text(cls: type[Params], fault: Any) -> str:
             return f"{value!r} is below the minimum, {limits['ge']}"
         case "less_than_equal":
             return f"{value!r} is above the maximum, {limits['le']}"
+        case "greater_than":
+            return f"{value!r} is not above {limits['gt']}"
+        case "less_than":
+            return f"{value!r} is not below {limits['lt']}"
         case "too_short":
             items = "1 item" if limits["min_length"] == 1 else f"{limits['min_length']} items"
             return f"{value!r} is below the minimum, {items}"

@@ -23,6 +23,7 @@ from jinja2 import Environment, StrictUndefined
 from isodense.density.artifact import stored
 from isodense.density.balance import effective_sample_size, weight_statistics
 from isodense.density.kinds import load_kinds, shares
+from isodense.density.opinion import sentences
 from isodense.map.reader import load_coordinates
 from isodense.pipeline.artifact import made_from_others, replacing, require_same_ids
 from isodense.pipeline.jsonl import read_jsonl
@@ -143,6 +144,7 @@ def write_report(
         notices=_notices(metrics, sources.manifests),
         cards=_cards(prompts, weights, metrics),
         charts=charts,
+        opinion=sentences(weights.metadata.get("opinion", {})),
         balance_by=by,
         balance=shares(load_kinds(sources.prompts, by), weights.weights) if by else [],
         rows=len(prompts),

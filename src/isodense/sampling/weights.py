@@ -23,10 +23,12 @@ from isodense.prompts.reader import PromptSet
 WEIGHTS = "density_weights.npy"
 DENSITY = "density.npy"
 CLUSTERS = "duplicate_clusters.npy"
+PARAPHRASES = "paraphrases.npy"
 HELDOUT_DENSITY = "heldout_density.npy"
 HELDOUT_LEAKED = "heldout_leaked.npy"
 IDS = "prompt_ids.npy"
 DTYPES = {WEIGHTS: "float32", DENSITY: "float32", CLUSTERS: "int32", IDS: "S32"}
+OPTIONAL = {PARAPHRASES: "float32"}
 LINE = np.dtype([("newline", "S1"), ("id", "S32")])
 LINES = 4096  # hashed at once: they stay in the processor's cache
 HELDOUT = "heldout_ids_sha256"
@@ -49,6 +51,9 @@ class Weights:
         Ids of the prompts, in the same order.
     metadata : dict
         The artifact's manifest.
+    niches : ndarray of shape (n_prompts,), float32, optional
+        With how many prompts each shares its weight as paraphrases, itself included; None where
+        ``density.paraphrases`` is 0.
     """
 
     weights: np.ndarray
@@ -56,6 +61,7 @@ class Weights:
     clusters: np.ndarray
     prompt_ids: np.ndarray
     metadata: dict[str, Any]
+    niches: np.ndarray | None = None
 
     def align(self, ids: Sequence[str]) -> np.ndarray:
         """Return the weights of the prompts `ids`, in that order, scaled to sum 1.
@@ -112,20 +118,28 @@ def load_weights(folder: str | Path) -> Weights:
     """
     folder = Path(folder)
     manifest = read_manifest(folder, "density")
-    arrays = {name: load_array(checked(folder, manifest, name), mmap=True) for name in DTYPES}
+    dtypes = DTYPES | {name: OPTIONAL[name] for name in OPTIONAL if name in manifest["files"]}
+    arrays = {name: load_array(checked(folder, manifest, name), mmap=True) for name in dtypes}
     for name, array in arrays.items():
         if array.shape != (manifest["rows"],):
             message = f"{folder / name} has shape {array.shape}, not ({manifest['rows']},)"
             raise ArtifactError(message, HINT)
-        if array.dtype != DTYPES[name]:
+        if array.dtype != dtypes[name]:
             raise ArtifactError(
-                f"{folder / name} has dtype {array.dtype}, not {DTYPES[name]}", HINT
+                f"{folder / name} has dtype {array.dtype}, not {dtypes[name]}", HINT
             )
     _check_weights(folder / WEIGHTS, arrays[WEIGHTS])
     _check_clusters(folder / CLUSTERS, arrays[CLUSTERS])
     if _ids_sha256(arrays[IDS]) != manifest["ids_sha256"]:
         raise ArtifactError(f"{folder / IDS} does not hold the ids of its manifest", HINT)
-    return Weights(arrays[WEIGHTS], arrays[DENSITY], arrays[CLUSTERS], arrays[IDS], manifest)
+    return Weights(
+        arrays[WEIGHTS],
+        arrays[DENSITY],
+        arrays[CLUSTERS],
+        arrays[IDS],
+        manifest,
+        arrays.get(PARAPHRASES),
+    )
 
 
 def load_leaked(folder: str | Path, prompts: PromptSet) -> frozenset[str]:

@@ -91,6 +91,7 @@ def _described(report: dict[str, Any], width: int | None) -> str:
         f"itself included; denser than {density['denser_than']:.0%} of the training prompts\n",
         _why_line(report),
         _near_duplicates(report["near_duplicates"], report["kind"], width),
+        _paraphrases(report["paraphrases"]),
     ]
     if report["neighbors"]:
         rows = [
@@ -193,3 +194,13 @@ def _near_duplicates(found: dict[str, Any], kind: str, width: int | None) -> str
     more = number - len(shown)
     last = f"            and {more} more\n" if more else ""
     return f"duplicates  {number} {plural}, {radius} or chained: {shared}\n{''.join(shown)}{last}"
+
+
+def _paraphrases(found: dict[str, Any] | None) -> str:
+    """Return with how many others the weight is shared by degree; nothing without the option."""
+    if found is None:
+        return ""
+    return (
+        f"paraphrases {found['niche']:.1f} prompts share one weight: itself, and others within "
+        f"{found['reach']:.3f} the more the closer they are\n"
+    )

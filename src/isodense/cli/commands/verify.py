@@ -22,9 +22,12 @@ def add(commands: Any) -> None:
         "verify",
         help=run.__doc__,
         description=run.__doc__,
-        epilog="example: isodense verify data/density data/embeddings",
+        epilog="example: isodense verify data/density data/embeddings, or, after `dvc repro`: "
+        "isodense verify --against HEAD",
     )
-    parser.add_argument("artifacts", type=Path, nargs="+", help="artifact folders")
+    parser.add_argument("artifacts", type=Path, nargs="*", help="artifact folders")
+    than = "compare what the stages made here with what this commit pins: same, drifted, different"
+    parser.add_argument("--against", metavar="REV", help=than)
     again = "embed this many prompts of an embeddings artifact again and compare"
     parser.add_argument("--recompute", type=positive, metavar="N", help=again)
     parser.add_argument(
@@ -38,6 +41,14 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Compare every file of the artifacts with their manifests."""
+    if not args.artifacts and not args.against:
+        hint = "name artifact folders, or a commit with --against"
+        raise ArtifactError("nothing to verify", hint)
+    if args.against:
+        from isodense.cli.against import against
+
+        for stage, verdict in against(args.against):
+            sys.stdout.write(f"{stage:<12}{verdict}\n")
     for folder in args.artifacts:
         kind = _kind(folder)
         manifest = read_manifest(folder, kind)
