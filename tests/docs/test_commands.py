@@ -137,6 +137,7 @@ def test_the_commands_of_the_readme_run(ran):
     assert sum(len(commit.get("experiments") or []) for commit in experiments) >= 3
 
 
+@pytest.mark.slow
 @needs_venv
 def test_the_commands_of_the_tutorial_run(ran):
     output, project = ran("docs/tutorial.md")

@@ -34,6 +34,7 @@ def test_a_second_run_does_nothing_and_leaves_git_clean(project):
     assert project.run("git", "status", "--porcelain") == ""
 
 
+@pytest.mark.slow
 def test_forced_again_every_byte_repeats(project):
     before = project.lock()
     shutil.rmtree(project.root / ".cache")

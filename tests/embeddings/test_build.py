@@ -369,6 +369,7 @@ def test_the_first_rank_does_not_publish_a_damaged_shard_that_another_owes(
     assert content(tmp_path / "out") == content(tmp_path / "alone")
 
 
+@pytest.mark.slow
 def test_torchrun_gives_the_bytes_of_one_process(tmp_path, folder):
     alone = stage(tmp_path, folder, "alone")
     assert alone.returncode == 0, alone.stderr

@@ -309,6 +309,7 @@ def script(folder, out, **environ):
     )
 
 
+@pytest.mark.slow
 def test_torchrun_gives_the_bytes_of_one_process(tmp_path):
     artifacts(tmp_path, unit(40_000, 8))
     alone = script(tmp_path, "alone")
