@@ -63,7 +63,6 @@ def test_density_alone_runs_one_stage_and_shows_no_number_of_another_density(pro
     assert "workspace" not in shown(project)
 
 
-@pytest.mark.slow
 def test_a_queue_keeps_its_target_and_says_what_failed(project):
     try:
         project.run(

@@ -322,6 +322,7 @@ def test_torchrun_gives_the_bytes_of_one_process(tmp_path):
     assert content(tmp_path / "both") == content(tmp_path / "alone")
 
 
+@pytest.mark.slow
 def test_kill_9_keeps_the_finished_blocks(tmp_path):
     artifacts(tmp_path, unit(60_000, 8))
     first = script(tmp_path, "first", ISODENSE_CACHE="other")

@@ -386,6 +386,7 @@ for name, changes in {"cut": {}, "redrawn-cut": {"redraw": "decile"}}.items():
 """
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_plan_and_resume_together(tmp_path: Path):
     write_inputs(tmp_path)
     (tmp_path / "worker.py").write_text(WORKER)
