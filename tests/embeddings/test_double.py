@@ -153,9 +153,11 @@ def test_bytes_of_a_decoder_at_any_thread_count_and_path(built, space):
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("qemu-x86_64"), reason="needs qemu-user")
 def test_bytes_on_an_emulated_processor(built):
+    """NumPy without AVX2: its sorts of that end with a segmentation fault under QEMU 7.2."""
+    there = {"NPY_DISABLE_CPU_FEATURES": disabled(), "OMP_NUM_THREADS": "1"}
     emulated = ("qemu-x86_64", "-cpu", "Haswell")
     here = digests(built / "encoder", "float64")
-    assert digests(built / "encoder", "float64", emulated=emulated, OMP_NUM_THREADS="1") == here
+    assert digests(built / "encoder", "float64", emulated=emulated, **there) == here
 
 
 @pytest.mark.gpu
