@@ -106,6 +106,8 @@ def test_within_balanced_kinds_nothing_moves_between_them():
     opinion = judged(X, balanced=[str(label) for label in labels], balance_by="label")
     assert opinion["between_domains"] == pytest.approx(0, abs=1e-3)
     assert opinion["case"] == "wide"
+    opinion |= {"moved": 0.37, "moved_by_density": 0.12}  # most by balancing uneven kinds
+    assert short(opinion).startswith("density moves 12% of the draws, from the middle")
 
 
 def test_the_order_of_the_rows_makes_no_difference():

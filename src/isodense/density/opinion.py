@@ -247,13 +247,15 @@ def short(opinion: Mapping[str, Any]) -> str:
     if not opinion:
         return ""
     words = {
-        "copies": f", {_copied(opinion):.0%} of it due to near-duplicates alone",
-        "even": ", little of it by density",
-        "wide": ", from the middle of one wide crowd to its rim",
-        "domains": f", between {opinion['domains']} separate domains",
-        "crowds": ", from dense crowds to sparse ones",
+        "copies": f"{_copied(opinion):.0%} of it due to near-duplicates alone",
+        "even": "little of it by density",
+        "wide": "from the middle of one wide crowd to its rim",
+        "domains": f"between {opinion['domains']} separate domains",
+        "crowds": "from dense crowds to sparse ones",
     }
-    said = f"weights move {opinion['moved']:.0%} of the draws{words[opinion['case']]}"
+    by = f"density moves {opinion['moved_by_density']:.0%}"  # and not what balances known kinds
+    by = f"weights move {opinion['moved']:.0%}" if opinion["case"] in ("copies", "even") else by
+    said = f"{by} of the draws, {words[opinion['case']]}"
     if "label_entropy" in opinion:
         said += f"; labels are {_change(opinion, 'label')} uniform"
     return said

@@ -131,7 +131,11 @@ def _header(found: dict[str, Any]) -> str:
     lines = [
         f"{n} training prompts, effective sample size {found['ess']:.0f} ({found['ess'] / n:.0%}), "
         f"weights {found['min_over_mean']:.2f} to {found['max_over_mean']:.2f} times the mean",
-        *([] if exponent is None else [f"exponent {exponent:.3f} of weight ~ count^-exponent"]),
+        *(
+            []
+            if exponent is None
+            else [f"exponent {exponent:.3f} of weight ~ (soft count)^-exponent"]
+        ),
     ]
     lines[-1] += f"; intrinsic dimension {found['dimension']:.1f}"
     lines.append(

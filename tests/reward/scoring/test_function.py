@@ -233,7 +233,7 @@ def test_what_a_function_does_wrong_is_one_clear_error(project: Path, kind, body
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("reward:right", "importing reward raised ModuleNotFoundError"),
+        ("reward:right", r"there is no module reward\b"),
         ("rewards:rigth", "did you mean 'right'"),
         ("sys:exit", "has no source file"),
         ("trl.rewards:acuracy_reward", "did you mean 'accuracy_reward'"),
@@ -243,6 +243,15 @@ def test_a_function_that_is_not_there_is_named(project: Path, name: str, told: s
     write(project, "def right(completions):\n    pass\n")
     with pytest.raises(TrainingError, match=told):
         RewardFunction(name)
+
+
+def test_a_module_that_is_not_there_is_told_from_one_that_it_imports(project: Path):
+    with pytest.raises(TrainingError, match=r"there is no module lessons\.algebra") as raised:
+        RewardFunction("lessons.algebra:right")
+    assert "write lessons/algebra.py" in raised.value.hint
+    write(project, "import numpi\n")
+    with pytest.raises(TrainingError, match="importing rewards raised ModuleNotFoundError"):
+        RewardFunction("rewards:right")
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,12 @@ class RewardFunction:
             found = getattr(module, attribute, None)  # may import more, in a lazy module
         except (Exception, SystemExit) as error:  # the user's code may raise anything
             message = f"{self}: importing {module_name} raised {_last(error)}"
-            raise TrainingError(message, "modules are looked up from the project's root") from error
+            hint = "modules are looked up from the project's root"
+            missing = error.name if isinstance(error, ModuleNotFoundError) else None
+            if f"{module_name}.".startswith(f"{missing}."):  # itself, not what it imports
+                message = f"{self}: there is no module {module_name}"
+                hint = f"write {module_name.replace('.', '/')}.py, or correct reward.functions"
+            raise TrainingError(message, hint) from error
         if not callable(found):
             near = difflib.get_close_matches(attribute, dir(module), n=1, cutoff=0.5)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
