@@ -97,6 +97,6 @@ def run(folder: Path, embed: Embed, policy: Path, kept: Path | None, seeds: rang
         title, header = f"{kind.capitalize()} sets, {said}", ["vectors", "components"]
         columns = [f"{k}, ESS {target}" for k, target in SCHEMES]
         table(title, [*header, *columns, "reached, k 50, ESS 0.8"], rows)
-        columns = [f"less {other}, ESS {target}"
-                   for other in ("the first row", "its default") for _, target in DEFAULT]  # fmt: skip
+        pairs = itertools.product(("the first row", "its default"), DEFAULT)
+        columns = [f"less {other}, ESS {target}" for other, (_, target) in pairs]
         table(f"{title}, k 50, by seed", header + columns, differences)
