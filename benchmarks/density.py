@@ -375,10 +375,10 @@ def table(title: str, header: list[str], rows: list[list[str]]) -> None:
         print("\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n", flush=True)
 
 
-def caching(folder: Path, kept: Path | None = None) -> Embed:
+def caching(folder: Path, kept: Path | None = None, layer: int | None = None) -> Embed:
     """Return a function that embeds each text once, also over runs if there is a folder for it."""
     known: dict[str, np.ndarray] = {}
-    encoder = cache(lambda: isodense.load_encoder(folder))
+    encoder = cache(lambda: isodense.load_encoder(folder, layer=layer))
     for path in sorted(kept.glob("*.npz")) if kept else []:
         with np.load(path) as file:
             known.update(zip(file["texts"].tolist(), file["vectors"], strict=True))
@@ -403,6 +403,7 @@ def main() -> None:
     parser.add_argument("part", nargs="?", default="all", choices=["all", *parts])
     parser.add_argument("--encoder", type=Path, default=Path("models/encoder"), help="its folder")
     parser.add_argument("--real", type=Path, metavar="DIR", help="files of labelled requests")
+    parser.add_argument("--policy", type=Path, metavar="DIR", help="compare encoders on --real")
     parser.add_argument("--vectors", type=Path, help="folder that keeps embeddings between runs")
     parser.add_argument("--seeds", type=int, default=5, help="sets of each kind, 2 or more")
     parser.add_argument("--first", type=int, default=0, help="first seed")
@@ -410,10 +411,14 @@ def main() -> None:
     args = parser.parse_args()
     seeds = range(args.first, args.first + args.seeds)
     embed = caching(args.encoder, args.vectors)
-    if args.real:
-        from labelled import run
+    if args.real and args.policy:
+        import encoders
 
-        run(args.real, embed, seeds)
+        encoders.run(args.real, embed, args.policy, args.vectors, seeds)
+    elif args.real:
+        import labelled
+
+        labelled.run(args.real, embed, seeds)
     else:
         names = [] if args.part == "theory" else [args.only] if args.only else list(SETS)
         sets = {name: [SETS[name](embed, seed) for seed in seeds] for name in names}

@@ -250,7 +250,7 @@ def strength(sets: dict[str, dict[str, list[Labelled]]]) -> None:
     goals = [f"ESS {target}" for target in TARGETS]
     single = []
     for kind, named in sets.items():
-        found = {name: measured(several, kind == "even") for name, several in named.items()}
+        found = {name: measured(several, kind == "even", ALL) for name, several in named.items()}
         means = {one: np.mean([each[one] for each in found.values()], axis=0) for one in ALL}
         rows, differences = [], []
         for scheme in SCHEMES:
@@ -271,9 +271,9 @@ def strength(sets: dict[str, dict[str, list[Labelled]]]) -> None:
     table("Each set", header + [f"{scheme}, ESS {target}" for scheme, target in ONE], single)
 
 
-def measured(several: list[Labelled], even: bool) -> Scores:
+def measured(several: list[Labelled], even: bool, chosen: list[tuple[str, float]]) -> Scores:
     """Return scores and effective sample sizes of a set, over its seeds."""
-    runs = {one: [(SCHEMES[one[0]](data, one[1]), data) for data in several] for one in ALL}
+    runs = {one: [(SCHEMES[one[0]](data, one[1]), data) for data in several] for one in chosen}
     return {
         one: np.array([[data.score(w, even), data.ess(w)] for w, data in found]).T
         for one, found in runs.items()
