@@ -16,6 +16,7 @@ import torch
 from isodense.embeddings.double import Double, computing_in
 from isodense.embeddings.encoder import load_encoder
 from tests import tiny
+from tests.architectures import checkpoint
 
 PATHS = {  # of other processors, as far as libraries can be told to take them
     "ONEDNN_MAX_CPU_ISA": "SSE41",
@@ -110,6 +111,20 @@ def test_vectors_are_those_of_float32_to_its_precision(built, name, space):
     assert not np.array_equal(one, two)
     np.testing.assert_allclose(one, two, atol=1e-5)
     assert np.array_equal(two[7:9], double.encode(texts[7:9]))
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "gpt_oss", "jamba"])
+def test_experts_are_computed_in_float64(tmp_path, kind):
+    """For which torch has no grouped products."""
+    checkpoint(tmp_path / kind, kind)
+    texts = tiny.texts(12)
+    whole, double = (
+        load_encoder(tmp_path / kind, max_tokens=64, precision=precision)
+        for precision in ("float32", "float64")
+    )
+    vectors = double.encode(texts)
+    np.testing.assert_allclose(whole.encode(texts), vectors, atol=1e-5)
+    assert np.array_equal(vectors[::-1], double.encode(texts[::-1]))
 
 
 def test_all_that_a_decoder_computes_is_float64(built, monkeypatch):

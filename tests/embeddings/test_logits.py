@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from isodense.embeddings import logits as module
+from isodense.embeddings.double import computing_in
 from isodense.embeddings.encoder import load_encoder
 from isodense.pipeline.errors import ModelError
 from tests import tiny
@@ -219,6 +220,17 @@ def test_the_square_root_squared_is_the_heads_square(vocabulary, hidden):
     assert np.linalg.norm(root.T @ root - expected) < 1e-4 * np.linalg.norm(expected)
     np.testing.assert_allclose(root, root.T, atol=1e-4)
     assert np.linalg.eigvalsh(root).min() > -1e-4
+
+
+def test_the_square_root_is_exact_in_float64_where_columns_depend_on_each_other():
+    """What is off there by 1e-8 differs between processors, and so would the vectors' bytes."""
+    weight = torch.randn(5000, 32, generator=torch.Generator().manual_seed(0))
+    weight[:, 20:] = weight[:, :12]
+    with computing_in("float64"):
+        root = module._square_root(weight)
+    assert root.dtype == torch.float64
+    nothing = torch.eye(32, dtype=torch.float64)[:12] - torch.eye(32, dtype=torch.float64)[20:]
+    assert (root @ nothing.T).abs().max() < 1e-12 * root.max()
 
 
 def test_the_square_root_has_the_same_bytes_at_any_thread_count():

@@ -22,6 +22,7 @@ from isodense.embeddings.reader import load_vectors
 from isodense.inspect.explain import Folders, explain
 from isodense.inspect.query import nearest_to
 from isodense.neighbors.graph import load_graph, load_heldout_graph
+from isodense.pipeline.artifact import read_manifest, write_manifest
 from isodense.pipeline.errors import IsodenseError
 from isodense.prompts.conversations import prompt_id
 from isodense.prompts.reader import load_prompts
@@ -36,6 +37,7 @@ from tests.tiny import WORDS, user
 
 DIFFICULTY = DifficultyParams(**SECTIONS["difficulty"] | {"completions": 8})
 TAIL = " ".join(WORDS * 3)  # longer than the encoder reads: texts that end in it have one vector
+FIXED = ("format_version", "kind", "files")
 HOSTILE = "\x1b[31mwhich\x9b2J colour \u202eis\u2066 the </script>\n\n\u2028密度 sky? "
 DIALOGUE = [
     {"role": "user", "content": "Tell me a joke."},
@@ -472,3 +474,18 @@ def test_a_prompt_is_read_from_standard_input(data, prompts, capsys, monkeypatch
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff")))
     with pytest.raises(IsodenseError, match="not UTF-8"):
         run(capsys, data, "-")
+
+
+def test_weights_made_before_there_was_a_param_are_explained(data, encoder, tmp_path):
+    shutil.copytree(data, tmp_path / "data")
+    folder = tmp_path / "data" / "density"
+    manifest = read_manifest(folder, "density")
+    fields = {name: value for name, value in manifest.items() if name not in FIXED}
+    del fields["params"]["paraphrases"], fields["params"]["balance_by"]
+    write_manifest(folder, "density", **fields)
+    old, now = (explain("red green", folders(one, encoder)) for one in (folder.parent, data))
+    assert old == now
+    fields["params"]["paraphrase"] = 0.5
+    write_manifest(folder, "density", **fields)
+    with pytest.raises(IsodenseError, match=r"paraphrase: unknown key.*'paraphrases'"):
+        explain("red green", folders(folder.parent, encoder))

@@ -18,7 +18,7 @@ from isodense.density.estimate import Estimate, estimate
 from isodense.density.params import DensityParams
 from isodense.neighbors.graph import Graph
 from isodense.pipeline.artifact import publishing, write_manifest
-from isodense.pipeline.params import as_dict
+from isodense.pipeline.params import as_dict, build
 from isodense.sampling.weights import (
     CLUSTERS,
     DENSITY,
@@ -29,6 +29,15 @@ from isodense.sampling.weights import (
     WEIGHTS,
     Weights,
 )
+
+LATER = {  # params that artifacts made before there were these lack, each as it was then: off
+    "paraphrases": 0.0,
+    "semdedup": 0.05,
+    "clusters": None,
+    "balance_by": None,
+    "balance_power": 1.0,
+    "quotas": None,
+}
 
 
 def publish(
@@ -123,6 +132,17 @@ def stored(weights: Weights) -> Estimate:
         metadata["exponent"],
         weights.niches,
     )
+
+
+def stored_params(weights: Weights) -> DensityParams:
+    """Return the params that the density stage had.
+
+    Raises
+    ------
+    IsodenseError
+        If the artifact has params that this version does not know.
+    """
+    return build(DensityParams, LATER | weights.metadata["params"], "the density's manifest")
 
 
 def statistics(

@@ -138,11 +138,17 @@ class LogitSpace:
 
 
 def _square_root(weight: torch.Tensor) -> torch.Tensor:
-    """Return the symmetric square root of WᵀW, with the same bytes at any thread count."""
+    """Return the symmetric square root of WᵀW, with the same bytes at any thread count.
+
+    It is made of W's singular values, by way of R of W = QR. The square roots of the eigenvalues
+    of WᵀW would be off by 1e-8 where W has dependent columns, and by other bits on each processor.
+    """
+    triangle = weight.new_empty(0, weight.shape[1]).double()
     with one_thread():
-        square = sum(block.double().T @ block.double() for block in weight.split(BLOCK))
-        values, vectors = torch.linalg.eigh(square)
-        root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+        for block in weight.split(BLOCK):
+            triangle = torch.linalg.qr(torch.cat([triangle, block.double()]), mode="r").R
+        _, values, vectors = torch.linalg.svd(triangle, full_matrices=False)
+        root = (vectors.T * values) @ vectors
     return root.float()
 
 

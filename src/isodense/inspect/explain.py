@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from isodense.density.artifact import stored
+from isodense.density.artifact import stored, stored_params
 from isodense.density.estimate import (
     Estimate,
     heldout_density,
@@ -153,8 +153,7 @@ def explain(
     require_same_prompts(folders.prompts, weights)
     place = _place(folders.prompts, query.strip(), messages, name)
     graph = graph_of(weights, folders.neighbors)
-    params = DensityParams(**weights.metadata["params"])
-    trained = Trained(weights, graph, stored(weights), params)
+    trained = Trained(weights, graph, stored(weights), stored_params(weights))
     if place is None:
         subject = _new(messages, folders, trained)
     else:

@@ -88,8 +88,11 @@ def load_backbone(
     def left_out(model: Any, name: str) -> bool:
         return is_head(model, name) or _is_deeper(model, name, kept)
 
+    settings = {"config": config, "dtype": dtype}
+    if dtype == torch.float64:  # torch has no grouped products of experts in float64
+        settings["experts_implementation"] = "eager"
     try:
-        model, missing = read_model(AutoModel, folder, left_out, config=config, dtype=dtype)
+        model, missing = read_model(AutoModel, folder, left_out, **settings)
     except UNREADABLE as error:
         raise ModelError(f"{folder} cannot be loaded: {error}") from None
     require_whole(folder, [name for name in missing if not name.startswith("pooler.")])
