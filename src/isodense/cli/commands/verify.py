@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
         from isodense.cli.against import against
 
         for stage, verdict in against(args.against):
-            sys.stdout.write(f"{stage:<12}{verdict}\n")
+            sys.stdout.write(f"{stage:<11} {verdict}\n")
     for folder in args.artifacts:
         kind = _kind(folder)
         manifest = read_manifest(folder, kind)
