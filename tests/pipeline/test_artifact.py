@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
 
 from isodense.pipeline.artifact import (
+    checked,
     content_sha256,
     ids_sha256,
     load_array,
@@ -23,6 +25,7 @@ from isodense.pipeline.artifact import (
 )
 from isodense.pipeline.errors import ArtifactError
 
+STAGE = "dvc repro density"
 SHA256 = "eed7c944a674e7e9a3f4baf8393c37b9f169123e13a884a08b151a39da2adef5"  # of arange(3)
 
 
@@ -89,16 +92,16 @@ def test_the_same_files_give_the_same_manifest(made, tmp_path):
 
 
 def test_incomplete_foreign_and_newer_artifacts_are_refused(made):
-    with pytest.raises(ArtifactError, match="dvc repro density"):
+    with pytest.raises(ArtifactError, match=rf"has no manifest\.json: .*\n  -> .*{STAGE}"):
         read_manifest(made / "nothing", "density")
-    with pytest.raises(ArtifactError, match="holds 'density', not 'neighbors'"):
+    with pytest.raises(ArtifactError, match=r"holds 'density', not 'neighbors'\n  -> run `dvc"):
         read_manifest(made, "neighbors")
     path = made / "manifest.json"
     path.write_text(path.read_text().replace('"format_version": 2', '"format_version": 99'))
     with pytest.raises(ArtifactError, match="format version 99"):
         read_manifest(made, "density")
     path.write_text("{")
-    with pytest.raises(ArtifactError, match="not JSON"):
+    with pytest.raises(ArtifactError, match=rf"not JSON.*\n  -> .*{STAGE}"):
         read_manifest(made, "density")
     for text in ("[]", "{}", '{"kind": "density", "files": ["x.npy"]}'):
         path.write_text(text)
@@ -120,14 +123,20 @@ def test_a_missing_short_or_changed_file_is_named(made):
     whole = (made / "x.npy").read_bytes()
     (made / "x.npy").write_bytes(whole[:-1] + b"!")
     read_manifest(made, "density")
-    with pytest.raises(ArtifactError, match=r"x\.npy is damaged"):
-        verify_files(made, manifest)
+    restore = rf"\n  -> run `dvc checkout --force {made}` or the stage again"
+    for read in (verify_files, partial(checked, name="x.npy")):
+        with pytest.raises(ArtifactError, match=rf"x\.npy is damaged.*{restore}"):
+            read(made, manifest)
     (made / "x.npy").write_bytes(whole[:-1])
-    with pytest.raises(ArtifactError, match=r"x\.npy has"):
+    with pytest.raises(ArtifactError, match=rf"x\.npy has .* bytes, not .*{restore}"):
         read_manifest(made, "density")
     (made / "x.npy").unlink()
-    with pytest.raises(ArtifactError, match=r"x\.npy is missing"):
+    with pytest.raises(ArtifactError, match=rf"x\.npy is missing\n  -> .*{STAGE}"):
         read_manifest(made, "density")
+    with pytest.raises(ArtifactError, match=rf"x\.npy is missing{restore}"):
+        checked(made, manifest, "x.npy")
+    with pytest.raises(ArtifactError, match=rf"y\.npy is not in the artifact's .*{restore}"):
+        checked(made, manifest, "y.npy")
 
 
 @pytest.mark.parametrize(

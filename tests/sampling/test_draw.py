@@ -123,9 +123,9 @@ def test_any_piece_of_any_stream_is_the_same(start, size, seed, mode):
 
 @pytest.mark.parametrize("uniform", [-0.1, 1.1, np.nan])
 def test_a_share_outside_0_to_1_is_refused(uniform):
-    with pytest.raises(IsodenseError, match=r"uniform = .* is not in 0 … 1"):
+    with pytest.raises(IsodenseError, match=r"uniform = .* is not in 0 … 1\n  -> it is the share"):
         draw(WEIGHTS, 1, uniform=uniform)
-    with pytest.raises(IsodenseError, match=r"uniform = .* is not in 0 … 1"):
+    with pytest.raises(IsodenseError, match=r"uniform = .* is not in 0 … 1\n  -> it is the share"):
         DistributedWeightedSampler(WEIGHTS, 1, uniform=uniform)
 
 
@@ -151,7 +151,8 @@ def test_more_prompts_than_torch_multinomial_takes():
     "weights", [[], [[1.0]], [0.0, 0.0], [1.0, -1.0], [1.0, np.nan], [np.inf, 1.0]]
 )
 def test_unusable_weights_are_refused(weights):
-    with pytest.raises(IsodenseError):
+    said = r"weights (have shape .* expected \(n,\)|must be finite, not negative .*\n  -> run `dvc)"
+    with pytest.raises(IsodenseError, match=said):
         draw(np.array(weights), 1)
 
 
@@ -209,7 +210,9 @@ def test_epochs_without_replacement_follow_the_weights():
 
 def test_more_draws_than_rows_are_refused_without_replacement():
     assert len(list(DistributedWeightedSampler(WEIGHTS, 4, replacement=False))) == 4
-    with pytest.raises(IsodenseError, match="num_samples = 5 of 4 rows that can be drawn"):
+    with pytest.raises(
+        IsodenseError, match=r"num_samples = 5 of 4 rows that can be drawn.*\n  -> draw"
+    ):
         DistributedWeightedSampler(WEIGHTS, 5, replacement=False)
     assert len(list(DistributedWeightedSampler(WEIGHTS, 7, replacement=False, uniform=0.1))) == 7
 
@@ -260,6 +263,7 @@ def test_ranks_share_rows_whose_keys_are_equal(monkeypatch):
 
 def test_the_seed_is_0_unless_given():
     assert list(DistributedWeightedSampler(WEIGHTS, 12)) == draw(WEIGHTS, 12, seed=0).tolist()
+    assert draw(WEIGHTS, 12).tolist() == draw(WEIGHTS, 12, seed=0).tolist()
 
 
 def test_epochs_that_a_loop_numbers_go_on_after_the_end_of_one():
@@ -463,5 +467,11 @@ def test_a_subset_is_that_of_cumulative_sums(seed, spread):
 def test_an_impossible_subset_is_refused():
     graph = knn_graph(clusters(), 5)
     for weights, size in ((np.ones(3), 1), (np.ones(400), 401), (np.eye(400)[0], 2)):
-        with pytest.raises(IsodenseError, match="weights over a graph of 400"):
+        with pytest.raises(
+            IsodenseError, match=r"weights over a graph of 400.*\n  -> pass the graph"
+        ):
             select(weights, graph, size)
+    assert select(np.ones(400), graph, 0).tolist() == []
+    assert (
+        select(np.ones(400), graph, 9).tolist() == select(np.ones(400), graph, 9, seed=0).tolist()
+    )
