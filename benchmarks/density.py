@@ -6,6 +6,7 @@ pip install --no-deps geosketch fbpca        # without them, geosketch's rows ar
 python benchmarks/density.py                 # everything: weights, subsets, theory
 python benchmarks/density.py weights --only "tail 1" --seeds 10
 python benchmarks/density.py --real DIR      # requests of real users: benchmarks/labelled.py
+python benchmarks/density.py --real DIR --policy models/policy      # benchmarks/encoders.py
 
 Text sets are rows of the sample's generator, the intent their truth. *gap* is the share of the
 Kullback-Leibler divergence between uniform sampling and even labels that the weights remove
