@@ -17,6 +17,9 @@ from tests.browser import browser
 from tests.project import ROOT, Project
 
 
+pytestmark = pytest.mark.slow  # experiments of the whole pipeline, one after another
+
+
 @pytest.fixture(scope="module")
 def project(finished, tmp_path_factory):
     made = finished.copy(tmp_path_factory.mktemp("experiments"))

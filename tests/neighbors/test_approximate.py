@@ -105,6 +105,7 @@ def test_few_rows_and_copies_are_no_trouble():
     assert (graph.distances[:, :4] == 0).all()
 
 
+@pytest.mark.slow
 def test_descent_finds_nearly_all_and_never_a_row_itself_or_twice(exact):
     graph = descent(X, 10, 2, seed=0)
     assert recall(Graph(graph.indices[ROWS], graph.distances[ROWS]), exact) > 0.95
