@@ -16,7 +16,6 @@ import yaml
 from tests.browser import browser
 from tests.project import ROOT, Project
 
-
 pytestmark = pytest.mark.slow  # experiments of the whole pipeline, one after another
 
 
