@@ -103,6 +103,27 @@ def test_quotas_that_do_not_fit_are_named(quotas, says):
         density_weights(graph(), kinds=KINDS, quotas=quotas)
 
 
+def test_of_many_kinds_five_are_named():
+    kinds = [f"k{number}" for number in range(7)]
+    with pytest.raises(IsodenseError) as raised:
+        balance_kinds(np.full(7, 1 / 7), kinds, 1.0, {"k0": 1.0})
+    assert raised.value.message.endswith("leaves out: 'k1', 'k2', 'k3', 'k4', 'k5' and 1 more")
+    assert raised.value.hint == "name each of the 7 kinds, 'k0', 'k1', 'k2', 'k3', 'k4', …"
+    with pytest.raises(IsodenseError) as raised:
+        balance_kinds(np.full(5, 0.2), kinds[:5], 1.0, dict.fromkeys(kinds, 1 / 7))
+    assert raised.value.message.endswith("no training prompt is: 'k5', 'k6'")
+    assert raised.value.hint == "name each of the 5 kinds, 'k0', 'k1', 'k2', 'k3', 'k4'"
+
+
+def test_shares_are_those_of_prompts_and_of_draws_the_largest_kind_first():
+    weights = np.array([0.1, 0.1, 0.2, 0.6])
+    assert shares(["b", "a", "b", "c"], weights) == [
+        {"name": "b", "prompts": 2, "uniform": 0.5, "weighted": pytest.approx(0.3)},
+        {"name": "a", "prompts": 1, "uniform": 0.25, "weighted": pytest.approx(0.1)},
+        {"name": "c", "prompts": 1, "uniform": 0.25, "weighted": pytest.approx(0.6)},
+    ]
+
+
 def test_quotas_need_a_column():
     with pytest.raises(IsodenseError, match="quotas needs balance_by"):
         build(DensityParams, as_dict(PARAMS) | {"quotas": {"hh": 1.0}}, "density")
@@ -112,7 +133,7 @@ def test_missing_or_too_few_kinds_are_an_error():
     params = PARAMS.model_copy(update={"balance_by": "label"})
     with pytest.raises(IsodenseError, match="balance_by: label needs the kinds"):
         estimate(graph(), params)
-    with pytest.raises(IsodenseError, match="99 kinds for 100 prompts"):
+    with pytest.raises(IsodenseError, match=r"99 kinds for 100 prompts\n  -> pass one per row"):
         estimate(graph(), params, kinds=KINDS[1:])
 
 
@@ -128,19 +149,23 @@ def test_the_source_is_that_of_most_occurrences_and_of_equal_ones_the_first():
 def test_a_kind_is_a_text_a_whole_number_or_nothing():
     rows = [row(0, {}, level=3), row(1, {}, level="3"), row(2, {}), row(3, {}, level=True)]
     assert list(kinds_of(rows, "level")) == ["3", "3", "", "True"]
-    with pytest.raises(IsodenseError, match=r"level is 0\.5 in prompt 0"):
+    with pytest.raises(IsodenseError, match=r"level is 0\.5 in prompt 0\n  -> name a column"):
         list(kinds_of([row(0, {}, level=0.5)], "level"))
 
 
 def test_a_column_that_names_no_kinds_is_refused(tmp_path):
     rows = [
-        {"id": str(number), "sources": {}, "count": 1, "split": split}
+        {"id": str(number), "sources": {f"s{number // 10}": 1}, "count": 1, "split": split}
         | {"topic": f"t{number % 2}", "number": number}
         for number, split in enumerate(["train"] * 50 + ["heldout"])
     ]
     write_prompts(tmp_path / "prompts", rows)
     assert load_kinds(tmp_path / "prompts", "topic") == ["t0", "t1"] * 25
-    with pytest.raises(IsodenseError, match="no training prompt has a column theme"):
+    by_source = load_kinds(tmp_path / "prompts", "source")
+    assert by_source == [f"s{number // 10}" for number in range(50)]
+    with pytest.raises(IsodenseError, match=r"has a column theme\n  -> name source, label or"):
         load_kinds(tmp_path / "prompts", "theme")
-    with pytest.raises(IsodenseError, match="number has 50 values for 50 training prompts"):
+    with pytest.raises(
+        IsodenseError, match=r"number has 50 values for 50 training prompts\n  -> name"
+    ):
         load_kinds(tmp_path / "prompts", "number")
