@@ -25,9 +25,9 @@ import numpy as np
 from scipy.optimize import brentq
 
 import isodense
-from density import PARAMS, Embed, interval, table, texts
+from density import PARAMS, Embed, ess, interval, table, texts
 from isodense.density import kernel
-from isodense.density.balance import effective_sample_size, label_statistics
+from isodense.density.balance import label_statistics
 from isodense.density.estimate import Estimate, estimate, inverse_weights
 from isodense.density.params import DensityParams
 from isodense.prompts.conversations import encoder_text
@@ -59,12 +59,12 @@ class Labelled:
     @cached_property
     def sizes(self) -> np.ndarray:
         """Prompts in the duplicate cluster of each."""
-        return np.bincount(self.default.clusters)[self.default.clusters]
+        return self.default.sizes
 
     def ess(self, weights: np.ndarray) -> float:
         """Return the effective share of the duplicate clusters."""
-        masses = np.bincount(self.default.clusters, weights=weights)
-        return effective_sample_size(masses) / len(masses)
+        clusters = self.default.clusters
+        return ess(weights, clusters) / (clusters.max() + 1)
 
     def score(self, weights: np.ndarray, even: bool) -> float:
         """Return the gap, or the change of entropy in percent."""

@@ -48,13 +48,14 @@ def main(argv: list[str]) -> str:
     kinds = load_kinds(args.prompts, section.balance_by) if section.balance_by else None
     found = estimate(graph, section, train.counts, vectors, kinds)
     labels = train.labels if train.labels_are_kinds else None
-    columns = {"label": labels, "source": load_kinds(args.prompts, "source")}
+    sources = kinds if section.balance_by == "source" else load_kinds(args.prompts, "source")
     known = {
         name: label_statistics(found.weights, column)
-        for name, column in columns.items()
-        if column and len(set(column)) > 1
+        for name, column in (("label", labels), ("source", sources))
+        if column
     }
-    opinion = judge(found, graph, section, known, kinds, train.counts)
+    several = {name: even for name, even in known.items() if even["labels"] > 1}
+    opinion = judge(found, graph, section, several, kinds, train.counts)
     near = load_heldout_graph(args.neighbors)
     what = f"the held-out prompts in {args.neighbors}"
     require_same_ids(heldout.ids_sha256, manifest, what, "heldout_ids_sha256")
@@ -76,8 +77,8 @@ def main(argv: list[str]) -> str:
         report["recall"] = manifest["recall"]
     if opinion:
         report["opinion"] = opinion
-    if labels is not None:
-        report["labels"] = label_statistics(found.weights, labels)
+    if "label" in known:
+        report["labels"] = known["label"]
     if kinds is not None:
         report["kinds"] = label_statistics(found.weights, kinds)
     write_json(args.metrics, {"density": report})

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -170,7 +171,7 @@ def _differences(files: _Then, path: str) -> Iterator[tuple[str, float | None]]:
 def _md5(content: bytes | Path) -> str:
     """Return the hash by which DVC knows a file."""
     with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as stream:
-        return hashlib.file_digest(stream, "md5").hexdigest()
+        return hashlib.file_digest(stream, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
 
 
 def _difference(files: _Then, name: str) -> float | None:

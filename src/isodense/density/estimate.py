@@ -63,13 +63,17 @@ class Estimate:
     niches: np.ndarray | None = None
 
     @property
+    def sizes(self) -> np.ndarray:
+        """How many prompts are in the duplicate cluster of each: ndarray of shape (n,), int64."""
+        return np.bincount(self.clusters)[self.clusters]
+
+    @property
     def sharers(self) -> np.ndarray:
         """How many prompts share the weight of one: ndarray of shape (n,), paraphrases by degree.
 
         The size of the duplicate cluster, times `niches`.
         """
-        sizes = np.bincount(self.clusters)[self.clusters]
-        return sizes if self.niches is None else sizes * self.niches
+        return self.sizes if self.niches is None else self.sizes * self.niches
 
 
 def density_weights(
@@ -304,8 +308,7 @@ def heldout_niches(found: Estimate, near: Graph, params: DensityParams) -> np.nd
     if found.niches is None:
         return np.ones(len(near))
     near = Graph(near.indices[:, : params.k], near.distances[:, : params.k])
-    sizes = np.bincount(found.clusters)[found.clusters]
-    niches = niche_counts(near, None, sizes, params.paraphrases * found.scales.scale)
+    niches = niche_counts(near, None, found.sizes, params.paraphrases * found.scales.scale)
     close = near_training(near, found.scales.radius)
     return np.where(close, found.niches[near.indices[:, 0]], niches)
 

@@ -79,10 +79,8 @@ def niche_counts(
 
     Parameters
     ----------
-    graph : Graph
-        Neighbours of each row among n prompts.
-    clusters : ndarray of shape (n,), optional
-        Duplicate cluster of each row; None for rows that are not among the n, which are in none.
+    graph, clusters
+        As for :func:`soft_counts`.
     sizes : ndarray of shape (n,)
         How many prompts are in the duplicate cluster of each of the n.
     reach : float

@@ -26,7 +26,7 @@ def add(commands: Any) -> None:
         "isodense verify --against HEAD",
     )
     parser.add_argument("artifacts", type=Path, nargs="*", help="artifact folders")
-    than = "compare what dvc.lock names here with what this commit pins: same, drifted, different"
+    than = "compare what the stages made here with what this commit pins: same, drifted, different"
     parser.add_argument("--against", metavar="REV", help=than)
     again = "embed this many prompts of an embeddings artifact again and compare"
     parser.add_argument("--recompute", type=positive, metavar="N", help=again)
