@@ -1,9 +1,9 @@
 r"""Measure how often the untrained policy solves each training prompt, once and for all.
 
 Off by default (difficulty.completions: 0): the artifact is then empty and no model is opened.
-Several processes take turns at the shards, as in the embeddings stage:
+Workers share the prompts, as in the embeddings stage:
 
-ISODENSE_LAUNCH="torchrun --nproc-per-node 8" dvc repro difficulty
+ISODENSE_EXECUTOR=ray RAY_ADDRESS=10.0.0.1:6379 dvc repro difficulty
 
 Example
 -------
@@ -18,11 +18,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from isodense.difficulty.artifact import describe, publish, publish_empty
 from isodense.difficulty.column import counts_from
-from isodense.difficulty.measure import Task, measure
+from isodense.difficulty.measure import Measurement, measure
 from isodense.difficulty.params import DifficultyParams
 from isodense.pipeline import notices, params, stage
 from isodense.pipeline.artifact import content_sha256, read_manifest, write_json
-from isodense.pipeline.runtime import BaseParams, resolve_device
+from isodense.pipeline.executor import device_of_workers
+from isodense.pipeline.runtime import BaseParams
 from isodense.prompts.reader import load_prompts
 
 
@@ -47,12 +48,9 @@ def main(argv: list[str]) -> str:
     if section.column is not None:
         solved, completions = counts_from(train, section.column, section.completions)
     else:
-        stage.relaunch(argv)
-        seed, device = base.seed_of("difficulty"), resolve_device(base.device)
-        task = Task(args.policy, args.reward, section, seed, device)
+        seed, device = base.seed_of("difficulty"), device_of_workers(base.device)
+        task = Measurement(args.policy, args.reward, section, seed, device)
         found = measure(prompts, task, stage.cache())
-        if found is None:
-            return "done; the first rank publishes"
         solved, completions = found.pop("solved"), found.pop("completions")
         others = found
         for name, path, kind in (

@@ -1,9 +1,9 @@
 r"""Embed every prompt once, in shards.
 
-Several processes, one for each GPU or core, on one machine or many that share a file system, take
-turns at the shards. `dvc repro` starts them by itself when told how:
+Each GPU of the machine gets a process; on CPUs, ISODENSE_WORKERS sets their number. A Ray cluster
+shares the work when told so:
 
-ISODENSE_LAUNCH="torchrun --nproc-per-node 8" dvc repro embeddings
+ISODENSE_EXECUTOR=ray RAY_ADDRESS=10.0.0.1:6379 dvc repro embeddings
 
 Example
 -------
@@ -31,12 +31,9 @@ def main(argv: list[str]) -> str:
     parser.add_argument("--out", type=Path, required=True, help="embeddings artifact to write")
     parser.add_argument("--metrics", type=Path, required=True, help="metrics file to write")
     args = parser.parse_args(argv)
-    stage.relaunch(argv)
     base = params.load(args.params, "base", BaseParams)
     section = params.load(args.params, "embeddings", EmbeddingsParams)
     report = embed(args.prompts, args.encoder, section, base.device, stage.cache(), args.out)
-    if report is None:
-        return "done; the first rank publishes"
     write_json(args.metrics, {"embeddings": report})
     shards = f"{report['prompts']} prompts x {report['dim']} in {report['shards']} shards"
     return shards + notices.summary({"embeddings": report})

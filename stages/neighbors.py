@@ -27,7 +27,6 @@ def main(argv: list[str]) -> str:
     parser.add_argument("--out", type=Path, required=True, help="neighbors artifact to write")
     parser.add_argument("--metrics", type=Path, required=True, help="metrics file to write")
     args = parser.parse_args(argv)
-    stage.relaunch(argv)
     base = params.load(args.params, "base", BaseParams)
     section = params.load(args.params, "neighbors", NeighborsParams)
     prompts = load_columns(args.prompts)
@@ -40,8 +39,6 @@ def main(argv: list[str]) -> str:
         stage.cache(),
         args.out,
     )
-    if report is None:
-        return "done; the first rank publishes"
     write_json(args.metrics, {"neighbors": report})
     line = f"{report['k_max']} neighbours of {report['rows']} prompts, {report['method']}"
     return line + notices.summary({"neighbors": report})

@@ -37,7 +37,7 @@ def make(data: Path, conversations: list, encoder: Path, **density: object) -> P
         embed(data / "prompts", encoder, settings, "cpu", cache, data / "embeddings")
     columns = load_columns(data / "prompts")
     section = NeighborsParams(
-        k_max=12, method="exact", recall_sample=10, recall_floor=0.9, n_jobs=1
+        k_max=12, method="exact", recall_sample=10, recall_floor=0.9, n_jobs=1, rows_per_slice=1000
     )
     out = data / "neighbors"
     publish_neighbors(data / "embeddings", columns, section, "cpu", 0, cache, out)

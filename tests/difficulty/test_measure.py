@@ -14,11 +14,10 @@ from stages import difficulty, train
 
 from isodense.difficulty import measure as module
 from isodense.difficulty.column import counts_from
-from isodense.difficulty.measure import Task, measure
+from isodense.difficulty.measure import Measurement, measure
 from isodense.difficulty.params import DifficultyParams
 from isodense.models.inference import generation
 from isodense.pipeline.errors import DataError, ParamsError, TrainingError
-from isodense.pipeline.executor import Rank
 from isodense.prompts.reader import PromptSet
 from isodense.sampling.difficulty import load_difficulty
 from tests.rl import FLAGS, SECTIONS, snapshot, write_inputs, write_reward
@@ -61,8 +60,10 @@ def asked(monkeypatch: pytest.MonkeyPatch):
     return calls
 
 
-def task(folder: Path, **changes: object) -> Task:
-    return Task(folder / "models/policy", folder / "models/reward", params(**changes), 3, "cpu")
+def task(folder: Path, **changes: object) -> Measurement:
+    return Measurement(
+        folder / "models/policy", folder / "models/reward", params(**changes), 3, "cpu"
+    )
 
 
 def test_known_rates_are_found_by_the_first_function(world, asked, tmp_path: Path):
@@ -84,7 +85,7 @@ def test_what_was_answered_is_not_answered_again(world, asked, tmp_path: Path):
     assert len(shards) == len(prompts.rows) // 16 + 1
     measure(prompts, task(folder), tmp_path)
     assert asked == shards
-    # a run that was cut off lacks a shard; ranks share what is missing
+    # a run that was cut off lacks a shard
     kept = sorted((tmp_path / "difficulty").iterdir())
     shutil.rmtree(kept[0])
     again = measure(prompts, task(folder), tmp_path)
@@ -98,13 +99,12 @@ def test_what_was_answered_is_not_answered_again(world, asked, tmp_path: Path):
     assert len(asked) == 2 * len(shards) + 2
 
 
-def test_ranks_take_turns(world, asked, tmp_path: Path):
+def test_processes_find_the_same(world, tmp_path: Path, monkeypatch):
     folder, prompts = world
-    assert measure(prompts, task(folder), tmp_path, Rank(1, 2)) is None
-    taken = len(asked)
-    assert 0 < taken < len(prompts.rows) // 16 + 1
-    assert measure(prompts, task(folder), tmp_path, Rank(0, 2)) is not None
-    assert len(asked) == len(prompts.rows) // 16 + 1
+    whole = measure(prompts, task(folder), tmp_path / "one")
+    monkeypatch.setenv("ISODENSE_WORKERS", "2")
+    again = measure(prompts, task(folder), tmp_path / "two")
+    assert all(np.array_equal(again[name], whole[name]) for name in whole)
 
 
 def test_prompts_without_room_are_unknown(world, asked, tmp_path: Path):

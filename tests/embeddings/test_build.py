@@ -9,6 +9,7 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -17,14 +18,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from isodense.embeddings.build import embed
+from isodense.embeddings import build
+from isodense.embeddings.build import embed, load_with
 from isodense.embeddings.encoder import load_encoder
 from isodense.embeddings.params import EmbeddingsParams
 from isodense.embeddings.postprocess import load_transform
 from isodense.embeddings.reader import load_vectors, read_shard_ids
 from isodense.pipeline.artifact import ids_sha256, read_manifest
-from isodense.pipeline.errors import ArtifactError, IsodenseError, ModelError
-from isodense.pipeline.executor import Rank
+from isodense.pipeline.errors import ArtifactError, ModelError
 from isodense.prompts.reader import load_prompts
 from tests import tiny
 from tests.architectures import checkpoint
@@ -52,16 +53,32 @@ PARAMS = EmbeddingsParams(
 class Counting:
     """The real encoder, and how many texts it was given for good."""
 
-    def __init__(self, folder, **kwargs):
-        self._encoder, self.texts = load_encoder(folder, max_tokens=64, **kwargs), 0
+    def __init__(self, encoder):
+        self._encoder, self.texts, self._read = encoder, 0, None
 
     def __getattr__(self, name):
         return getattr(self._encoder, name)
 
-    def encode_tokens(self, ids, on_batch=None):
-        if on_batch is not None:  # the preflight watches no progress
+    def tokenize_whole(self, texts):
+        self._read, cut = self._encoder.tokenize_whole(texts)
+        return self._read, cut
+
+    def encode_tokens(self, ids):
+        if ids is self._read:  # the preflight has others
             self.texts += len(ids)
-        return self._encoder.encode_tokens(ids, on_batch)
+        return self._encoder.encode_tokens(ids)
+
+
+LOADED = threading.local()  # the encoders of a run
+
+
+@pytest.fixture(autouse=True)
+def _counted(monkeypatch):
+    def load(*arguments):
+        LOADED.encoders.append(Counting(load_with(*arguments)))
+        return LOADED.encoders[-1]
+
+    monkeypatch.setattr(build, "load_with", load)
 
 
 @pytest.fixture(scope="module")
@@ -69,22 +86,16 @@ def folder(tmp_path_factory):
     return tiny.encoder(tmp_path_factory.mktemp("model") / "encoder")
 
 
-def run(tmp_path, folder, count, out="out", rank=None, **changes):
+def run(tmp_path, folder, count, out="out", **changes):
     """Embed and return how many texts were encoded, or None if no encoder was loaded."""
     params = PARAMS.model_copy(update=changes)
     prompts = tmp_path / f"prompts{count}"
     if not prompts.exists():
         tiny.prompts(prompts, count)
-    loaded = []
-
-    def load():
-        names = ("pooling", "batch_tokens", "space", "projection", "layer")
-        loaded.append(Counting(folder, **{name: getattr(params, name) for name in names}))
-        return loaded[0]
-
-    report = embed(prompts, folder, params, "cpu", tmp_path / "cache", tmp_path / out, load, rank)
+    LOADED.encoders = []
+    report = embed(prompts, folder, params, "cpu", tmp_path / "cache", tmp_path / out)
     run.report = report
-    return loaded[0].texts if loaded else None
+    return LOADED.encoders[0].texts if LOADED.encoders else None
 
 
 def content(folder):
@@ -168,10 +179,10 @@ def test_shards_are_marked_as_used_and_deleted_a_week_later(tmp_path, folder):
 def test_ctrl_c_loses_only_the_shard_in_flight(tmp_path, folder, monkeypatch):
     original = Counting.encode_tokens
 
-    def dying(self, ids, on_batch=None):
+    def dying(self, ids):
         if self.texts:
             raise KeyboardInterrupt
-        return original(self, ids, on_batch)
+        return original(self, ids)
 
     monkeypatch.setattr(Counting, "encode_tokens", dying)
     with pytest.raises(KeyboardInterrupt):
@@ -228,8 +239,8 @@ def test_a_prompt_without_a_vector_is_named_by_its_row(tmp_path, folder, monkeyp
     original = Counting.encode_tokens
     broken = load_encoder(folder, max_tokens=64).tokenize([tiny.texts(40)[21]])[0][0]
 
-    def forgetting(self, ids, on_batch=None):
-        return original(self, [[] if row == broken else row for row in ids], on_batch)
+    def forgetting(self, ids):
+        return original(self, [[] if row == broken else row for row in ids])
 
     monkeypatch.setattr(Counting, "encode_tokens", forgetting)
     with pytest.raises(ModelError, match=r"prompts40, row 21 \(id [0-9a-f]{32}\): 1 of 16 texts"):
@@ -297,7 +308,7 @@ def test_the_error_of_a_projection_is_in_the_report_also_from_finished_shards(tm
     assert run.report["projection_error"] == error
 
 
-# --- ranks ----------------------------------------------------------------------------------------
+# --- workers --------------------------------------------------------------------------------------
 
 
 def test_why_texts_ran_in_padded_batches_is_reported_also_of_finished_shards(
@@ -315,73 +326,32 @@ def test_why_texts_ran_in_padded_batches_is_reported_also_of_finished_shards(
     assert "padded" not in run.report
 
 
-def test_ranks_share_the_shards_and_the_first_publishes(tmp_path, folder):
-    run(tmp_path, folder, 100, out="alone")
-    alone = content(tmp_path / "alone")
-    shutil.rmtree(tmp_path / "cache")
-    with ThreadPoolExecutor(3) as pool:
-        jobs = [pool.submit(run, tmp_path, folder, 100, "out", Rank(i, 3)) for i in range(3)]
-        assert sorted(job.result() for job in jobs) == [32, 32, 36]  # of 7 shards
-    assert content(tmp_path / "out") == alone
+def test_parts_of_shards_give_the_same_bytes_and_reports(tmp_path, folder, monkeypatch):
+    for case in ({"space": "logits_projected"}, {"max_tokens": 16}):
+        name = next(iter(case))
+        model = tiny.policy(tmp_path / "policy") if name == "space" else folder
+        run(tmp_path, model, 40, out=f"{name}-whole", **case)
+        report = run.report
+        shutil.rmtree(tmp_path / "cache")
+        with monkeypatch.context() as patch:
+            patch.setattr(build, "PART", 7)
+            run(tmp_path, model, 40, out=f"{name}-parts", **case)
+        assert content(tmp_path / f"{name}-parts") == content(tmp_path / f"{name}-whole")
+        if name != "space":  # the error of a projection is that of the first part
+            assert run.report == report
+        shutil.rmtree(tmp_path / "cache")
 
 
-def test_the_shards_of_a_rank_that_died_are_computed_by_the_next_run(tmp_path, folder, caplog):
-    original = Counting.encode_tokens
-
-    def dying(self, ids, on_batch=None):
-        if self.texts >= 32:
-            raise MemoryError
-        return original(self, ids, on_batch)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Counting, "encode_tokens", dying)
-        with pytest.raises(MemoryError):
-            run(tmp_path, folder, 100, rank=Rank(1, 2))
-    assert run(tmp_path, folder, 100) == 68  # two shards of rank 1 were kept
-    assert "rank 1 on" in caplog.text
-    assert "was cut off in an earlier run" in caplog.text
-    caplog.clear()
-    assert run(tmp_path, folder, 100) is None
-    assert not caplog.records
-
-
-def test_a_silent_rank_is_named_with_the_shards_it_owes(tmp_path, folder, monkeypatch):
-    monkeypatch.setattr("isodense.pipeline.executor.TIMEOUT", 0.5)
-    with pytest.raises(IsodenseError, match=r"rank 1 \(never seen\) for 0 s; 3 shards .* first 1"):
-        run(tmp_path, folder, 100, rank=Rank(0, 2))
-    assert not (tmp_path / "out").exists()
-    assert run(tmp_path, folder, 100) == 48
-
-
-def test_the_first_rank_does_not_publish_a_damaged_shard_that_another_owes(
-    tmp_path, folder, monkeypatch
-):
-    run(tmp_path, folder, 100, out="alone")
-    monkeypatch.setattr("isodense.pipeline.executor.TIMEOUT", 0.5)
-    wanted = (tmp_path / "alone" / "shard-00001.npy").read_bytes()
-    (shard,) = [p for p in (tmp_path / "cache").rglob("*.npy") if p.read_bytes() == wanted]
-    shard.write_bytes(wanted[:-1] + bytes([wanted[-1] ^ 1]))
-    with pytest.raises(IsodenseError, match="1 shards are missing, first 1"):
-        run(tmp_path, folder, 100, rank=Rank(0, 2))
-    assert not (tmp_path / "out").exists()
-    assert run(tmp_path, folder, 100, rank=Rank(1, 2)) == 16
-    assert run(tmp_path, folder, 100, rank=Rank(0, 2)) is None
-    assert content(tmp_path / "out") == content(tmp_path / "alone")
-
-
-@pytest.mark.slow
-def test_torchrun_gives_the_bytes_of_one_process(tmp_path, folder):
+def test_processes_give_the_bytes_of_one(tmp_path, folder):
     alone = stage(tmp_path, folder, "alone")
     assert alone.returncode == 0, alone.stderr
-    launcher = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2"
-    done = stage(tmp_path, folder, "both", ISODENSE_LAUNCH=launcher, ISODENSE_CACHE="fresh")
+    done = stage(tmp_path, folder, "both", ISODENSE_WORKERS="2", ISODENSE_CACHE="fresh")
     assert done.returncode == 0, done.stderr
     assert content(tmp_path / "both") == content(tmp_path / "alone")
-    ranks = sorted((tmp_path / "fresh").rglob("rank-*.json"))
-    assert [json.loads(path.read_text())["prompts"] for path in ranks] == [52, 48]
-    wrong = stage(tmp_path, folder, "none", ISODENSE_LAUNCH="no-such-launcher")
-    assert wrong.returncode == 1
-    assert "ISODENSE_LAUNCH names 'no-such-launcher'" in wrong.stderr
+    for name, value in (("ISODENSE_WORKERS", "two"), ("ISODENSE_EXECUTOR", "spark")):
+        wrong = stage(tmp_path, folder, "none", **{name: value, "ISODENSE_CACHE": value})
+        assert wrong.returncode == 1
+        assert f"{name} is {value!r}" in wrong.stderr
 
 
 def stage(tmp_path, folder, out, count=100, **environ):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 
 import numpy as np
@@ -21,7 +20,6 @@ from isodense.embeddings.windows import split
 from isodense.inspect.query import nearest_to
 from isodense.pipeline.artifact import read_manifest
 from isodense.pipeline.errors import ModelError
-from isodense.pipeline.executor import Rank
 from isodense.prompts.reader import load_prompts
 from tests import tiny
 from tests.architectures import checkpoint
@@ -79,13 +77,10 @@ def publish(folder, texts):
     publish_prompts(rows, folder, 0.2)
 
 
-def run(tmp_path, folder, out="out", rank=None, **changes):
+def run(tmp_path, folder, out="out", **changes):
     changes = {"max_tokens": 32, "rows_per_shard": 8, "long": "windows"} | changes
     params = PARAMS.model_copy(update=changes)
-    cache = tmp_path / "cache"
-    return embed(
-        tmp_path / "prompts", folder, params, "cpu", cache, tmp_path / out, None, rank or Rank()
-    )
+    return embed(tmp_path / "prompts", folder, params, "cpu", tmp_path / "cache", tmp_path / out)
 
 
 # --- windows --------------------------------------------------------------------------------------
@@ -179,16 +174,6 @@ def test_bytes_depend_on_neither_batch_nor_company(folders, case):
     assert (np.concatenate([encoder.encode([text]) for text in TEXTS]) == whole).all()
 
 
-def test_progress_counts_texts_once_and_every_token_read(folders):
-    encoder, done = load(folders, "mean", batch_tokens=64), []
-    ids = encoder.tokenize(TEXTS)[0]
-    encoder.encode_tokens(ids, lambda texts, tokens: done.append((texts, tokens)))
-    texts, tokens = np.transpose(done)
-    assert texts.sum() == len(TEXTS)
-    assert (texts == 0).any()  # windows of a text that has more
-    assert tokens.sum() == sum(map(len, encoder.windows(ids).ids)) > sum(map(len, ids))
-
-
 def test_memory_that_runs_out_halves_the_batch_and_changes_no_byte(folders):
     whole, encoder = load(folders, "mean").encode(TEXTS), load(folders, "mean")
     forward, asked = encoder._forward, []
@@ -266,17 +251,13 @@ def test_explain_embeds_a_new_text_in_windows_too(tmp_path, folders):
     assert found.distances[0, 0] < 1e-3 < found.distances[0, 1]
 
 
-def test_ranks_give_the_bytes_of_one_process(tmp_path, folders):
+def test_processes_and_small_parts_give_the_bytes_of_one(tmp_path, folders, monkeypatch):
     publish(tmp_path / "prompts", TEXTS)
-    report = run(tmp_path, folders["sentence"], "alone", rows_per_shard=3)
+    report = run(tmp_path, folders["sentence"], "alone", rows_per_shard=8)
     shutil.rmtree(tmp_path / "cache")
-    with ThreadPoolExecutor(3) as pool:
-        ranks = [Rank(number, 3) for number in range(3)]
-        jobs = [
-            pool.submit(run, tmp_path, folders["sentence"], "out", rank, rows_per_shard=3)
-            for rank in ranks
-        ]
-        assert [job.result() for job in jobs] == [report, None, None]
+    monkeypatch.setenv("ISODENSE_WORKERS", "2")
+    monkeypatch.setattr("isodense.embeddings.build.PART", 3)
+    assert run(tmp_path, folders["sentence"], rows_per_shard=8) == report
     assert content(tmp_path / "out") == content(tmp_path / "alone")
 
 

@@ -1,15 +1,15 @@
-"""Blocks of a search: resumed, shared by ranks, grown; always the bytes of one go."""
+"""Blocks of a search: resumed, shared, grown, slice by slice; always the bytes of one go."""
 
 from __future__ import annotations
 
-import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from isodense.neighbors import blocks
 from isodense.neighbors.blocks import (
-    Search,
+    ExactSearch,
     Side,
     exact_search,
     fingerprint,
@@ -20,10 +20,8 @@ from isodense.neighbors.blocks import (
 from isodense.neighbors.exact import Exact, nearest
 from isodense.pipeline.cache import Entry, Store
 from isodense.pipeline.errors import ArtifactError
-from isodense.pipeline.executor import Rank
 from tests.neighbors.test_exact import unit
 
-ALONE = Rank()
 X = unit(300)
 X[40:44] = X[40]
 HELD = unit(30, seed=1)
@@ -53,14 +51,14 @@ def at_once(given):
     ]
 
 
-def run(folder, given=None, rank=ALONE, find=None, last=None, order=None):
+def run(folder, given=None, last=None, order=None, most=None):
     given = given or sides()
 
     def prepare():
-        search = exact_search(given[0], last, "cpu")
-        return Search(search.order if order is None else order, find or search.find)
+        search = exact_search(given[0], last, "cpu", most)
+        return search if order is None else replace(search, order=order)
 
-    return search_blocks(given, prepare, Entry(folder), rank, size=64)
+    return search_blocks(given, prepare, Entry(folder), size=64)
 
 
 def test_blocks_give_the_bytes_of_one_go(tmp_path):
@@ -72,56 +70,69 @@ def test_rows_may_be_taken_in_any_order(tmp_path):
     assert same(run(tmp_path, order=order), at_once(sides()))
 
 
-def test_an_interrupted_search_goes_on_where_it_was(tmp_path):
-    search, seen = exact_search(sides()[0], None, "cpu"), []
+@pytest.mark.parametrize("most", [1, 7, 8, 100, 299, 300, 1000])
+def test_slices_give_the_bytes_of_one_go(tmp_path, most):
+    assert same(run(tmp_path, most=most), at_once(sides()))
+    assert not list(tmp_path.glob("*.part.*"))
+    wide = sides(k=200)  # more than a slice has
+    assert same(run(tmp_path / "wide", wide, most=max(most, 20)), at_once(wide))
 
-    def until_the_third(side, rows, done):
-        if len(seen) == 3:
+
+@pytest.fixture
+def searches(monkeypatch):
+    """What is searched for: the first row of each task, and its slice."""
+    seen, real = [], ExactSearch.__call__
+
+    def watched(self, queries, own, k, start, X):
+        if len(seen) == watched.until:
             raise KeyboardInterrupt
-        seen.append(rows[0])
-        return search.find(side, rows, done)
+        seen.append((len(queries), start))
+        return real(self, queries, own, k, start, X)
 
+    watched.until = None
+    monkeypatch.setattr(ExactSearch, "__call__", watched)
+    return watched, seen
+
+
+def test_an_interrupted_search_goes_on_where_it_was(tmp_path, searches):
+    watched, seen = searches
+    watched.until = 3
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, find=until_the_third)
+        run(tmp_path)
     (tmp_path / "train-00001.safetensors").write_bytes(b"cut off by a full disk")
-    again = []
-    found = run(tmp_path, find=lambda s, r, t: again.append((s.name, r[0])) or search.find(s, r, t))
-    assert again == [("train", 64), ("train", 192), ("train", 256), ("heldout", 0)]
+    watched.until, seen[:] = None, []
+    found = run(tmp_path)
+    assert seen == [(64, 0), (64, 0), (44, 0), (30, 0)]  # the second, the two last, the held-out
     assert same(found, at_once(sides()))
-    finished = run(tmp_path, find=lambda *_: pytest.fail("everything is there"))
-    assert same(finished, found)
+    seen[:] = []
+    assert same(run(tmp_path), found)
+    assert not seen
 
 
-def test_ranks_share_the_blocks_and_the_first_one_joins_them(tmp_path):
-    search, mine = exact_search(sides()[0], None, "cpu"), {0: [], 1: [], 2: []}
-
-    def find(index):
-        return lambda s, r, t: mine[index].append(r[0]) or search.find(s, r, t)
-
-    others = [
-        threading.Thread(target=run, args=(tmp_path, None, Rank(index, 3), find(index)))
-        for index in (1, 2)
-    ]
-    for thread in others:
-        thread.start()
-    found = run(tmp_path, rank=Rank(0, 3), find=find(0))
-    for thread in others:
-        thread.join()
-    assert [len(mine[index]) for index in range(3)] == [2, 2, 2]
-    assert same(found, at_once(sides()))
-
-
-def test_a_rank_that_falls_silent_is_named_with_its_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr("isodense.pipeline.executor.TIMEOUT", 0.3)
-    with pytest.raises(Exception, match=r"rank 1 \(never seen\).* 3 blocks are missing"):
-        run(tmp_path, rank=Rank(0, 2))
+def test_an_interrupted_search_keeps_the_slices_that_were_finished(tmp_path, searches):
+    watched, seen = searches
+    watched.until = 8  # six blocks in the first slice, two in the second
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, most=100)
+    part = tmp_path / "train-00001.part.safetensors"
+    part.write_bytes(part.read_bytes()[:-1])
+    watched.until, seen[:] = None, []
+    assert same(run(tmp_path, most=100), at_once(sides()))
+    starts = [start for _, start in seen]
+    assert [starts.count(start) for start in (0, 100, 200)] == [1, 5, 6]
+    watched.until, seen[:] = 8, []
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "other", most=100)
+    watched.until, seen[:] = None, []
+    assert same(run(tmp_path / "other", most=90), at_once(sides()))  # other slices: from nothing
+    assert len(seen) == 6 * 4
 
 
 def finished(store, count, held, k=7, recipe="r"):
     """Search among the first rows, as an earlier run did."""
     given = sides(X[:count], HELD[:held], k)
     entry = Entry(store / f"{recipe}-{count}-{held}")
-    search_blocks(given, lambda: exact_search(given[0], None, "cpu"), entry, ALONE)
+    search_blocks(given, lambda: exact_search(given[0], None, "cpu"), entry)
     finish(entry, recipe, given, [fingerprint(side.vectors) for side in given])
 
 
@@ -134,7 +145,8 @@ def test_a_grown_graph_has_the_bytes_of_a_new_one(tmp_path, count, held, k):
     given = sides(k=k)
     last = load_last(Store(tmp_path, ""), "r", given)
     assert last.rows == count
-    assert same(run(tmp_path / "run", given, last=last), at_once(given))
+    for most in (None, 31):
+        assert same(run(tmp_path / f"{most}", given, last=last, most=most), at_once(given))
 
 
 def test_the_largest_finished_graph_that_fits_is_grown(tmp_path):
@@ -143,7 +155,7 @@ def test_the_largest_finished_graph_that_fits_is_grown(tmp_path):
     finished(tmp_path, 280, 30, recipe="another")
     other = sides(X[::-1][:290])
     entry = Entry(tmp_path / "other")
-    search_blocks(other, lambda: exact_search(other[0], None, "cpu"), entry, ALONE)
+    search_blocks(other, lambda: exact_search(other[0], None, "cpu"), entry)
     finish(entry, "r", other, [fingerprint(side.vectors) for side in other])
     store = Store(tmp_path, "")
     assert load_last(store, "r", sides()).rows == 250
@@ -169,23 +181,6 @@ def test_growing_compares_old_rows_with_new_ones_only(tmp_path, monkeypatch):
     assert sum(compared) == 290 * 10 + 10 * 300 + 30 * 10
 
 
-def test_a_first_rank_without_work_still_prepares_for_the_others(tmp_path):
-    run(tmp_path)
-    for number in (1, 3):  # both of the second rank
-        (tmp_path / f"train-0000{number}.safetensors").unlink()
-    ready = threading.Event()
-    search = exact_search(sides()[0], None, "cpu")
-
-    def second():
-        search_blocks(sides(), lambda: ready.wait(20) and search, Entry(tmp_path), Rank(1, 2), 64)
-
-    other = threading.Thread(target=second)
-    other.start()
-    found = search_blocks(sides(), lambda: ready.set() or search, Entry(tmp_path), Rank(0, 2), 64)
-    other.join()
-    assert same(found, at_once(sides()))
-
-
 def test_blocks_that_miss_a_row_are_never_joined(tmp_path):
     twice = np.arange(len(X))
     twice[70] = 0
@@ -209,6 +204,6 @@ def test_a_graph_of_other_rows_is_not_grown(tmp_path, change):
 def test_no_rows_are_no_trouble(tmp_path):
     given = [Side("train", X[:1], 0), Side("heldout", HELD[:0], 1)]
     search = exact_search(given[0], None, "cpu")
-    graphs = search_blocks(given, lambda: search, Entry(tmp_path), ALONE)
+    graphs = search_blocks(given, lambda: search, Entry(tmp_path))
     assert [graph.indices.shape for graph in graphs] == [(1, 0), (0, 1)]
     assert blocks.ROWS > 1

@@ -3,7 +3,8 @@
 A shard is the training prompts among a fixed number of rows of ``data/prompts``. What its prompts
 were answered with depends on those, the policy, the first reward function and the params, and on
 nothing else: a run that was cut off, or whose prompts have grown, computes only what is not in
-:mod:`isodense.pipeline.cache`. Ranks started by torchrun take turns at the missing shards.
+:mod:`isodense.pipeline.cache`. Workers (:mod:`isodense.pipeline.executor`) answer; this process
+scores, since reward functions are the user's files and may keep state.
 """
 
 from __future__ import annotations
@@ -11,8 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,10 +23,12 @@ from isodense.difficulty.params import DifficultyParams
 from isodense.pipeline.artifact import read_manifest, write_json
 from isodense.pipeline.cache import Entry, Store, cache_key
 from isodense.pipeline.errors import TrainingError
-from isodense.pipeline.executor import Progress, Rank
+from isodense.pipeline.executor import compute, workers
+from isodense.pipeline.tasks import Job, Task
 from isodense.prompts.reader import PromptSet
 
 if TYPE_CHECKING:
+    from isodense.models.inference.generation import Completion
     from isodense.reward.scoring.functions import FunctionReward
 
 log = logging.getLogger("isodense")
@@ -41,7 +43,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Task:
+class Measurement:
     """What is measured, and with what.
 
     Attributes
@@ -108,26 +110,22 @@ def require_solved(reward: Path) -> None:
         raise TrainingError(message, f"{hint}, or difficulty.completions: 0")
 
 
-def measure(
-    prompts: PromptSet, task: Task, cache: Path, rank: Rank | None = None
-) -> dict[str, Any] | None:
+def measure(prompts: PromptSet, task: Measurement, cache: Path) -> dict[str, Any]:
     """Return how often the policy solves each training prompt.
 
     Parameters
     ----------
     prompts : PromptSet
         All prompts.
-    task : Task
+    task : Measurement
     cache : Path
         Keeps finished shards.
-    rank : Rank, optional
-        This process among those that torchrun started.
 
     Returns
     -------
-    dict or None
-        ``solved`` and ``completions``, int32 arrays of shape (n_train,), and the shares
-        ``clipped_ratio`` and number ``passed_over``; None on ranks but the first.
+    dict
+        ``solved`` and ``completions``, int32 arrays of shape (n_train,), and the share
+        ``clipped_ratio`` and number ``passed_over``.
 
     Raises
     ------
@@ -135,25 +133,17 @@ def measure(
         If the reward does not say which completions are solved.
     """
     require_solved(task.reward)
-    rank = rank or Rank.current()
     store = Store(cache, "difficulty")
     shards = _plan(prompts, task, store)
-    watched = shards[rank.index :: rank.world] if rank.index else shards  # the first waits for all
-    missing = [shard for shard in watched if not shard.finished]
-    mine = [shard for shard in missing if shard.number % rank.world == rank.index]
-    progress = Store(cache, "difficulty-progress").entry(_key(task, prompts.ids_sha256, task.seed))
-    with Progress(progress.folder, rank, sum(len(shard.rows) for shard in missing)) as bar:
-        if mine:
-            _compute(mine, task, bar.add)
-        if rank.index:
-            return None
-        bar.wait([one.number for one in missing], lambda number: shards[number].finished)
+    missing = [shard for shard in shards if not shard.finished]
+    if missing:
+        _compute(missing, task)
     log.info("%d of %d shards computed, the rest were in %s", len(missing), len(shards), cache)
     store.clean()
     return _joined([shard.counts() for shard in shards])
 
 
-def _plan(prompts: PromptSet, task: Task, store: Store) -> list[Shard]:
+def _plan(prompts: PromptSet, task: Measurement, store: Store) -> list[Shard]:
     """Return all shards; one keeps its seed, and so its key, when prompts are appended."""
     shards: list[Shard] = []
     for start in range(0, len(prompts), ROWS):
@@ -171,7 +161,7 @@ def _digest(rows: Sequence[Row]) -> str:
     return hashlib.sha256(json.dumps(read, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _key(task: Task, prompts: str, seed: int) -> str:
+def _key(task: Measurement, prompts: str, seed: int) -> str:
     manifest = read_manifest(task.reward, "reward")
     function = manifest["functions"][0]
     return cache_key(
@@ -194,40 +184,62 @@ def _key(task: Task, prompts: str, seed: int) -> str:
     )
 
 
-def _compute(shards: Sequence[Shard], task: Task, done: Callable[[int], Any]) -> None:
-    """Answer and score the prompts of shards, and keep the counts of each."""
-    from isodense.models.inference.generation import complete
-    from isodense.models.inference.policy import context_length, load_policy, load_tokenizer
+class Answering:
+    """What answers prompts in a worker.
 
-    gpu = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    model = load_policy(task.policy, gpu if task.device == "cuda" else task.device)
-    tokenizer = load_tokenizer(task.policy)
+    Parameters
+    ----------
+    policy : Path
+        The untrained policy.
+    params : DifficultyParams
+    device : {"cpu", "cuda"}
+    """
+
+    def __init__(self, policy: Path, params: DifficultyParams, device: str) -> None:
+        from isodense.models.inference.policy import context_length, load_policy, load_tokenizer
+
+        self._model, self._tokenizer = load_policy(policy, device), load_tokenizer(policy)
+        self._context, self._params = context_length(policy), params
+
+    def __call__(self, rows: list[Row], seed: int) -> tuple[list[int], list[list[Completion]]]:
+        """Return which rows leave room for a completion, and the completions of these."""
+        from isodense.models.inference.generation import complete
+
+        params = self._params
+        fits = _fitting(rows, self._tokenizer, self._context, params.max_completion_tokens)
+        return fits, complete(
+            self._model,
+            self._tokenizer,
+            [rows[place]["prompt"] for place in fits],
+            params.completions,
+            params.max_completion_tokens,
+            params.temperature,
+            params.batch_tokens,
+            seed,
+            tools=[rows[place].get("tools") for place in fits],
+        )
+
+
+def _compute(shards: Sequence[Shard], task: Measurement) -> None:
+    """Answer and score the prompts of shards, and keep the counts of each."""
     manifest = read_manifest(task.reward, "reward")
     reward, above = _first_function(manifest, task.policy), manifest["solved_above"]
-    context = context_length(task.policy)
-    for shard in shards:
-        fits = _fitting(shard.rows, tokenizer, context, task.params.max_completion_tokens)
-        rows = [shard.rows[place] for place in fits]
-        groups = complete(
-            model,
-            tokenizer,
-            [row["prompt"] for row in rows],
-            task.params.completions,
-            task.params.max_completion_tokens,
-            task.params.temperature,
-            task.params.batch_tokens,
-            shard.seed,
-            done,
-            [row.get("tools") for row in rows],
-        )
-        scores = _scored(reward, rows, groups)
-        counts = np.zeros((2, len(shard.rows)), dtype=int)
-        counts[:, fits] = [(scores > above).sum(axis=1), (~np.isnan(scores)).sum(axis=1)]
-        cut = sum(one.truncated for group in groups for one in group)
-        found = {"solved": counts[0].tolist(), "completions": counts[1].tolist(), "cut": cut}
-        with shard.entry.writing(COUNTS) as path:
-            write_json(path, found | {"passed_over": len(shard.rows) - len(rows)})
-        done(len(shard.rows) - len(rows))
+    by_name = {f"prompts of shard {shard.number}": shard for shard in shards}
+    tasks = (Task(name, len(one.rows), (one.rows, one.seed)) for name, one in by_name.items())
+    settings = {"params": task.params, "device": task.device}
+    job = Job(Answering, {"policy": task.policy}, settings, task.device)
+    total = sum(len(shard.rows) for shard in shards)
+    with workers(job) as found:
+        for answered, (fits, groups) in compute(found, tasks, total, "prompt"):
+            shard = by_name[answered.name]
+            rows = [shard.rows[place] for place in fits]
+            scores = _scored(reward, rows, groups)
+            counts = np.zeros((2, len(shard.rows)), dtype=int)
+            counts[:, fits] = [(scores > above).sum(axis=1), (~np.isnan(scores)).sum(axis=1)]
+            cut = sum(one.truncated for group in groups for one in group)
+            kept = {"solved": counts[0].tolist(), "completions": counts[1].tolist(), "cut": cut}
+            with shard.entry.writing(COUNTS) as path:
+                write_json(path, kept | {"passed_over": len(shard.rows) - len(rows)})
 
 
 def _first_function(manifest: dict[str, Any], policy: Path) -> FunctionReward:

@@ -2,9 +2,9 @@
 
 A shard is computed from its own prompts alone, so its bytes depend on those, the encoder and the
 params, and on nothing else. A finished shard is kept in :mod:`isodense.pipeline.cache`: a run that
-was cut off, or whose prompts have grown, computes only what is not there. Ranks started by torchrun
-take turns at the missing shards and share nothing but that folder. Prompts are read a shard at a
-time, so memory does not grow with their number.
+was cut off, or whose prompts have grown, computes only what is not there. Workers
+(:mod:`isodense.pipeline.executor`) embed parts of shards. Prompts are read a shard at a time, so
+memory does not grow with their number.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,17 +37,19 @@ from isodense.pipeline.artifact import (
 )
 from isodense.pipeline.cache import Entry, Store, cache_key
 from isodense.pipeline.errors import ArtifactError, ModelError, TextError
-from isodense.pipeline.executor import Progress, Rank
+from isodense.pipeline.executor import compute, device_of_workers, workers
 from isodense.pipeline.params import as_dict
-from isodense.pipeline.runtime import one_thread, resolve_device
+from isodense.pipeline.runtime import one_thread
 from isodense.pipeline.storage import require_space
 from isodense.pipeline.tables import read_rows
+from isodense.pipeline.tasks import Job, Task, Workers
 
 if TYPE_CHECKING:
     from isodense.embeddings.encoder import Encoder
 
 log = logging.getLogger("isodense")
 
+PART = 512  # prompts that a worker embeds at once; no row depends on it
 SAMPLE = 200  # prompts whose cosines show the error of a projection
 LONG = 20_000  # prompts that take minutes to embed
 TRUNCATED = 0.05  # share of cut prompts above which the stage warns
@@ -77,15 +80,8 @@ class Shard:
 
 
 def embed(
-    prompts: Path,
-    encoder: Path,
-    params: EmbeddingsParams,
-    device: str,
-    cache: Path,
-    out: Path,
-    load: Callable[[], Encoder] | None = None,
-    rank: Rank | None = None,
-) -> dict[str, Any] | None:
+    prompts: Path, encoder: Path, params: EmbeddingsParams, device: str, cache: Path, out: Path
+) -> dict[str, Any]:
     """Write ``data/embeddings`` and return what the metrics report.
 
     Parameters
@@ -102,15 +98,6 @@ def embed(
         Where finished shards are kept.
     out : Path
         The artifact's folder.
-    load : callable, optional
-        Loads the encoder; by default from its folder. Called only if a shard is missing.
-    rank : Rank, optional
-        This process among those that torchrun started; ranks but the first publish nothing.
-
-    Returns
-    -------
-    dict or None
-        None on ranks but the first.
 
     Raises
     ------
@@ -120,9 +107,7 @@ def embed(
         If the encoder fails its preflight, gives a prompt no vector, or cuts many prompts to the
         same tokens.
     """
-    rank = rank or Rank.current()
-    load = load or (lambda: load_with(encoder, as_dict(params), device))
-    model, where = read_manifest(encoder, "models"), resolve_device(device)
+    model, where = read_manifest(encoder, "models"), device_of_workers(device)
     manifest = read_checked(prompts, "prompts")
     store = Store(cache, "embeddings")
 
@@ -130,20 +115,13 @@ def embed(
         return _key(texts, model, params, where)
 
     shards = _plan(prompts, manifest, params.rows_per_shard, key, store)
-    watched = shards[rank.index :: rank.world] if rank.index else shards  # the first waits for all
-    missing = [shard for shard in watched if not _is_finished(shard)]
-    mine = [shard for shard in missing if shard.number % rank.world == rank.index]
-    run = Store(cache, "embeddings-progress").entry(key([manifest["ids_sha256"]]))
-    with Progress(run.folder, rank, sum(shard.rows for shard in missing)) as bar:
-        if mine:
-            loaded = load()
-            _suggest_float32(loaded.precision, sum(shard.rows for shard in missing))
-            if not rank.index:
-                _require_space(missing, shards, loaded.dim, params.dtype, store.folder, out)
-            _compute(prompts, mine, params, loaded, bar)
-        if rank.index:
-            return None
-        bar.wait([s.number for s in missing], lambda number: _is_finished(shards[number]))
+    missing = [shard for shard in shards if not _is_finished(shard)]
+    if missing:
+        _suggest_float32(params.precision, sum(shard.rows for shard in missing))
+        settings = {"params": params, "device": where}
+        room = partial(_require_space, missing, shards, params.dtype, store.folder, out)
+        with workers(Job(Embedding, {"encoder": encoder}, settings, where)) as found:
+            _compute(prompts, missing, params, found, room)
     log.info("%d of %d shards computed, the rest were in %s", len(missing), len(shards), cache)
     equal = equal_after_cutting(pair for shard in shards for pair in _counts(shard).get(CUT, ()))
     require_few(equal, manifest["rows"], params.max_tokens)
@@ -153,7 +131,7 @@ def embed(
 
 
 def _require_space(
-    missing: list[Shard], shards: list[Shard], dim: int, dtype: str, cache: Path, out: Path
+    missing: list[Shard], shards: list[Shard], dtype: str, cache: Path, out: Path, dim: int
 ) -> None:
     kept, published = (
         embedding_bytes(sum(shard.rows for shard in some), dim, dtype) for some in (missing, shards)
@@ -223,33 +201,52 @@ def _plan(
     return shards
 
 
-def _compute(
-    prompts: Path, shards: list[Shard], params: EmbeddingsParams, encoder: Encoder, bar: Progress
-) -> None:
-    wanted = {shard.number: shard for shard in shards}
-    for number, chunk in enumerate(_chunks(prompts, params.rows_per_shard)):
-        if number not in wanted:
-            continue
-        texts = [row["text"] for row in chunk]
-        if number == shards[0].number:
-            preflight(encoder, texts)
+class Embedding:
+    """What embeds texts in a worker, having tried the encoder on the first ones.
+
+    Parameters
+    ----------
+    encoder : Path
+        The encoder's folder.
+    params : EmbeddingsParams
+    device : {"cpu", "cuda"}
+    """
+
+    def __init__(self, encoder: Path, params: EmbeddingsParams, device: str) -> None:
+        self._encoder, self._params = load_with(encoder, as_dict(params), device), params
+        self._checked = False
+
+    def __call__(
+        self, texts: list[str], first: int, tokens_only: bool
+    ) -> tuple[np.ndarray | None, dict[str, Any]]:
+        """Return the vectors of texts and what is kept beside them.
+
+        Parameters
+        ----------
+        texts : list of str
+        first : int
+            Row of the first one among all prompts.
+        tokens_only : bool
+            Whether the vectors are known, and None is returned for them.
+
+        Raises
+        ------
+        TextError
+            If a text has no vector, with its row among all prompts.
+        """
+        if not self._checked:
+            preflight(self._encoder, texts)
+            self._checked = True
+        ids, whole = self._encoder.tokenize_whole(texts)
         try:
-            ids, whole = encoder.tokenize_whole(texts)
-            if wanted[number].entry.holds(ROWS):  # of a version that kept no hashes
-                bar.add(len(ids))
-            else:
-                rows = encoder.encode_tokens(ids, bar.add).astype(params.dtype)
-                with wanted[number].entry.writing(ROWS) as path, path.open("wb") as stream:
-                    np.save(stream, rows, allow_pickle=False)
+            rows = None if tokens_only else self._encoder.encode_tokens(ids)
         except TextError as error:
-            row = number * params.rows_per_shard + error.row
-            message = f"{prompts}, row {row} (id {chunk[error.row]['id']}): {error.message}"
-            raise ModelError(message, error.hint) from None
-        counts = _counted(ids, whole, params, encoder)
-        if number == 0 and params.space == "logits_projected":
-            counts["projection_error"] = encoder.projection_error(ids[:SAMPLE])
-        with wanted[number].entry.writing(COUNTS) as path:
-            path.write_text(json.dumps(counts), encoding="utf-8")
+            error.row += first
+            raise
+        counts = _counted(ids, whole, self._params, self._encoder)
+        if not first and self._params.space == "logits_projected":
+            counts["projection_error"] = self._encoder.projection_error(ids[:SAMPLE])
+        return None if rows is None else rows.astype(self._params.dtype), counts
 
 
 def _counted(
@@ -266,6 +263,77 @@ def _counted(
     if encoder.padded:
         counts["padded"] = encoder.padded
     return counts
+
+
+def _compute(
+    prompts: Path,
+    shards: list[Shard],
+    params: EmbeddingsParams,
+    found: Workers,
+    require_room: Callable[[int], None],
+) -> None:
+    """Embed the prompts of shards; a shard is kept as soon as all its parts are there.
+
+    `require_room` takes the columns of a vector, which the first one shows.
+    """
+    wanted = {shard.number: shard for shard in shards}
+    parts: dict[int, dict[int, Any]] = {number: {} for number in wanted}
+    tasks, total = _tasks(prompts, wanted, params.rows_per_shard), sum(s.rows for s in shards)
+    checked = False
+    try:
+        for task, (rows, counts) in compute(found, tasks, total, "prompt"):
+            if not checked and rows is not None:
+                require_room(rows.shape[1])
+                checked = True
+            number, start = divmod(task.args[1], params.rows_per_shard)
+            parts[number][start] = rows, counts
+            if len(parts[number]) == -(-wanted[number].rows // PART):
+                _keep(wanted[number], [part for _, part in sorted(parts.pop(number).items())])
+    except TextError as error:
+        row = next(islice(read_rows(prompts, ("id",)), error.row, None))
+        message = f"{prompts}, row {error.row} (id {row['id']}): {error.message}"
+        raise ModelError(message, error.hint) from None
+
+
+def _tasks(prompts: Path, wanted: dict[int, Shard], size: int) -> Iterator[Task]:
+    """Yield the parts of the wanted shards: their texts, and the row of the first."""
+    for number, chunk in enumerate(_chunks(prompts, size)):
+        if number not in wanted:
+            continue
+        known = wanted[number].entry.holds(ROWS)  # of a version that kept no hashes
+        for start in range(0, len(chunk), PART):
+            texts = [row["text"] for row in chunk[start : start + PART]]
+            first = number * size + start
+            name = f"prompts {first} to {first + len(texts) - 1}"
+            yield Task(name, len(texts), (texts, first, known))
+
+
+def _keep(shard: Shard, parts: list[tuple[np.ndarray | None, dict[str, Any]]]) -> None:
+    rows = [part for part, _ in parts if part is not None]
+    if rows:
+        with shard.entry.writing(ROWS) as path, path.open("wb") as stream:
+            np.save(stream, np.concatenate(rows), allow_pickle=False)
+    with shard.entry.writing(COUNTS) as path:
+        path.write_text(json.dumps(_together([counts for _, counts in parts])), encoding="utf-8")
+
+
+def _together(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the counts of a shard from those of its parts."""
+    counts: dict[str, Any] = {name: sum(part[name] for part in parts) for name in ("cut", "tokens")}
+    if windows := [part[WINDOWS] for part in parts if WINDOWS in part]:
+        counts[WINDOWS] = _windows(windows)
+    if pairs := [pair for part in parts for pair in part.get(CUT, ())]:
+        counts[CUT] = pairs
+    for part in parts:
+        counts |= {name: part[name] for name in ("padded", "projection_error") if name in part}
+    return counts
+
+
+def _windows(counts: list[dict[str, int]]) -> dict[str, int]:
+    return {
+        "prompts": sum(count["prompts"] for count in counts),
+        "most": max(count["most"] for count in counts),
+    }
 
 
 def _is_finished(shard: Shard) -> bool:
@@ -359,10 +427,7 @@ def _report(shards: list[Shard], dim: int) -> dict[str, Any]:
         "truncated_share": round(truncated, 6),
     }
     if windows := [count[WINDOWS] for count in counts if WINDOWS in count]:
-        report[WINDOWS] = {
-            "prompts": sum(count["prompts"] for count in windows),
-            "most": max(count["most"] for count in windows),
-        }
+        report[WINDOWS] = _windows(windows)
     reasons = (count["padded"] for count in counts if "padded" in count)
     if reason := next(reasons, None):
         report["padded"] = reason

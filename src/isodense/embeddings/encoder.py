@@ -18,7 +18,6 @@ which go into batches like texts: those of one text need not be in one batch.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -141,9 +140,7 @@ class Encoder:
         """
         return self.encode_tokens(self.tokenize(texts)[0])
 
-    def encode_tokens(
-        self, ids: list[list[int]], on_batch: Callable[[int, int], None] | None = None
-    ) -> np.ndarray:
+    def encode_tokens(self, ids: list[list[int]]) -> np.ndarray:
         """Return one unit vector per list of token ids.
 
         When memory runs out, the batch size is halved from there on.
@@ -152,9 +149,6 @@ class Encoder:
         ----------
         ids : list of list of int
             Token ids of each text, at most `max_tokens` unless `long` is ``windows``.
-        on_batch : callable, optional
-            Called after each batch with the number of texts that are finished by it, and the number
-            of tokens read.
 
         Returns
         -------
@@ -184,9 +178,7 @@ class Encoder:
                 self._halve(error, len(batch))
                 continue
             done += len(batch)
-            finished = means.add(batch, vectors)
-            if on_batch is not None:
-                on_batch(finished, sum(len(read[one]) for one in batch))
+            means.add(batch, vectors)
         return _normalised(means.rows)
 
     def projection_error(self, ids: list[list[int]]) -> dict[str, float]:
@@ -363,7 +355,7 @@ def load_encoder(
         message = f"embeddings.layer = {layer} has no meaning for space {space!r}"
         raise ModelError(message, "set it to null: logits are made of the last layer's states")
     chosen = _auto_pooling(folder, space) if pooling == "auto" else pooling
-    where = _device(device)
+    where = resolve_device(device)
     with computing_in(precision):
         model, block, padded = _load_model(folder, layer, max_tokens, where, precision)
         head = _load_head(folder, space, layer, projection, where)
@@ -397,14 +389,6 @@ def _load_model(
     if padded:
         log.info("texts run in padded batches, not in packs: %s", padded)
     return model, None if layer is None else block, padded
-
-
-def _device(device: str) -> str:
-    """Return ``"cpu"`` or ``"cuda"``, and select the GPU of this process by ``LOCAL_RANK``."""
-    where = resolve_device(device)
-    if where == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    return where
 
 
 def _auto_pooling(folder: Path, space: str) -> str:

@@ -101,14 +101,12 @@ class Means:
     """
 
     def __init__(self, windows: Windows, dim: int, dtype: str = "float32") -> None:
-        self._windows, self._left = windows, windows.counts.copy()
+        self._windows = windows
         self.rows = np.zeros((len(windows.counts), dim), dtype)
 
-    def add(self, batch: list[int], vectors: np.ndarray) -> int:
-        """Take the vectors of some windows in, and return how many texts are complete by them."""
+    def add(self, batch: list[int], vectors: np.ndarray) -> None:
+        """Take the vectors of some windows in."""
         texts, shares = self._windows.texts[batch], self._windows.shares[batch]
         whole = self._windows.counts[texts] == 1
         self.rows[texts[whole]] = vectors[whole]  # to the byte, also a zero's sign
         np.add.at(self.rows, texts[~whole], vectors[~whole] * shares[~whole, None])
-        np.subtract.at(self._left, texts, 1)
-        return int((self._left[np.unique(texts)] == 0).sum())

@@ -1,18 +1,20 @@
-"""Neighbour search in blocks of queries: cached, shared by ranks, grown.
+"""Neighbour search in blocks of queries: cached, shared by workers, grown.
 
 A finished block is kept in :mod:`isodense.pipeline.cache`: a run that was cut off computes only
-what is not there, and ranks started by torchrun take turns at the missing blocks. The blocks stay
-when the graph is published. If the present rows begin with those of an exact graph that was
-finished earlier, old rows are compared with the new ones only: what they had and what they find
-hold the k nearest, in the bytes of a search from nothing.
+what is not there. The blocks stay when the graph is published. Where the rows to search in are more
+than a machine is to hold at once, they are searched slice by slice; what a block has found so far
+is kept after each. If the present rows begin with those of an exact graph that was finished
+earlier, old rows are compared with the new ones only: what they had and what they find hold the k
+nearest, in the bytes of a search from nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,14 +26,13 @@ from isodense.neighbors.graph import Graph
 from isodense.pipeline.artifact import write_json
 from isodense.pipeline.cache import Entry, Store
 from isodense.pipeline.errors import ArtifactError
-from isodense.pipeline.executor import Progress, Rank
+from isodense.pipeline.executor import compute, device_of_workers, workers
+from isodense.pipeline.tasks import Job, Task, Workers
 
 ROWS = 16_384  # queries of a block
 NOTE = "finished.json"
 
 log = logging.getLogger("isodense")
-
-OnDone = Callable[[int], object]
 
 
 @dataclass(frozen=True)
@@ -58,22 +59,6 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Search:
-    """How neighbours are found.
-
-    Attributes
-    ----------
-    order : ndarray of shape (n,)
-        Training rows in the order in which blocks take them.
-    find : callable
-        Takes a side, rows of it and a function to be told of finished ones; returns their Graph.
-    """
-
-    order: np.ndarray
-    find: Callable[[Side, np.ndarray, OnDone], Graph]
-
-
-@dataclass(frozen=True)
 class Last:
     """An exact graph finished earlier, of rows that the present ones begin with.
 
@@ -89,6 +74,35 @@ class Last:
     graphs: dict[str, Graph]
 
 
+@dataclass(frozen=True)
+class Search:
+    """How neighbours are found.
+
+    Attributes
+    ----------
+    order : ndarray of shape (n,)
+        Training rows in the order in which blocks take them.
+    job : Job
+        What workers do.
+    task : callable
+        Takes a side, rows of it and a slice, and returns the arguments and arrays of the task that
+        gives the Graph of these rows among those of the slice.
+    slices : list of range
+        Training rows that are searched at a time.
+    last : Last, optional
+        An earlier graph to grow.
+    here : bool
+        Whether it is no work to share: the index is in this process.
+    """
+
+    order: np.ndarray
+    job: Job
+    task: Callable[[Side, np.ndarray, range], tuple[tuple[Any, ...], dict[str, np.ndarray]]]
+    slices: list[range]
+    last: Last | None = None
+    here: bool = False
+
+
 def fingerprint(vectors: np.ndarray) -> str:
     """Return a hash of all rows."""
     found = hashlib.sha256(str(vectors.shape[1:]).encode())
@@ -97,8 +111,8 @@ def fingerprint(vectors: np.ndarray) -> str:
 
 
 def search_blocks(
-    sides: list[Side], prepare: Callable[[], Search], entry: Entry, rank: Rank, size: int = ROWS
-) -> list[Graph] | None:
+    sides: list[Side], prepare: Callable[[], Search], entry: Entry, size: int = ROWS
+) -> list[Graph]:
     """Find the neighbours of all rows of all sides, taking finished blocks from a folder.
 
     Parameters
@@ -107,42 +121,190 @@ def search_blocks(
     prepare : callable
         Makes the Search; called only if a block is missing.
     entry : Entry
-        Where blocks are kept, shared by the ranks.
-    rank : Rank
+        Where blocks are kept.
     size : int
         Queries of a block.
 
     Returns
     -------
-    list of Graph or None
-        Of each side; None on ranks but the first.
+    list of Graph
+        Of each side.
     """
-    blocks = [(side, start) for side in sides for start in range(0, len(side.vectors), size)]
+    places = [(side, start) for side in sides for start in range(0, len(side.vectors), size)]
     names = [name for side in sides for name in _names(side, size)]
-    missing = [number for number, name in enumerate(names) if not entry.holds(name)]
-    mine = [number for number in missing if number % rank.world == rank.index]
-    counts = [min(size, len(side.vectors) - start) for side, start in blocks]
-    with Progress(entry.folder, rank, sum(counts[number] for number in missing), "blocks") as bar:
-        if mine or (missing and not rank.index):  # others may wait for what the first prepares
-            search = prepare()
-            for number in mine:
-                side, start = blocks[number]
-                order = search.order if side.name == "train" else np.arange(len(side.vectors))
-                rows = order[start : start + size]
-                graph = search.find(side, rows, bar.add)
-                arrays = {"rows": rows, "indices": graph.indices, "distances": graph.distances}
-                with entry.writing(names[number]) as path:
-                    save_file(arrays, path)
-        if rank.index:
-            return None
-        bar.wait(missing, lambda number: entry.holds(names[number]))
-    if len(missing) < len(blocks):
+    missing = [place for place, name in zip(places, names, strict=True) if not entry.holds(name)]
+    if missing:
+        search = prepare()
+        blocks = [_Block.begun(side, start, size, search, entry) for side, start in missing]
+        _search(blocks, search)
+    if len(missing) < len(places):
         where = entry.folder
-        log.info("%d of %d blocks computed, the rest were in %s", len(missing), len(blocks), where)
+        log.info("%d of %d blocks computed, the rest were in %s", len(missing), len(places), where)
     return [_joined(entry, side, size) for side in sides]
 
 
-def exact_search(train: Side, last: Last | None, device: str) -> Search:
+@dataclass
+class _Block:
+    """Queries that are searched for together, and what has been found so far."""
+
+    side: Side
+    rows: np.ndarray
+    name: str
+    left: list[range]  # slices to search
+    known: np.ndarray  # of each row, whether the earlier graph has it
+    entry: Entry
+
+    @classmethod
+    def begun(cls, side: Side, start: int, size: int, search: Search, entry: Entry) -> _Block:
+        """Return a block as the cache has it."""
+        order = search.order if side.name == "train" else np.arange(len(side.vectors))
+        rows, name = order[start : start + size], f"{side.name}-{start // size:05d}"
+        last = search.last
+        known = rows < (len(last.graphs[side.name]) if last else 0)
+        block = cls(side, rows, name, list(search.slices), known, entry)
+        if entry.holds(block._part):
+            done = {range(*ends) for ends in load_file(entry.path(block._part))["slices"].tolist()}
+            if done < set(search.slices):
+                block.left = [part for part in search.slices if part not in done]
+                return block
+        entry.discard(block._part)
+        return block
+
+    @property
+    def _part(self) -> str:
+        return f"{self.name}.part.safetensors"
+
+    def asking(self, part: range, last: Last | None) -> np.ndarray:
+        """Return which rows are to be searched for in a slice: the earlier graph knows the rest."""
+        old = last is not None and part.stop <= last.rows
+        return ~self.known if old else np.ones(len(self.rows), dtype=bool)
+
+    def add(self, part: range, asked: np.ndarray, found: Graph | None, last: Last | None) -> None:
+        """Keep what a slice has given, and the block itself after the last one."""
+        graph, done = self._so_far(last)
+        if found is not None:
+            new = _filled(len(self.rows), self.side.k)
+            new.indices[asked, : found.k] = found.indices
+            new.distances[asked, : found.k] = found.distances
+            graph = merged(graph, new)
+        self.left.remove(part)
+        arrays = {"rows": self.rows, "indices": graph.indices, "distances": graph.distances}
+        if self.left:
+            ends = np.array([*done, (part.start, part.stop)])
+            with self.entry.writing(self._part) as path:
+                save_file(arrays | {"slices": ends}, path)
+        else:
+            with self.entry.writing(f"{self.name}.safetensors") as path:
+                save_file(arrays, path)
+            self.entry.discard(self._part)
+
+    def _so_far(self, last: Last | None) -> tuple[Graph, list[tuple[int, int]]]:
+        """Return what has been found, and in which slices."""
+        if self.entry.holds(self._part):
+            arrays = load_file(self.entry.path(self._part))
+            done = [(start, stop) for start, stop in arrays["slices"].tolist()]
+            return Graph(arrays["indices"], arrays["distances"]), done
+        graph = _filled(len(self.rows), self.side.k)
+        if last is not None and self.known.any():
+            old, rows = last.graphs[self.side.name], self.rows[self.known]
+            graph.indices[self.known, : old.k] = old.indices[rows]
+            graph.distances[self.known, : old.k] = old.distances[rows]
+        return graph, []
+
+
+def _search(blocks: list[_Block], search: Search) -> None:
+    """Search all blocks in all slices, slice by slice, so that a machine holds few at once."""
+    asked: dict[str, tuple[_Block, range, np.ndarray]] = {}
+
+    def tasks() -> Iterator[Task]:
+        for part in search.slices:
+            for block in (block for block in blocks if part in block.left):
+                mask = block.asking(part, search.last)
+                if not mask.any():
+                    block.add(part, mask, None, search.last)
+                    continue
+                name = f"{block.name} among rows {part.start} to {part.stop - 1}"
+                asked[name] = block, part, mask
+                rows = block.rows[mask]
+                yield Task(name, len(rows), *search.task(block.side, rows, part))
+
+    total = sum(
+        int(block.asking(part, search.last).sum()) for block in blocks for part in block.left
+    )
+    if search.here:
+        _collect(Workers(search.job), tasks(), total, asked, search.last)
+        return
+    with workers(search.job) as found:
+        _collect(found, tasks(), total, asked, search.last)
+
+
+def _collect(
+    found: Workers, tasks: Iterator[Task], total: int, asked: dict[str, Any], last: Last | None
+) -> None:
+    for task, graph in compute(found, tasks, total, "row"):
+        block, part, mask = asked.pop(task.name)
+        block.add(part, mask, graph, last)
+
+
+def _filled(rows: int, k: int) -> Graph:
+    """Return a graph that has found nothing yet."""
+    indices = np.full((rows, k), -1, dtype=np.int32)
+    return Graph(indices, np.full((rows, k), np.inf, dtype=np.float32))
+
+
+def merged(one: Graph, other: Graph) -> Graph:
+    """Return the nearest of what two searches among different rows have found."""
+    indices = np.concatenate([one.indices, other.indices], axis=1)
+    distances = np.concatenate([one.distances, other.distances], axis=1)
+    order = np.lexsort((indices, distances), axis=1)[:, : one.k]
+    return Graph(
+        np.take_along_axis(indices, order, axis=1), np.take_along_axis(distances, order, axis=1)
+    )
+
+
+class ExactSearch:
+    """What finds exact neighbours in a worker.
+
+    Parameters
+    ----------
+    device : {"cpu", "cuda"}
+    """
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._start, self._exact = -1, Exact(np.empty((0, 1), dtype=np.float32), "cpu")
+
+    def __call__(
+        self, queries: np.ndarray, own: np.ndarray, k: int, start: int, X: np.ndarray
+    ) -> Graph:
+        """Return the nearest rows of a slice, as many as it has, up to `k`.
+
+        Parameters
+        ----------
+        queries : ndarray of shape (m, dim), float32
+        own : ndarray of shape (m,)
+            The training rows that the queries are themselves, -1 for others.
+        k : int
+        start : int
+            First training row of the slice.
+        X : ndarray of shape (n, dim), float32
+            Rows of the slice.
+        """
+        if (self._start, len(self._exact.X)) != (start, len(X)):
+            self._start, self._exact = start, Exact(X, self._device)
+        inside = (own >= start) & (own < start + len(X))
+        graph = _filled(len(queries), min(k, len(X)))
+        for rows in (inside, ~inside):
+            most = min(k, len(X) - bool(inside[rows].any()))
+            if rows.any() and most:
+                own_here = np.where(inside[rows], own[rows] - start, -1)
+                found = self._exact.nearest(queries[rows], most, own_here, done=lambda _: None)
+                graph.indices[rows, :most] = found.indices + np.int32(start)
+                graph.distances[rows, :most] = found.distances
+        return graph
+
+
+def exact_search(train: Side, last: Last | None, device: str, most: int | None = None) -> Search:
     """Return the exact search among the rows of `train`, growing an earlier graph if there is one.
 
     Parameters
@@ -151,22 +313,23 @@ def exact_search(train: Side, last: Last | None, device: str) -> Search:
     last : Last, optional
     device : str
         Param ``base.device``.
+    most : int, optional
+        Most rows that a machine holds at once.
     """
-    every = Exact(train.vectors, device)
-    new = Exact(train.vectors[last.rows if last else len(train.vectors) :], device)
+    where, count = device_of_workers(device), len(train.vectors)
+    borders = [0, *([last.rows] if last and last.rows < count else []), count]
+    slices = [
+        range(start, min(start + (most or count), stop))
+        for first, stop in itertools.pairwise(borders)
+        for start in range(first, stop, most or count)
+    ]
 
-    def find(side: Side, rows: np.ndarray, done: OnDone) -> Graph:
-        known = rows < len(last.graphs[side.name]) if last else np.zeros(len(rows), dtype=bool)
-        unknown = rows[~known]
-        found = every.nearest(side.vectors[unknown], side.k, side.own(unknown), done=done)
-        if not last or not known.any():
-            return found
-        graph = Graph.empty(len(rows), side.k)
-        for where, part in ((~known, found), (known, _grown(last, side, rows[known], new, done))):
-            graph.indices[where], graph.distances[where] = part.indices, part.distances
-        return graph
+    def task(side: Side, rows: np.ndarray, part: range) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        arrays = {f"rows-{part.start}-{part.stop}": train.vectors[part.start : part.stop]}
+        return (side.vectors[rows], side.own(rows), side.k, part.start), arrays
 
-    return Search(np.arange(len(train.vectors)), find)
+    job = Job(ExactSearch, settings={"device": where}, device=where)
+    return Search(np.arange(count), job, task, slices, last)
 
 
 def finish(entry: Entry, recipe: str, sides: list[Side], prints: list[str]) -> None:
@@ -215,18 +378,6 @@ def _note(entry: Entry) -> dict[str, Any]:
 
 def _begins(side: Side, rows: int, known: str) -> bool:
     return rows <= len(side.vectors) and fingerprint(side.vectors[:rows]) == known
-
-
-def _grown(last: Last, side: Side, rows: np.ndarray, new: Exact, done: OnDone) -> Graph:
-    """Merge what rows had with what is nearest to them among the new ones, which come after."""
-    old = last.graphs[side.name]
-    fresh = new.nearest(side.vectors[rows], min(side.k, len(new.X)), done=done)
-    indices = np.concatenate([old.indices[rows], fresh.indices + np.int32(last.rows)], axis=1)
-    distances = np.concatenate([old.distances[rows], fresh.distances], axis=1)
-    order = np.argsort(distances, axis=1, kind="stable")[:, : side.k]
-    return Graph(
-        np.take_along_axis(indices, order, axis=1), np.take_along_axis(distances, order, axis=1)
-    )
 
 
 def _names(side: Side, size: int = ROWS) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from isodense.embeddings.reader import load_vectors
 from isodense.neighbors.approximate import InvertedFile, centroids, descent
 from isodense.neighbors.blocks import (
     ROWS,
-    OnDone,
     Search,
     Side,
     exact_search,
@@ -23,7 +22,7 @@ from isodense.neighbors.blocks import (
     load_last,
     search_blocks,
 )
-from isodense.neighbors.exact import nearest
+from isodense.neighbors.exact import Exact, nearest
 from isodense.neighbors.graph import (
     DISTANCES,
     HELDOUT_DISTANCES,
@@ -43,10 +42,11 @@ from isodense.pipeline.artifact import (
 )
 from isodense.pipeline.cache import Entry, Store, cache_key
 from isodense.pipeline.errors import IsodenseError
-from isodense.pipeline.executor import Rank
+from isodense.pipeline.executor import device_of_workers
 from isodense.pipeline.params import as_dict
 from isodense.pipeline.runtime import resolve_device
 from isodense.pipeline.storage import require_space
+from isodense.pipeline.tasks import Job
 from isodense.prompts.reader import Columns
 
 EXACT_LIMIT = 100_000  # rows; a minute on 2 cores
@@ -104,7 +104,7 @@ def knn_graph(
     k = min(k, len(X) - 1)
     if k <= 0:
         return Graph.empty(len(X), 0)
-    method = resolve_method(method, len(X), device)
+    method = resolve_method(method, len(X), resolve_device(device))
     if method == "exact":
         return nearest(X, X, k, own=np.arange(len(X)), device=device, block=block)
     if method == "pynndescent":
@@ -122,7 +122,7 @@ def resolve_method(method: Method, rows: int, device: str) -> Method:
     """Return the method that the param ``method`` stands for."""
     if method != "auto":
         return method
-    return "exact" if rows <= EXACT_LIMIT or resolve_device(device) == "cuda" else "ivf"
+    return "exact" if rows <= EXACT_LIMIT or device == "cuda" else "ivf"
 
 
 def unit_rows(X: np.ndarray, ids: list[str] | None = None) -> np.ndarray:
@@ -178,8 +178,7 @@ def publish(
     seed: int,
     cache: Path,
     out: Path,
-    rank: Rank | None = None,
-) -> dict[str, Any] | None:
+) -> dict[str, Any]:
     """Write ``data/neighbors`` and return what the metrics report.
 
     Parameters
@@ -198,13 +197,6 @@ def publish(
         Where finished blocks and the last graph are kept.
     out : Path
         The artifact's folder.
-    rank : Rank, optional
-        This process among those that torchrun started; ranks but the first publish nothing.
-
-    Returns
-    -------
-    dict or None
-        None on ranks but the first.
 
     Raises
     ------
@@ -212,29 +204,26 @@ def publish(
         If a vector is unusable, the embeddings are of other prompts, or the audited recall is
         below the floor.
     """
-    rank = rank or Rank.current()
     sides, manifest = _sides(embeddings, prompts, params.k_max)
-    train = sides[0]
-    method = resolve_method(params.method, len(train.vectors), device) if train.k else "exact"
+    train, where = sides[0], device_of_workers(device)
+    method = resolve_method(params.method, len(train.vectors), where) if train.k else "exact"
     prints = [fingerprint(side.vectors) for side in sides]
-    recipe, key = (_key(params, method, device, seed, vectors) for vectors in ([], prints))
+    recipe, key = (_key(params, method, where, seed, vectors) for vectors in ([], prints))
     store = Store(cache, "neighbors")
     entry = store.entry(key)
 
     def prepare() -> Search:
         if method == "exact":
-            return exact_search(train, load_last(store, recipe, sides), device)
+            last = load_last(store, recipe, sides)
+            return exact_search(train, last, device, params.rows_per_slice)
         if method == "pynndescent":
             return _descent_search(train, params, device, seed)
-        return _ivf_search(train, params, device, seed, entry, rank)
+        return _ivf_search(train, params, device, seed, entry)
 
-    if not rank.index:
-        needed = sum(graph_bytes(len(side.vectors), side.k) for side in sides)
-        require_space("neighbors", {store.folder: needed, out: needed})
+    needed = sum(graph_bytes(len(side.vectors), side.k) for side in sides)
+    require_space("neighbors", {store.folder: needed, out: needed})
     size = len(train.vectors) if method == "pynndescent" else ROWS
-    graphs = search_blocks(sides, prepare, entry, rank, size)
-    if graphs is None:
-        return None
+    graphs = search_blocks(sides, prepare, entry, size)
     report = {"method": method, "rows": len(train.vectors), "k_max": train.k, "recall": 1.0}
     if method != "exact":
         report["recall"] = _audited(train, graphs[0], params, method, device, seed + 1)
@@ -283,16 +272,14 @@ def _key(
         params=shaping,
         code=RECIPE,
         libraries=LIBRARIES[method],
-        device=resolve_device(device),
+        device=device,
     )
 
 
 def _ivf_search(
-    train: Side, params: NeighborsParams, device: str, seed: int, entry: Entry, rank: Rank
+    train: Side, params: NeighborsParams, device: str, seed: int, entry: Entry
 ) -> Search:
-    """Build the index; the first rank finds its centroids and its depth, for all."""
-    while rank.index and not entry.holds(LISTS):  # torchrun ends all ranks if the first one fails
-        time.sleep(0.25)
+    """Build the index; its centroids and its depth stay in the cache."""
     if not entry.holds(LISTS):
         middle = centroids(train.vectors, seed)
         index = InvertedFile(train.vectors, middle)
@@ -304,27 +291,28 @@ def _ivf_search(
     else:
         known = load_file(entry.path(LISTS))
         index = InvertedFile(train.vectors, known["centroids"], int(known["probes"][0]))
-
-    def find(side: Side, rows: np.ndarray, done: OnDone) -> Graph:
-        graph = index.search(side.vectors[rows], side.own(rows), side.k)
-        done(len(rows))
-        return graph
-
-    return Search(load_file(entry.path(LISTS))["order"], find)
+    return _search_here(train, index.search, load_file(entry.path(LISTS))["order"])
 
 
 def _descent_search(train: Side, params: NeighborsParams, device: str, seed: int) -> Search:
     """Return nearest-neighbour descent; held-out rows, not being in its graph, go exactly."""
-    held = exact_search(train, None, device)
+    exact = Exact(train.vectors, device)
 
-    def find(side: Side, rows: np.ndarray, done: OnDone) -> Graph:
-        if side.name != "train":
-            return held.find(side, rows, done)
-        graph = descent(train.vectors, train.k, params.n_jobs, seed)
-        done(len(rows))
-        return graph
+    def find(queries: np.ndarray, own: np.ndarray, k: int) -> Graph:
+        if (own < 0).all():
+            return exact.nearest(queries, k, done=lambda _: None)
+        return descent(train.vectors, k, params.n_jobs, seed)
 
-    return Search(held.order, find)
+    return _search_here(train, find, np.arange(len(train.vectors)))
+
+
+def _search_here(train: Side, find: Callable[..., Graph], order: np.ndarray) -> Search:
+    """Return the search by an index that is in this process."""
+
+    def task(side: Side, rows: np.ndarray, _: range) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return (side.vectors[rows], side.own(rows), side.k), {}
+
+    return Search(order, Job(lambda: find), task, [range(len(train.vectors))], here=True)
 
 
 def _exact(train: Side, rows: np.ndarray, device: str) -> Graph:

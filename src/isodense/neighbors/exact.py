@@ -11,7 +11,6 @@ some 8,000 dimensions.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -272,11 +271,11 @@ class _Best:
 
 
 def _uploaded(X: np.ndarray) -> Any:
-    """Return the rows on the GPU of this process, with matrix products in float32, not TF32."""
+    """Return the rows on the GPU, with matrix products in float32, not TF32."""
     import torch
 
     torch.backends.cuda.matmul.allow_tf32 = False
-    return torch.from_numpy(X).to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+    return torch.from_numpy(X).to("cuda")
 
 
 def _on_gpu(X: Any, size: int) -> Scorer:

@@ -26,6 +26,8 @@ class NeighborsParams(Params):
         below the floor; ``ivf`` looks as far as it takes to get a third of the way from there to 1.
     n_jobs : int
         Threads of pynndescent, whose graph depends on it.
+    rows_per_slice : int
+        Prompts whose vectors the exact search holds at once, on each machine; changes memory only.
     """
 
     k_max: int = Field(ge=1, le=1000)
@@ -33,3 +35,4 @@ class NeighborsParams(Params):
     recall_sample: int = Field(ge=1)
     recall_floor: float = Field(ge=0.0, le=1.0)
     n_jobs: int = Field(ge=1)
+    rows_per_slice: int = Field(ge=1)

@@ -217,6 +217,12 @@ class Entry:
                     _move(digest, _digest_file(target))
                     _move(path, target)
 
+    def discard(self, name: str) -> None:
+        """Delete the piece `name`, if it is there."""
+        for path in (self.path(name), _digest_file(self.path(name))):
+            if os.path.lexists(path):
+                _delete(path)
+
     @contextmanager
     def claimed(self, what: str) -> Iterator[None]:
         """Keep other processes of this machine from working in the folder meanwhile.

@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from isodense.models.inference.policy import load_tokenizer
 from isodense.pipeline.artifact import load_array, read_manifest
 from isodense.pipeline.cache import Entry, Store, cache_key, sequences_sha256
-from isodense.pipeline.stage import progress
+from isodense.pipeline.executor import compute, workers
+from isodense.pipeline.tasks import Job, Task
 from isodense.prompts.conversations import Message
 from isodense.reward.params import RewardParams
 from isodense.reward.scoring.hidden_states import Features, Tools, tokenize
@@ -112,6 +112,19 @@ def _key(texts: Sequence[Text], policy: Path, params: RewardParams, device: str)
     )
 
 
+class _Featuring:
+    """What computes features in a worker."""
+
+    def __init__(self, policy: Path, params: RewardParams, device: str) -> None:
+        self._features = Features(
+            policy, params.layer, params.pooling, params.max_tokens, params.batch_tokens, device
+        )
+
+    def __call__(self, texts: Sequence[Text]) -> np.ndarray:
+        asked = [list(prompt) for prompt, _ in texts]
+        return self._features.of_tokens(asked, [list(answer) for _, answer in texts])
+
+
 def _in_blocks(
     texts: Sequence[Text], policy: Path, params: RewardParams, device: str, entry: Entry
 ) -> list[str]:
@@ -120,16 +133,12 @@ def _in_blocks(
     names = [f"{number:05d}.npy" for number in range(len(parts))]
     missing = [number for number, name in enumerate(names) if not entry.holds(name)]
     if missing:
-        features = Features(
-            policy, params.layer, params.pooling, params.max_tokens, params.batch_tokens, device
-        )
+        job = Job(_Featuring, {"policy": policy}, {"params": params, "device": device}, device)
+        tasks = (Task(names[number], len(parts[number]), (parts[number],)) for number in missing)
         total = sum(len(parts[number]) for number in missing)
-        with tqdm(total=total, unit="answer", **progress()) as bar:
-            for number in missing:
-                asked = [list(prompt) for prompt, _ in parts[number]]
-                answered = [list(answer) for _, answer in parts[number]]
-                block = features.of_tokens(asked, answered, bar.update)
-                with entry.writing(names[number]) as path, path.open("wb") as stream:
+        with workers(job) as found:
+            for task, block in compute(found, tasks, total, "answer"):
+                with entry.writing(task.name) as path, path.open("wb") as stream:
                     np.save(stream, block)
     if len(missing) < len(parts):
         log.info(

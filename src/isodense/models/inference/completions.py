@@ -9,17 +9,61 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from isodense.models.inference.generation import Completion, complete, log_probs
+from isodense.models.inference.generation import (
+    Completion,
+    batches_of,
+    complete_batch,
+    log_probs,
+)
 from isodense.models.inference.policy import load_policy, load_tokenizer
 from isodense.pipeline.artifact import read_manifest, write_json
 from isodense.pipeline.cache import Store, cache_key
+from isodense.pipeline.executor import compute, workers
 from isodense.pipeline.stage import progress
+from isodense.pipeline.tasks import Job, Task
 
 CODE = ("models/inference",)  # packages that compute the completions
 LIBRARIES = ("torch", "transformers")
 FILE = "completions.json"
 
 Rows = Sequence[Mapping[str, Any]]
+
+
+class Answering:
+    """What answers prompts in a worker.
+
+    Parameters
+    ----------
+    policy : Path
+        A model folder.
+    settings : dict
+        Keyword arguments of :func:`isodense.models.inference.generation.complete`.
+    device : str
+        A torch device.
+    """
+
+    def __init__(self, policy: Path, settings: dict[str, Any], device: str) -> None:
+        self._model, self._tokenizer = load_policy(policy, device), load_tokenizer(policy)
+        self._settings = settings
+
+    def batches(self, prompts: list[Any], tools: list[Any]) -> list[list[int]]:
+        """Return the numbers of the prompts that are answered together."""
+        names = ("num_generations", "max_tokens", "batch_tokens")
+        settings = {name: self._settings[name] for name in names}
+        return batches_of(self._model, self._tokenizer, prompts, **settings, tools=tools)
+
+    def __call__(
+        self, prompts: list[Any], tools: list[Any], number: int | None
+    ) -> list[list[int]] | list[list[Completion]]:
+        """Return the completions of a batch; without a number, :meth:`batches`."""
+        if number is None:
+            return self.batches(prompts, tools)
+        names = ("num_generations", "max_tokens", "temperature")
+        settings = {name: self._settings[name] for name in names}
+        seed = self._settings["seed"] + number
+        return complete_batch(
+            self._model, self._tokenizer, prompts, **settings, seed=seed, tools=tools
+        )
 
 
 def completions_of(
@@ -38,10 +82,19 @@ def completions_of(
     device : str
         A torch device.
     """
-    with _bar(f"answers of {policy}", len(rows)) as update:
-        model, tokenizer = load_policy(policy, device), load_tokenizer(policy)
-        prompts, tools = _asked(rows)
-        return complete(model, tokenizer, prompts, **settings, tools=tools, on_batch=update)
+    prompts, tools = _asked(rows)
+    made: dict[int, list[Completion]] = {}
+    job = Job(Answering, {"policy": policy}, {"settings": settings, "device": device}, device)
+    with workers(job) as found:
+        batches: list[list[int]] = found.one(prompts, tools, None)
+        tasks = (
+            Task(f"batch {number}", len(batch), (*_asked([rows[row] for row in batch]), number))
+            for number, batch in enumerate(batches)
+        )
+        answered = compute(found, tasks, len(rows), "prompt", f"answers of {policy}")
+        for task, groups in answered:
+            made |= zip(batches[task.args[-1]], groups, strict=True)
+    return [made[row] for row in range(len(rows))]
 
 
 def complete_once(

@@ -57,7 +57,6 @@ class Completion:
         return len(self.ids)
 
 
-@torch.inference_mode()
 def complete(
     model: Any,
     tokenizer: Any,
@@ -103,25 +102,73 @@ def complete(
     list of list of Completion
         Completions of each prompt, in the order of the prompts.
     """
+    batches = batches_of(
+        model, tokenizer, prompts, num_generations, max_tokens, batch_tokens, tools
+    )
+    completed: dict[int, list[Completion]] = {}
+    for number, batch in enumerate(batches):
+        groups = complete_batch(
+            model,
+            tokenizer,
+            [prompts[row] for row in batch],
+            num_generations,
+            max_tokens,
+            temperature,
+            seed + number,
+            None if tools is None else [tools[row] for row in batch],
+        )
+        completed |= zip(batch, groups, strict=True)
+        on_batch(len(batch))
+    return [completed[row] for row in range(len(prompts))]
+
+
+def batches_of(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[list[Message]],
+    num_generations: int,
+    max_tokens: int,
+    batch_tokens: int,
+    tools: Tools = None,
+) -> list[list[int]]:
+    """Return the numbers of the prompts that are answered together, a list for each batch.
+
+    Parameters are those of :func:`complete`.
+    """
     ids = prompt_tokens(tokenizer, prompts, tools)
     costs = [num_generations * (len(row) + max_tokens) for row in ids]
+    copied = copies_caches(model, tokenizer.pad_token_id)
+    return list(token_batches(costs, batch_tokens, None if copied else [len(row) for row in ids]))
+
+
+@torch.inference_mode()
+def complete_batch(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[list[Message]],
+    num_generations: int,
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+    tools: Tools = None,
+) -> list[list[Completion]]:
+    """Return the completions of prompts that are answered together.
+
+    Parameters are those of :func:`complete`; `seed` is the batch's.
+    """
+    ids = prompt_tokens(tokenizer, prompts, tools)
     ends = _end_tokens(model, tokenizer)
     settings = _settings(temperature, max_tokens)
     settings |= {"eos_token_id": sorted(ends), "pad_token_id": tokenizer.pad_token_id}
-    completed: dict[int, list[Completion]] = {}
-    devices = [model.device] if model.device.type == "cuda" else []
     copied = copies_caches(model, tokenizer.pad_token_id)
-    lengths = None if copied else [len(row) for row in ids]
+    devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices), _plain_generation(model):
-        for number, batch in enumerate(token_batches(costs, batch_tokens, lengths)):
-            torch.manual_seed(seed + number)
-            batch_ids = [ids[row] for row in batch]
-            answers = _generate(model, batch_ids, num_generations, settings, copied)
-            for row in batch:
-                group = [next(answers) for _ in range(num_generations)]
-                completed[row] = [_completion(answer, ends, tokenizer) for answer in group]
-            on_batch(len(batch))
-    return [completed[row] for row in range(len(ids))]
+        torch.manual_seed(seed)
+        answers = _generate(model, ids, num_generations, settings, copied)
+        return [
+            [_completion(next(answers), ends, tokenizer) for _ in range(num_generations)]
+            for _ in ids
+        ]
 
 
 @contextmanager
