@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 
 QUICK = {  # of a node: to notice sooner that another is gone
@@ -19,6 +18,7 @@ QUICK = {  # of a node: to notice sooner that another is gone
     "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+ROOT = Path(__file__).parents[1]
 MEMORY = 100_000_000  # of a node's object store, in bytes
 
 
@@ -92,6 +92,7 @@ while ray.cluster_resources().get("CPU", 0) < {count}:
     def environ(self, **more: str) -> dict[str, str]:
         """Return the environment of a driver that uses these nodes."""
         own = {"ISODENSE_EXECUTOR": "ray", "RAY_ADDRESS": self.address, "CI": "1"}
+        own["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
         return {**os.environ, **QUICK, **own, **more}
 
 

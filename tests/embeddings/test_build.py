@@ -443,12 +443,12 @@ def test_kill_9_at_any_moment_costs_at_most_the_shard_in_flight(tmp_path, folder
                 os.kill(child, 9)
             kills += ended() == -9
             kept.append(finished(tmp_path))
-            if kills == 25:
+            if kills == 16:
                 break
         start("out")
         assert ended() == 0
         server.stdin.close()
-    assert kills >= 20
+    assert kills >= 12
     assert kept == sorted(kept)  # no finished shard is ever lost
     assert 10 < kept[-1] < 38
     assert content(tmp_path / "out") == content(tmp_path / "alone")

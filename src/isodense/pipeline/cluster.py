@@ -180,7 +180,7 @@ class Cluster(Workers):
                 hint = f"the last one: {_in_short(reason)}; does a node have the memory?"
                 raise IsodenseError(message, hint) from None
             return
-        if error is _MISSING:
+        if error == _MISSING:
             self._files = self._files or self._put()
             self._start(member)
         elif isinstance(error, IsodenseError):

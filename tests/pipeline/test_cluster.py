@@ -1,0 +1,249 @@
+"""A real Ray cluster of three nodes on loopback: nothing is lost, and no byte differs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+from isodense.embeddings import build
+from isodense.neighbors.blocks import Side, exact_search, search_blocks
+from isodense.pipeline.cache import Entry
+from tests import tiny
+from tests.embeddings.test_build import PARAMS, content
+from tests.neighbors.test_blocks import same
+from tests.neighbors.test_exact import unit
+from tests.ray_nodes import Nodes, script
+
+pytest.importorskip("ray")
+pytestmark = pytest.mark.slow
+
+PROMPTS = 3000
+ROWS = 20_000
+PREAMBLE = """
+import logging, os, sys
+from pathlib import Path
+import numpy as np
+from isodense.pipeline import cluster
+from isodense.pipeline.executor import compute, workers
+from isodense.pipeline.tasks import Job, Task
+logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stderr)
+def results(job, tasks):
+    with workers(job) as found:
+        return {task.name: result for task, result in compute(found, tasks, 0, "task")}
+"""
+EMBED = f"""{PREAMBLE}
+from isodense.embeddings import build
+from tests.embeddings.test_build import PARAMS
+build.PART = 8
+params = PARAMS.model_copy(update={{"rows_per_shard": 64}})
+build.embed(*map(Path, ("prompts", "encoder")), params, "cpu", Path("cache"), Path("out"))
+"""
+NEIGHBORS = f"""{PREAMBLE}
+from isodense.neighbors.blocks import Side, exact_search, search_blocks
+from isodense.pipeline.cache import Entry
+X = np.load("X.npy")
+sides = [Side("train", X, 9), Side("heldout", X[:100], 9)]
+search_blocks(sides, lambda: exact_search(sides[0], None, "cpu", 7000), Entry(Path("blocks")), 512)
+"""
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    found = Nodes(2)
+    yield found
+    found.close()
+
+
+def run(folder, text, nodes, **environ):
+    driver = script(folder, text, nodes.environ(**environ))
+    _, said = driver.communicate(timeout=240)
+    return driver.returncode, said
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    tiny.encoder(tmp_path / "encoder")
+    tiny.prompts(tmp_path / "prompts", PROMPTS)
+    return tmp_path
+
+
+def embedded_here(folder):
+    params = PARAMS.model_copy(update={"rows_per_shard": 64})
+    where = folder / "prompts", folder / "encoder"
+    build.embed(*where, params, "cpu", folder / "other", folder / "alone")
+    return content(folder / "alone")
+
+
+def finished(folder, pattern):
+    return len(list(folder.glob(pattern)))
+
+
+def until(condition, driver, seconds=120):
+    for _ in range(int(seconds / 0.05)):
+        if condition():
+            return
+        assert driver.poll() is None, driver.communicate()[1]
+        time.sleep(0.05)
+    raise TimeoutError
+
+
+def test_nodes_killed_during_embeddings_and_neighbours_change_no_byte(nodes, inputs):
+    alone = embedded_here(inputs)
+    driver = script(inputs, EMBED, nodes.environ())
+    until(lambda: finished(inputs, "cache/embeddings/*/rows.npy") > 3, driver)
+    nodes.kill(3)
+    nodes.start(5)  # another one joins, late
+    _, said = driver.communicate(timeout=240)
+    assert driver.returncode == 0, said
+    assert "was lost on node 127.0.0.3, and is computed again" in said
+    assert content(inputs / "out") == alone
+
+    X = unit(ROWS, dim=64)
+    np.save(inputs / "X.npy", X)
+    driver = script(inputs, NEIGHBORS, nodes.environ())
+    until(lambda: finished(inputs, "blocks/*.safetensors") > 3, driver)
+    nodes.kill(4)
+    nodes.start(6)
+    _, said = driver.communicate(timeout=240)
+    assert driver.returncode == 0, said
+    sides = [Side("train", X, 9), Side("heldout", X[:100], 9)]
+    here = search_blocks(
+        sides, lambda: exact_search(sides[0], None, "cpu"), Entry(inputs / "here"), 512
+    )
+    there = search_blocks(sides, lambda: pytest.fail("all is there"), Entry(inputs / "blocks"), 512)
+    assert same(there, here)
+
+
+def test_a_driver_that_is_killed_is_resumed_by_one_without_a_cluster(nodes, inputs):
+    alone = embedded_here(inputs)
+    driver = script(inputs, EMBED, nodes.environ())
+    until(lambda: finished(inputs, "cache/embeddings/*/counts.json") > 5, driver)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.communicate()
+    kept = {path: path.stat().st_mtime_ns for path in inputs.glob("cache/embeddings/*/counts.json")}
+    assert 5 < len(kept) < PROMPTS // 64
+    code, said = run(inputs, EMBED, nodes, ISODENSE_EXECUTOR="local")
+    assert code == 0, said
+    assert all(path.stat().st_mtime_ns == made for path, made in kept.items())
+    assert content(inputs / "out") == alone
+
+
+def test_workers_that_see_no_file_of_the_stage_get_copies(nodes, inputs):
+    text = f"""{PREAMBLE}
+from isodense.embeddings.build import Embedding
+from tests.embeddings.test_build import PARAMS
+job = Job(Embedding, {{"encoder": Path("encoder")}}, {{"params": PARAMS, "device": "cpu"}})
+def results(shared):
+    found = cluster.Cluster(job, shared)
+    texts = ["Name three colours.", "How do I boil an egg?"]
+    ((_, (rows, _)),) = found.results([Task("two texts", 2, (texts, 0, False))])
+    found.close()
+    return rows
+copied, shared = results(False), results(True)
+assert (copied == shared).all() and copied.shape == (2, 32)
+"""
+    code, said = run(inputs, text, nodes)
+    assert code == 0, said
+
+
+def test_a_task_whose_worker_dies_is_computed_again_and_named(nodes, tmp_path):
+    text = f"""{PREAMBLE}
+def ready(marks):
+    def work(number):
+        if number == 7 and len(list(marks.glob("*"))) < 2:
+            (marks / str(os.getpid())).touch()
+            os.kill(os.getpid(), 9)
+        return number
+    return work
+Path("marks").mkdir()
+tasks = [Task(f"number {{n}}", 1, (n,)) for n in range(20)]
+made = results(Job(ready, settings={{"marks": Path("marks").resolve()}}), tasks)
+assert made == {{f"number {{n}}": n for n in range(20)}}, made
+"""
+    code, said = run(tmp_path, text, nodes)
+    assert code == 0, said
+    assert said.count("number 7 was lost on node 127.0.0.") == 2
+
+
+def test_a_task_that_always_kills_its_worker_ends_the_stage(nodes, tmp_path):
+    text = f"""{PREAMBLE}
+cluster.LOSSES = 3
+def ready():
+    def work(number):
+        if number == 7:
+            os.kill(os.getpid(), 9)
+        return number
+    return work
+from isodense.pipeline.errors import IsodenseError
+try:
+    results(Job(ready), [Task(f"number {{n}}", 1, (n,)) for n in range(9)])
+except IsodenseError as error:
+    print("ENDED", error, file=sys.stderr)
+"""
+    code, said = run(tmp_path, text, nodes)
+    assert code == 0, said
+    assert "ENDED number 7 was lost 3 times, last on node 127.0.0." in said
+    assert "does a worker have the memory?" in said
+
+
+def test_errors_of_workers_arrive_with_task_and_node(nodes, tmp_path):
+    text = f"""{PREAMBLE}
+from isodense.pipeline.errors import TextError
+def ready():
+    def work(number):
+        raise TextError("no vector", 5) if number == 3 else ValueError("a bug")
+    return work
+for number in (3, 4):
+    try:
+        results(Job(ready), [Task(f"number {{number}}", 1, (number,))])
+    except TextError as error:
+        print("TEXT", error.row, file=sys.stderr)
+    except Exception as error:
+        print("OTHER", type(error).__name__, "a bug" in str(error), file=sys.stderr)
+"""
+    code, said = run(tmp_path, text, nodes)
+    assert code == 0, said
+    assert "number 3 failed on node 127.0.0." in said
+    assert "TEXT 5" in said
+    assert "OTHER RayTaskError(ValueError) True" in said
+
+
+def test_no_cluster_at_the_address_is_told(nodes, tmp_path):
+    text = f"""{PREAMBLE}
+from isodense.pipeline.errors import IsodenseError
+try:
+    results(Job(print), [Task("one", 1, ())])
+except IsodenseError as error:
+    print("ENDED", error, file=sys.stderr)
+"""
+    code, said = run(tmp_path, text, nodes, RAY_ADDRESS="127.0.0.2:1999")
+    assert "ENDED no Ray cluster answers at 127.0.0.2:1999" in said, said
+    assert "ray start --head" in said
+    assert code == 0
+
+
+def test_a_head_that_is_lost_ends_the_stage_and_another_run_goes_on(inputs):
+    alone = embedded_here(inputs)
+    nodes = Nodes(1)
+    try:
+        driver = script(inputs, EMBED, nodes.environ())
+        until(lambda: finished(inputs, "cache/embeddings/*/counts.json") > 2, driver)
+        nodes.kill(2)
+        try:
+            driver.communicate(timeout=100)
+        except subprocess.TimeoutExpired:
+            os.killpg(driver.pid, signal.SIGKILL)
+            pytest.fail("the stage waits for a head that is gone")
+        assert driver.returncode != 0
+    finally:
+        nodes.close()
+    kept = finished(inputs, "cache/embeddings/*/counts.json")
+    assert 2 < kept < PROMPTS // 64
+    code, said = run(inputs, EMBED, nodes, ISODENSE_EXECUTOR="local")
+    assert code == 0, said
+    assert content(inputs / "out") == alone
