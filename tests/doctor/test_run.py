@@ -250,6 +250,10 @@ def test_launchers(checkout, monkeypatch):
     monkeypatch.setenv("ISODENSE_LAUNCH", "no-such-launcher --nproc-per-node 2")
     assert "'no-such-launcher'" in only(settings.check_launcher, checkout, "problem")[0]
     monkeypatch.delenv("ISODENSE_LAUNCH")
+    monkeypatch.setenv("ISODENSE_EXECUTOR", "spark")
+    text, hint = only(settings.check_launcher, checkout, "problem")
+    assert (text, hint) == ("ISODENSE_EXECUTOR is 'spark'", "set it to local or ray")
+    monkeypatch.delenv("ISODENSE_EXECUTOR")
     monkeypatch.setenv("SLURM_NTASKS", "4")
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     assert "4 tasks" in only(settings.check_launcher, checkout, "warning")[0]

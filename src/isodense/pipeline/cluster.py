@@ -18,6 +18,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import socket
 import tempfile
 import time
 from collections import Counter, deque
@@ -37,6 +38,7 @@ from isodense.pipeline.tasks import AHEAD, Compute, Job, Task, Workers, use_thre
 
 LOSSES = 20  # of one task, after which it is taken for the cause
 STARTS = 10  # actors that died in succession before they were ready
+CONNECT = 10.0  # seconds to wait for the cluster's answer
 POLL = 2.0  # seconds between looks at the cluster
 QUIET = 30.0  # seconds without an actor, after which that is told
 
@@ -164,8 +166,7 @@ class Cluster(Workers):
         for ref in done:
             if ref in self._starting:
                 self._started(ref)
-            else:
-                member = next(one for one in self._members if ref in one.tasks)
+            for member in [one for one in self._members if ref in one.tasks]:
                 yield from self._result(member, ref)
 
     def _started(self, ref: Any) -> None:
@@ -190,14 +191,15 @@ class Cluster(Workers):
             self._members.append(member)
 
     def _result(self, member: _Member, ref: Any) -> Iterator[tuple[Task, Any]]:
-        """Yield the result of a task; those of an actor that has died are lost."""
+        """Yield the result of a task; all tasks of an actor that has died are lost."""
         task = member.tasks[ref]
+        at_work = next(iter(member.tasks.values()))  # an actor takes its tasks in turn
         try:
             result = self._ray.get(ref)
         except _losses() as reason:
             self._members.remove(member)
             self._ray.kill(member.actor)
-            self._tell_loss(task, member.node, reason)
+            self._tell_loss(at_work, member.node, reason)
             yield from ((one, _LOST) for one in member.tasks.values())
             return
         except Exception:
@@ -295,24 +297,30 @@ def connected() -> Any:
     Raises
     ------
     IsodenseError
-        If Ray is not installed, or there is no such cluster.
+        If there is no such cluster.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-    except ModuleNotFoundError:
-        message = "ISODENSE_EXECUTOR is ray, which is not installed"
-        raise IsodenseError(message, "pip install 'isodense[ray]', or unset it") from None
+    import ray
+
     if not ray.is_initialized():
+        _require_answer(os.environ.get("RAY_ADDRESS", ""))
         package = Path(isodense.__file__).parent
         environment = {"py_modules": [str(package)], "excludes": ["__pycache__"]}
-        try:
-            ray.init(runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            message = f"no Ray cluster answers at {os.environ.get('RAY_ADDRESS')}: {error}"
-            hint = "start one with `ray start --head`, or correct RAY_ADDRESS"
-            raise IsodenseError(message, hint) from None
+        ray.init(runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR)
     return ray
+
+
+def _require_answer(address: str) -> None:
+    """Raise unless something answers at a ``host:port``: Ray itself would wait, and then exit."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():  # none, "auto", or a URL
+        return
+    try:
+        socket.create_connection((host, int(port)), CONNECT).close()
+    except OSError as error:
+        message = f"no Ray cluster answers at {address}: {error}"
+        hint = "start one with `ray start --head`, or correct RAY_ADDRESS"
+        raise IsodenseError(message, hint) from None
 
 
 def has_gpus() -> bool:

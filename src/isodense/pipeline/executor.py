@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 from tqdm import tqdm
@@ -70,11 +71,25 @@ def compute(
 
 def device_of_workers(device: str) -> str:
     """Return ``"cuda"`` or ``"cpu"`` for the param ``base.device``, where the workers are."""
+    require_executor()
     if _executor() == "ray" and device == "auto":
         from isodense.pipeline.cluster import has_gpus
 
         return "cuda" if has_gpus() else "cpu"
     return device if _executor() == "ray" else resolve_device(device)
+
+
+def require_executor() -> None:
+    """Check what the environment says about executors, as far as that starts nothing.
+
+    Raises
+    ------
+    IsodenseError
+        If it asks for an executor that there is not, or for Ray where that is not installed.
+    """
+    if _executor() == "ray" and find_spec("ray") is None:
+        message = "ISODENSE_EXECUTOR is ray, which is not installed"
+        raise IsodenseError(message, "pip install 'isodense[ray]', or unset it")
 
 
 def _executor() -> str:
@@ -85,6 +100,7 @@ def _executor() -> str:
 
 
 def _workers(job: Job) -> Workers:
+    require_executor()
     if _executor() == "ray":
         from isodense.pipeline.cluster import Cluster
 

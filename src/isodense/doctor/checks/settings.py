@@ -7,7 +7,8 @@ import shutil
 from collections.abc import Iterator
 
 from isodense.doctor.checks.project import Finding, Project
-from isodense.pipeline.errors import TrainingError
+from isodense.pipeline.errors import IsodenseError, TrainingError
+from isodense.pipeline.executor import require_executor
 
 
 def check_params(project: Project) -> Iterator[Finding]:
@@ -49,6 +50,10 @@ def check_launcher(project: Project) -> Iterator[Finding]:
     if launcher and not shutil.which(launcher[0]):
         text = f"ISODENSE_LAUNCH names {launcher[0]!r}, which is not on PATH"
         yield Finding(name, "problem", text, "correct it, or activate the environment it is in")
+    try:
+        require_executor()
+    except IsodenseError as error:
+        yield Finding(name, "problem", error.message, error.hint)
     tasks = os.environ.get("SLURM_NTASKS", "1")
     if tasks not in ("1", "") and "SLURM_JOB_ID" in os.environ:
         text = f"SLURM starts {tasks} tasks (SLURM_NTASKS): each would run the pipeline"
