@@ -60,6 +60,12 @@ def test_the_bytes_are_those_of_features_made_in_one_go(folder: Path, texts, tmp
     assert np.array_equal(again, expected)
 
 
+def test_processes_give_the_same_bytes(folder: Path, texts, tmp_path: Path, monkeypatch):
+    rows, _ = load(texts, folder, tmp_path / "one")
+    monkeypatch.setenv("ISODENSE_WORKERS", "2")
+    assert np.array_equal(load(texts, folder, tmp_path / "two")[0], rows)
+
+
 def test_a_finished_run_computes_nothing_again(folder: Path, texts, tmp_path: Path, computed):
     load(texts, folder, tmp_path)
     assert len(computed) == -(-sum(computed) // 16)

@@ -8,6 +8,8 @@ import pytest
 
 from isodense.models.inference import completions
 from isodense.models.inference.completions import complete_once
+from isodense.models.inference.generation import complete
+from isodense.models.inference.policy import load_policy, load_tokenizer
 from isodense.prompts.reader import load_prompts
 from tests import tiny
 from tests.cached import CHANGES, change
@@ -60,3 +62,14 @@ def test_kept_completions_are_those_of_all_that_shapes_them(
     else:
         responded(temperature=0.5)
     assert drawn == [1]
+
+
+def test_batches_in_processes_are_those_of_one_go(world: Path, monkeypatch: pytest.MonkeyPatch):
+    rows = load_prompts(world / "data/prompts").rows[:12]
+    folder, settings = world / "models/policy", SETTINGS | {"batch_tokens": 64}
+    prompts = [row["prompt"] for row in rows]
+    model, tokenizer = load_policy(folder), load_tokenizer(folder)
+    whole = complete(model, tokenizer, prompts, **settings)
+    assert completions.completions_of(folder, rows, settings, "cpu") == whole
+    monkeypatch.setenv("ISODENSE_WORKERS", "2")
+    assert completions.completions_of(folder, rows, settings, "cpu") == whole
