@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging as transformers_logging
 
+from isodense.models.inference import nanochat_2026 as nanochat_2026  # registers its classes
 from isodense.pipeline.errors import ModelError
 
 UNREADABLE = (
