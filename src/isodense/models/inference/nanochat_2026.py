@@ -29,6 +29,7 @@ The formulas are those of ``nanochat/gpt.py`` (https://github.com/karpathy/nanoc
 from __future__ import annotations
 
 import math
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -88,7 +89,7 @@ class NanoChat2026Config(NanoChatConfig):
 
     model_type = "nanochat_2026"
     default_theta = 100_000.0
-    auto_map = None  # TRL asks every config of a class that transformers does not have for it
+    auto_map = MappingProxyType({})  # TRL reads it where transformers has no such architecture
 
     layer_types: Any = None
     sliding_window: int | None = None
