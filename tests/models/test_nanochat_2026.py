@@ -22,7 +22,7 @@ from isodense.models.inference.policy import load_policy, load_tokenizer, prompt
 from isodense.models.params import ModelParams
 from isodense.models.publish import publish
 from isodense.pipeline.errors import ModelError
-from tests.architecture_trials import LORA
+from tests.architecture_trials import LORA, STAGES
 from tests.nanochat_files import (
     SIZES_2026,
     VOCABULARY,
@@ -349,6 +349,11 @@ def test_grpo_trains_what_loads_again(policy, tmp_path, lora):
     assert [one["split_special_tokens"] for one in settings] == [True, True]
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_stages_compute_what_whole_passes_do(policy, stage):
+    STAGES[stage](policy)
+
+
 def test_a_policy_reads_a_chat_as_nanochat_does(policy):
     tokenizer = load_tokenizer(policy)
     bos, user, end, assistant = tokenizer.convert_tokens_to_ids(
@@ -650,10 +655,12 @@ def test_a_window_one_token_short_would_show(reference):
 
 @pytest.mark.parametrize("max_tokens", [128, 512])  # in packs, and in padded batches
 @pytest.mark.parametrize("layer", [None, 1, 2, 3, 4])
-def test_an_encoders_vectors_are_nanochats(reference, tmp_path, max_tokens, layer):
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_an_encoders_vectors_are_nanochats(reference, tmp_path, max_tokens, layer, precision):
     prompts, arrays = reference
     folder = published(DEVELOPMENT, "base", tmp_path / "encoder")
-    encoder = load_encoder(folder, pooling="mean", layer=layer, max_tokens=max_tokens)
+    settings = {"layer": layer, "max_tokens": max_tokens, "precision": precision}
+    encoder = load_encoder(folder, pooling="mean", **settings)
     assert encoder.packed == (max_tokens == 128)
     rows = [at for at, one in enumerate(prompts) if len(one["ids"]) <= max_tokens]
     expected = arrays["base_f32_mean_hidden"]

@@ -98,8 +98,8 @@ def make_trainer(
     if redraw:
         dataset = dataset.add_column(DRAW, list(range(len(rows))))
     tokenizer = trainer_tokenizer(policy)
-    if settings := template_settings(tokenizer):
-        config.chat_template_kwargs = (config.chat_template_kwargs or {}) | settings
+    if settings := template_settings(tokenizer):  # the user's are in the template already
+        config.chat_template_kwargs = settings
     try:
         trainer = (partial(Redrawing, redraw) if redraw else GRPOTrainer)(
             model=str(policy),

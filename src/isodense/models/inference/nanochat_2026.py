@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import math
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -89,7 +89,9 @@ class NanoChat2026Config(NanoChatConfig):
 
     model_type = "nanochat_2026"
     default_theta = 100_000.0
-    auto_map = MappingProxyType({})  # TRL reads it where transformers has no such architecture
+    auto_map: ClassVar[Any] = MappingProxyType(
+        {}
+    )  # TRL reads it where transformers has no such architecture
 
     layer_types: Any = None
     sliding_window: int | None = None
@@ -207,9 +209,9 @@ class NanoChat2026PreTrainedModel(NanoChatPreTrainedModel):
     """What the classes of models share."""
 
     config_class = NanoChat2026Config
-    _no_split_modules = ["NanoChat2026DecoderLayer"]  # noqa: RUF012 - as transformers has it
+    _no_split_modules: ClassVar[list[str]] = ["NanoChat2026DecoderLayer"]
     _can_compile_fullgraph = False  # the cache grows
-    _can_record_outputs = {  # noqa: RUF012
+    _can_record_outputs: ClassVar[dict[str, Any]] = {
         "hidden_states": NanoChat2026DecoderLayer,
         "attentions": NanoChat2026Attention,
     }

@@ -55,7 +55,7 @@ def load_tokenizer(folder: str | Path) -> Any:
         raise ModelError(f"the tokenizer in {folder} has no end-of-turn token (eos_token)")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if takes_specials_for_text(tokenizer):  # as it is for texts; a chat template writes special ones
+    if takes_specials_for_text(tokenizer):  # right for texts, and wrong for a chat template's
         tokenizer.split_special_tokens = False
     return tokenizer
 
