@@ -89,14 +89,13 @@ class NanoChat2026Config(NanoChatConfig):
 
     model_type = "nanochat_2026"
     default_theta = 100_000.0
-    auto_map: ClassVar[Any] = MappingProxyType(
-        {}
-    )  # TRL reads it where transformers has no such architecture
+    # No code comes with a model: TRL reads this of architectures that transformers does not have.
+    auto_map: ClassVar[Any] = MappingProxyType({})
 
-    layer_types: Any = None
+    layer_types: list[str] = None  # type: ignore[assignment] # filled in below, as are the others
     sliding_window: int | None = None
-    value_embedding_layers: Any = None
-    backout_layer: Any = None
+    value_embedding_layers: list[int] = None  # type: ignore[assignment]
+    backout_layer: int = None  # type: ignore[assignment]
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Fill in what nanochat derives from the depth."""
@@ -209,9 +208,9 @@ class NanoChat2026PreTrainedModel(NanoChatPreTrainedModel):
     """What the classes of models share."""
 
     config_class = NanoChat2026Config
-    _no_split_modules: ClassVar[list[str]] = ["NanoChat2026DecoderLayer"]
+    _no_split_modules = ["NanoChat2026DecoderLayer"]  # noqa: RUF012 - as in transformers
     _can_compile_fullgraph = False  # the cache grows
-    _can_record_outputs: ClassVar[dict[str, Any]] = {
+    _can_record_outputs = {  # noqa: RUF012
         "hidden_states": NanoChat2026DecoderLayer,
         "attentions": NanoChat2026Attention,
     }
