@@ -9,6 +9,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from isodense.models.inference import nanochat_2026 as nanochat_2026  # registers its classes
 from isodense.pipeline.artifact import write_manifest
 from tests.tiny import tokenizer
 
