@@ -528,6 +528,7 @@ def test_a_folder_may_have_everything_in_one_place(tmp_path):
     shutil.copy(base / "tokenizer" / "tokenizer.pkl", flat)
     assert seed_of(nanochat.load(flat, "sft")[0]) == 6
     assert seed_of(nanochat.load(flat, "base", step=5)[0]) == 5
+    assert seed_of(nanochat.load(flat, "base", "flat", 5)[0]) == 5
     with pytest.raises(ModelError, match=r"step 7(?s:.)*it has: 5, 6"):
         nanochat.load(flat, "base", step=7)
     with pytest.raises(ModelError, match=r"in the folder itself(?s:.)*leave the tag out"):

@@ -27,7 +27,7 @@ def find_weights(base: Path, source: str, tag: str | None, step: int | None) -> 
         nanochat's base directory, or a folder with everything in one place.
     source : {"base", "mid", "sft", "rl"}
     tag : str, optional
-        The model's folder; the deepest by default.
+        The model's folder; the deepest by default. Of a folder that has weights itself, its name.
     step : int, optional
         The last by default.
 
