@@ -9,6 +9,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from isodense.models.inference import nanochat_2026 as nanochat_2026  # registers its classes
 from isodense.pipeline.artifact import write_manifest
 from tests.tiny import tokenizer
 
@@ -123,6 +124,10 @@ DENSE: dict[str, dict[str, Any]] = {
     "falcon": {},
     "mpt": {"n_heads": 4, "n_layers": 4, "max_seq_len": 256},
     "nanochat": {},
+    "nanochat_2026": {
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
+    },
 }
 EXPERTS: dict[str, dict[str, Any]] = {
     "mixtral": {},
@@ -304,6 +309,8 @@ def checkpoint(folder: Path, kind: str) -> Path:
         for weight in model.parameters():  # larger than usual, so that outputs differ clearly
             if weight.dim() > 1:
                 torch.nn.init.normal_(weight, std=0.1)
+            elif kind == "nanochat_2026":  # whose scales start where they change nothing
+                torch.nn.init.normal_(weight, mean=0.7, std=0.2)
         model.save_pretrained(folder)
     write_manifest(folder, "models", role="policy")
     return folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import itertools
 import json
@@ -10,8 +9,6 @@ import os
 import pickle
 import random
 import shutil
-import sys
-import types
 import zipfile
 from pathlib import Path
 
@@ -20,30 +17,14 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-from isodense.models import nanochat
+from isodense.models import nanochat, nanochat_tokenizer
 from isodense.models.params import ModelParams
 from isodense.models.publish import publish
 from isodense.pipeline.artifact import read_manifest
 from isodense.pipeline.errors import ModelError
+from tests.nanochat_files import Encoding, encoding, importable, store, trained, weights
 
 DEVELOPMENT = Path(__file__).parents[3] / "shared" / "data" / "nanochat-d2"
-PATTERN = r"'(?i:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++|\s+(?!\S)|\s+"
-SPECIALS = ["bos", "user_start", "user_end", "assistant_start", "assistant_end", "python_start"]
-WORDS = b"the theme then there these banana bananas aaaaaaaaa abababab".split()
-SIZES = {"sequence_len": 32, "n_layer": 2, "n_head": 4, "n_kv_head": 2, "n_embd": 16}
-
-
-class Encoding:
-    """Pickles like ``tiktoken.core.Encoding``: as an instance of that name with this state."""
-
-    def __init__(self, state):
-        self.state = state
-
-    def __getstate__(self):
-        return self.state
-
-    def __setstate__(self, state):
-        raise AssertionError("the real class must not be used")
 
 
 class Shell:
@@ -57,13 +38,10 @@ class Shell:
 
 
 @pytest.fixture(autouse=True)
-def tiktoken(monkeypatch):
-    """Give a stand-in for the package, which need not be installed."""
-    module = types.ModuleType("tiktoken.core")
-    module.Encoding = Encoding
-    monkeypatch.setattr(Encoding, "__module__", "tiktoken.core")
-    monkeypatch.setitem(sys.modules, "tiktoken", types.ModuleType("tiktoken"))
-    monkeypatch.setitem(sys.modules, "tiktoken.core", module)
+def tiktoken():
+    """Give a stand-in for the package."""
+    with importable():
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -73,63 +51,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def trained(words=WORDS, size=40):
-    """Return the ranks of a byte-pair vocabulary: at each step the most frequent pair joins."""
-    ranks = {bytes([byte]): byte for byte in range(256)}
-    rows = [[bytes([byte]) for byte in word] for word in words]
-    for _ in range(size):
-        pairs = collections.Counter(pair for row in rows for pair in itertools.pairwise(row))
-        if not pairs:
-            break
-        best = max(pairs, key=lambda pair: (pairs[pair], pair))
-        ranks.setdefault(b"".join(best), len(ranks))
-        for row in rows:
-            for at in range(len(row) - 1):
-                if tuple(row[at : at + 2]) == best:
-                    row[at : at + 2] = [b"".join(best)]
-    return ranks
-
-
-def encoding():
-    ranks = trained()
-    specials = {f"<|{name}|>": len(ranks) + at for at, name in enumerate(SPECIALS)}
-    fields = {"name": "test", "pat_str": PATTERN}
-    return {**fields, "mergeable_ranks": ranks, "special_tokens": specials}
-
-
-def weights(vocabulary, rows=None, seed=0):
-    """Return a random state dict under nanochat's names."""
-    made = torch.Generator().manual_seed(seed)
-    hidden, pairs = SIZES["n_embd"], SIZES["n_embd"] * SIZES["n_kv_head"] // SIZES["n_head"]
-    shapes = {
-        "transformer.wte": (rows or vocabulary, hidden),
-        "lm_head": (rows or vocabulary, hidden),
-    }
-    for layer in range(SIZES["n_layer"]):
-        stem = f"transformer.h.{layer}"
-        shapes |= {f"{stem}.attn.{name}": (hidden, hidden) for name in ("c_q", "c_proj")}
-        shapes |= {f"{stem}.attn.{name}": (pairs, hidden) for name in ("c_k", "c_v")}
-        shapes |= {f"{stem}.mlp.c_fc": (4 * hidden, hidden)}
-        shapes |= {f"{stem}.mlp.c_proj": (hidden, 4 * hidden)}
-    return {f"{name}.weight": torch.randn(*shape, generator=made) for name, shape in shapes.items()}
-
-
-def store(base, stage="base", tag="d2", step=10, state=None, **sizes):
-    """Write one checkpoint into a base directory, and a tokenizer if it has none; return both."""
-    made = encoding()
-    vocabulary = len(made["mergeable_ranks"]) + len(SPECIALS)
-    folder = base / f"{stage}_checkpoints" / tag
-    folder.mkdir(parents=True, exist_ok=True)
-    state = weights(vocabulary) if state is None else state
-    torch.save(state, folder / f"model_{step:06d}.pt")
-    settings = {"step": step, "model_config": {**SIZES, "vocab_size": vocabulary, **sizes}}
-    (folder / f"meta_{step:06d}.json").write_text(json.dumps(settings))
-    if not (base / "tokenizer").exists():
-        (base / "tokenizer").mkdir()
-        (base / "tokenizer" / "tokenizer.pkl").write_bytes(pickle.dumps(Encoding(made), protocol=4))
-    return folder / f"model_{step:06d}.pt", vocabulary
 
 
 def lm_head(model):
@@ -431,7 +352,7 @@ def test_a_hostile_or_damaged_tokenizer_is_refused(tmp_path, name):
     with pytest.raises(ModelError, match=r"tokenizer\.pkl(?s:.)*nothing in it was run"):
         nanochat.load(tmp_path, "base")
     assert not marker.exists()
-    assert nanochat._Encoding.state is None
+    assert nanochat_tokenizer._Encoding.state is None
     if name in {"reduce", "nested", "state", "key", "old-style instance"}:
         with contextlib.suppress(AssertionError):
             pickle.loads(content)  # noqa: S301 - an ordinary unpickler runs it

@@ -7,11 +7,17 @@ safetensors folder. The directory has folders of checkpoints, and one tokenizer 
     base_checkpoints/d20/meta_021400.json
     tokenizer/tokenizer.pkl
 
+or all files of one model, the tokenizer's too, are in one folder.
+
 Weights and tokenizer are pickles, which can contain any code. The weights are read by
-``torch.load(weights_only=True)``, the tokenizer by an unpickler that accepts one name,
-``tiktoken.core.Encoding``, and replaces it by a class that only keeps its state; any other name is
-an error, and nothing is executed. ``NanoChatForCausalLM`` represents the architecture that nanochat
-had from 2025-10-13 to 2026-01-10; weights of later architectures are an error that names them.
+``torch.load(weights_only=True)``, the tokenizer as :mod:`isodense.models.nanochat_tokenizer` says;
+nothing is executed.
+
+Two of nanochat's architectures are read. That of 2025-10-13 to 2026-01-10 is
+``transformers.NanoChatForCausalLM``, that since 2026-03-14 is
+:mod:`isodense.models.inference.nanochat_2026`; it is known by the weights ``smear_gate`` and
+``backout_lambda``. In between, constants changed that no checkpoint shows, so that such a
+checkpoint is refused, as is any with weights that are neither's.
 
 The tokenizer gives the same tokens as nanochat:
 
@@ -25,65 +31,65 @@ The tokenizer gives the same tokens as nanochat:
 from __future__ import annotations
 
 import json
-import pickle
 import re
-import struct
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import NanoChatConfig, NanoChatForCausalLM, PreTrainedTokenizerFast
-from transformers.convert_slow_tokenizer import bytes_to_unicode
+from transformers import (
+    NanoChatConfig,
+    NanoChatForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
+from isodense.models.inference.nanochat_2026 import (
+    LONG,
+    SHORT,
+    NanoChat2026Config,
+    NanoChat2026ForCausalLM,
+)
+from isodense.models.nanochat_files import find_tokenizer, find_weights
+from isodense.models.nanochat_tokenizer import BROKEN, FAILED, UNTRUSTED, load_tokenizer
 from isodense.pipeline.errors import ModelError
 
 Source = Literal["base", "mid", "sft", "rl"]
-FOLDERS = {"base": "base", "mid": "mid", "sft": "chatsft", "rl": "chatrl"}  # …_checkpoints
 SIZES = {"vocab_size": "vocab_size", "sequence_len": "max_position_embeddings"}
 SIZES |= {"n_embd": "hidden_size", "n_layer": "num_hidden_layers"}
 SIZES |= {"n_head": "num_attention_heads", "n_kv_head": "num_key_value_heads"}
+PATTERN = "window_pattern"
 TABLES = {"transformer.wte.weight": "model.embed_tokens.weight", "lm_head.weight": "lm_head.weight"}
 QKV = {f"attn.c_{name}": f"self_attn.{name}_proj" for name in "qkv"}
 LAYER = {**QKV, "attn.c_proj": "self_attn.o_proj", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
-ENCODING = {"name": str, "pat_str": str, "mergeable_ranks": dict, "special_tokens": dict}
-BOS, EOS = "<|bos|>", "<|assistant_end|>"
-SPECIALS = [BOS, "<|user_start|>", "<|user_end|>", "<|assistant_start|>", EOS]
-CHAT_TEMPLATE = (  # a system message is joined to the first user message by a blank line
-    "{% set system = messages[0]['role'] == 'system' %}{{ '<|bos|>' }}"
-    "{% for message in (messages[1:] if system else messages) %}"
-    "{% set role = loop.cycle('user', 'assistant') %}{% if message['role'] != role %}"
-    "{{ raise_exception('nanochat needs user and assistant by turns, after at most one system') }}"
-    "{% endif %}{{ '<|' + role + '_start|>' }}"
-    "{% if system and loop.first %}{{ messages[0]['content'] + '\n\n' }}{% endif %}"
-    "{{ message['content'] + '<|' + role + '_end|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant_start|>' }}{% endif %}"
-)
-# Errors that damaged pickles raised in trials with random faults.
-BROKEN = (AssertionError, AttributeError, EOFError, LookupError, MemoryError, OverflowError)
-FAILED = (OSError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError, struct.error)
-UNTRUSTED = "nothing in it was run; copy it again, from someone you trust"
+MARKS = {"smear_gate.weight", "backout_lambda"}  # which only checkpoints since 2026-03-14 have
+WHOLE = {name: f"model.{name}" for name in (*sorted(MARKS), "smear_lambda")}
+SCALES = {"resid_lambdas": "residual_scale", "x0_lambdas": "first_scale"}  # one of each per block
+PADDED = 64  # since 2025-12-09 tables have a multiple of so many rows
+READ = "isodense reads nanochat of 2025-10-13 to 2026-01-10, and of 2026-03-14 and later"
+BETWEEN = "constants that changed from 2026-01-11 to 2026-03-13 do not show in a checkpoint"
+SHORT_WINDOW = 128  # short windows are a quarter of the long one, rounded up to a multiple
 
 
 def load(
     base_dir: str | Path, source: Source, tag: str | None = None, step: int | None = None
-) -> tuple[NanoChatForCausalLM, PreTrainedTokenizerFast]:
+) -> tuple[NanoChatForCausalLM | NanoChat2026ForCausalLM, PreTrainedTokenizerFast]:
     """Load a checkpoint as a ``transformers`` model and a fast tokenizer.
 
     Parameters
     ----------
     base_dir : str or Path
-        nanochat's base directory.
+        nanochat's base directory, or a folder with weights, meta file and ``tokenizer.pkl``.
     source : {"base", "mid", "sft", "rl"}
-        The stage of nanochat's training that wrote the checkpoint.
+        The stage of nanochat's training that wrote the checkpoint. What all is in one folder has no
+        name of it, so any is accepted.
     tag : str, optional
-        The model's folder; by default the ``d<N>`` with the largest N.
+        The model's folder; by default the ``d<N>``, or ``d<N>`` with a suffix, with the largest N.
     step : int, optional
         Training step of the checkpoint; the last one by default.
 
     Returns
     -------
-    model : NanoChatForCausalLM
+    model : NanoChatForCausalLM or NanoChat2026ForCausalLM
         In float32, on the CPU, in evaluation mode.
     tokenizer : PreTrainedTokenizerFast
         With nanochat's chat template.
@@ -92,21 +98,29 @@ def load(
     ------
     ModelError
         If there is no such checkpoint (the hint lists the existing ones), or it is damaged,
-        malicious, or of an architecture that ``NanoChatForCausalLM`` cannot represent.
+        malicious, or of an architecture that neither class represents.
     """
     base = Path(base_dir).expanduser()
-    weights = _find(base, source, tag, step)
+    weights = find_weights(base, source, tag, step)
     meta = weights.with_name(weights.stem.replace("model_", "meta_") + ".json")
-    sizes = _read_sizes(meta)
-    tokenizer = _load_tokenizer(base / "tokenizer" / "tokenizer.pkl", sizes["sequence_len"])
-    if len(tokenizer) != sizes["vocab_size"]:
-        message = f"{meta} counts {sizes['vocab_size']} tokens, the tokenizer {len(tokenizer)}"
+    settings = _read_settings(meta)
+    tokenizer = load_tokenizer(find_tokenizer(base), settings["sequence_len"])
+    if len(tokenizer) != settings["vocab_size"]:
+        message = f"{meta} counts {settings['vocab_size']} tokens, the tokenizer {len(tokenizer)}"
         raise ModelError(message, "copy the tokenizer that the checkpoint was trained with")
-    config = _config(sizes, tokenizer)
-    state = _converted(_read_state(weights), config, weights)
-    model = NanoChatForCausalLM.from_pretrained(
-        None, config=config, state_dict=state, dtype=torch.float32
-    )
+    state = _read_state(weights)
+    common = _common(settings, tokenizer)
+    kind: Any
+    config: Any
+    if MARKS & set(state):
+        kind, config = NanoChat2026ForCausalLM, _config_of_2026(settings, common, meta)
+        state, names = _split(state, config.num_hidden_layers, weights), _names_of_2026(config)
+    else:
+        _require_keys(meta, "model_config", settings, SIZES)
+        kind, config = NanoChatForCausalLM, NanoChatConfig(**common)
+        names = _names_of_2025(config.num_hidden_layers)
+    state = _converted(state, names, kind, config, weights)
+    model = kind.from_pretrained(None, config=config, state_dict=state, dtype=torch.float32)
     model.name_or_path = model.config.name_or_path = ""
     return model.eval(), tokenizer
 
@@ -134,58 +148,79 @@ def convert(
     tokenizer.save_pretrained(out)
 
 
-def _find(base: Path, source: str, tag: str | None, step: int | None) -> Path:
-    """Return the path of a checkpoint's weights."""
-    found = {name: _checkpoints(base / f"{stem}_checkpoints") for name, stem in FOLDERS.items()}
-    tags = _pick({name: tags for name, tags in found.items() if tags}, source, base, "source")
-    depths = {int(name[1:]): name for name in tags if re.fullmatch(r"d[0-9]+", name)}
-    deepest = depths[max(depths)] if depths else "d<N>"
-    steps = _pick(tags, tag or deepest, base / f"{FOLDERS[source]}_checkpoints", "tag")
-    return _pick(steps, max(steps) if step is None else step, steps[max(steps)].parent, "step")
-
-
-def _pick(existing: dict[Any, Any], wanted: Any, folder: Path, what: str) -> Any:
-    """Return the value of `wanted`, or raise a `ModelError` that lists the keys."""
-    if wanted not in existing:
-        hint = f"it has: {', '.join(map(str, sorted(existing))) or 'none'}"
-        raise ModelError(f"{folder} has no nanochat checkpoint of {what} {wanted!r}", hint)
-    return existing[wanted]
-
-
-def _checkpoints(folder: Path) -> dict[str, dict[int, Path]]:
-    """Return the paths of all checkpoints in a folder, by tag and step."""
-    found: dict[str, dict[int, Path]] = {}
-    for path in folder.glob("*/model_*.pt"):
-        if match := re.fullmatch(r"model_([0-9]+)\.pt", path.name):
-            found.setdefault(path.parent.name, {})[int(match[1])] = path
-    return found
-
-
-def _read_sizes(path: Path) -> dict[str, int]:
-    """Return the sizes of the model in a meta file."""
+def _read_settings(path: Path) -> dict[str, Any]:
+    """Return the ``model_config`` of a meta file: sizes, and in newer ones the window pattern."""
     try:
-        sizes = json.loads(path.read_text(encoding="utf-8"))["model_config"]
-        _require_keys(path, "model_config", sizes.keys(), SIZES.keys())
+        settings = json.loads(path.read_text(encoding="utf-8"))["model_config"]
+        _require_keys(path, "model_config", set(settings) - {PATTERN}, SIZES)
     except FileNotFoundError:
         raise ModelError(f"{path} is missing", "copy it too: it has the head counts") from None
     except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise ModelError(f"{path} has no readable model_config: {error!r}") from None
-    for name, size in sizes.items():
-        if type(size) is not int or size < 1:
-            raise ModelError(f"{path}: {name} = {size!r} is not a positive whole number")
-    return sizes
+    for name in SIZES:
+        if type(settings[name]) is not int or settings[name] < 1:
+            message = f"{path}: {name} = {settings[name]!r} is not a positive whole number"
+            raise ModelError(message)
+    return settings
 
 
-def _config(sizes: dict[str, int], tokenizer: PreTrainedTokenizerFast) -> NanoChatConfig:
-    same: dict[str, Any] = {ours: sizes[theirs] for theirs, ours in SIZES.items()}
-    return NanoChatConfig(
-        **same,
-        intermediate_size=4 * sizes["n_embd"],
-        rms_norm_eps=torch.finfo(torch.float32).eps,  # nanochat leaves it to torch's rms_norm
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+def _common(settings: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """Return the fields that configs of both architectures have."""
+    return {ours: settings[theirs] for theirs, ours in SIZES.items()} | {
+        "intermediate_size": 4 * settings["n_embd"],
+        "rms_norm_eps": torch.finfo(torch.float32).eps,  # nanochat leaves it to torch's rms_norm
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+def _config_of_2026(
+    settings: dict[str, Any], common: dict[str, Any], path: Path
+) -> NanoChat2026Config:
+    """Return the config of a model since 2026-03-14; like nanochat, take no pattern for ``L``."""
+    pattern = settings.get(PATTERN, "L")
+    if not isinstance(pattern, str) or not re.fullmatch("[SLsl]+", pattern):
+        raise ModelError(f"{path}: {PATTERN} = {pattern!r} is not letters S (short) and L (long)")
+    depth = settings["n_layer"]
+    short = [pattern[layer % len(pattern)] in "Ss" for layer in range(depth - 1)]
+    window = -(-settings["sequence_len"] // (4 * SHORT_WINDOW)) * SHORT_WINDOW
+    return NanoChat2026Config(
+        **common,
+        layer_types=[SHORT if one else LONG for one in (*short, False)],  # the last is long
+        sliding_window=window + 1 if any(short) else None,  # transformers counts the token itself
     )
+
+
+def _names_of_2025(depth: int) -> dict[str, str]:
+    """Return our name of each of nanochat's weights."""
+    names = dict(TABLES)
+    for layer in range(depth):
+        for theirs, ours in LAYER.items():
+            names[f"transformer.h.{layer}.{theirs}.weight"] = f"model.layers.{layer}.{ours}.weight"
+    return names
+
+
+def _names_of_2026(config: NanoChat2026Config) -> dict[str, str]:
+    """Return our name of each of nanochat's weights, once :func:`_split` has split some."""
+    names = _names_of_2025(config.num_hidden_layers) | WHOLE
+    for layer in range(config.num_hidden_layers):
+        for theirs, ours in SCALES.items():
+            names[f"{theirs}.{layer}"] = f"model.layers.{layer}.{ours}"
+    for layer in config.value_embedding_layers:
+        block = f"model.layers.{layer}.self_attn"
+        names[f"value_embeds.{layer}.weight"] = f"{block}.value_embeds.weight"
+        names[f"transformer.h.{layer}.attn.ve_gate.weight"] = f"{block}.value_gate.weight"
+    return names
+
+
+def _split(state: dict[str, Any], depth: int, path: Path) -> dict[str, Any]:
+    """Return the weights with the scales of all blocks, vectors, split into those of each."""
+    parts: dict[str, Any] = {}
+    for name in set(SCALES) & set(state):
+        _require_shape(path, name, state[name], (depth,))
+        parts |= {f"{name}.{layer}": state[name][layer : layer + 1] for layer in range(depth)}
+    return {name: tensor for name, tensor in state.items() if name not in SCALES} | parts
 
 
 def _read_state(path: Path) -> dict[str, torch.Tensor]:
@@ -202,118 +237,34 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
     return {str(name).removeprefix("_orig_mod."): tensor for name, tensor in state.items()}
 
 
-def _converted(state: dict[str, Any], config: NanoChatConfig, path: Path) -> dict[str, Any]:
-    """Return the tensors in float32, under the names and with the shapes of `config`."""
-    names = dict(TABLES)
-    for layer in range(config.num_hidden_layers):
-        for theirs, ours in LAYER.items():
-            names[f"transformer.h.{layer}.{theirs}.weight"] = f"model.layers.{layer}.{ours}.weight"
+def _converted(
+    state: dict[str, Any], names: dict[str, str], kind: Any, config: Any, path: Path
+) -> dict[str, Any]:
+    """Return the tensors in float32, under our names and with the shapes of `config`."""
     _require_keys(path, "state dict", state, names)
     with torch.device("meta"):
-        wanted = NanoChatForCausalLM(config).state_dict()
-    padded = -(-config.vocab_size // 64) * 64  # nanochat pads the vocabulary since 2025-12-09
+        wanted = kind(config).state_dict()
+    padded = -(-config.vocab_size // PADDED) * PADDED
     converted = {}
     for theirs, ours in names.items():
         tensor, shape = state[theirs], wanted[ours].shape
-        if theirs in TABLES and tensor.shape == (padded, *shape[1:]):
+        is_table = theirs in TABLES or theirs.startswith("value_embeds.")
+        if is_table and tensor.shape == (padded, *shape[1:]):
             tensor = tensor[: config.vocab_size].clone()
-        if tensor.shape != shape:
-            fault = f"{theirs} has shape {tuple(tensor.shape)}, its meta file means {tuple(shape)}"
-            raise ModelError(f"{path}: {fault}")
+        _require_shape(path, theirs, tensor, shape)
         converted[ours] = tensor.to(torch.float32)
     return converted
 
 
-def _require_keys(path: Path, what: str, found: Any, known: Any) -> None:
+def _require_shape(path: Path, name: str, tensor: torch.Tensor, shape: Iterable[int]) -> None:
+    if tensor.shape != tuple(shape):
+        fault = f"{name} has shape {tuple(tensor.shape)}, its meta file means {tuple(shape)}"
+        raise ModelError(f"{path}: {fault}")
+
+
+def _require_keys(path: Path, what: str, found: Iterable[str], known: Iterable[str]) -> None:
     """Raise unless `found` has exactly the `known` keys; the error names those that differ."""
     differ = {"unknown": set(found) - set(known), "missing": set(known) - set(found)}
     faults = [f"{len(x)} {fault} ({', '.join(sorted(x)[:8])})" for fault, x in differ.items() if x]
     if faults:
-        hint = "only nanochat's architecture of 2025-10-13 to 2026-01-10 can be represented"
-        raise ModelError(f"{path}: {what} keys: {' and '.join(faults)}", hint)
-
-
-class _Encoding:
-    """Replacement for ``tiktoken.core.Encoding`` that keeps the state and does nothing."""
-
-    state: Any = None
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-class _Unpickler(pickle.Unpickler):
-    """Unpickler that accepts ``tiktoken.core.Encoding`` and no other name."""
-
-    def find_class(self, module: str, name: str) -> type[_Encoding]:
-        if (module, name) != ("tiktoken.core", "Encoding"):
-            raise pickle.UnpicklingError(f"it asks for {f'{module}.{name}'!r}")
-        return _Encoding
-
-
-def _load_tokenizer(path: Path, max_tokens: int) -> PreTrainedTokenizerFast:
-    """Return the fast tokenizer that gives the same tokens as a pickled ``tiktoken.Encoding``."""
-    encoding = _read_encoding(path)
-    made = Tokenizer(_byte_pairs(encoding["mergeable_ranks"]))
-    try:
-        split = pre_tokenizers.Split(Regex(encoding["pat_str"]), "isolated")
-    except Exception as error:  # noqa: BLE001 - tokenizers raises just that
-        raise ModelError(f"{path}: pat_str is not a regular expression: {error}") from None
-    spelling = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    made.pre_tokenizer = pre_tokenizers.Sequence([split, spelling])
-    made.decoder = decoders.ByteLevel()
-    specials = sorted(encoding["special_tokens"], key=encoding["special_tokens"].get)
-    made.add_special_tokens([AddedToken(text, normalized=False) for text in specials])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=made,
-        bos_token=BOS,
-        eos_token=EOS,
-        pad_token=EOS,
-        model_max_length=max_tokens,
-        split_special_tokens=True,
-        chat_template=CHAT_TEMPLATE,
-    )
-
-
-def _byte_pairs(ranks: dict[bytes, int]) -> models.BPE:
-    """Return a BPE model; merges are all splits of a token into two tokens, by the token's rank."""
-    alphabet = bytes_to_unicode()
-    spelt = {token: "".join(alphabet[byte] for byte in token) for token in ranks}
-    merges = [
-        (spelt[token[:cut]], spelt[token[cut:]])
-        for token in sorted(ranks, key=ranks.__getitem__)
-        for cut in range(1, len(token))
-        if token[:cut] in ranks and token[cut:] in ranks
-    ]
-    vocabulary = {spelt[token]: rank for token, rank in ranks.items()}
-    return models.BPE(vocabulary, merges, ignore_merges=True)
-
-
-def _read_encoding(path: Path) -> dict[str, Any]:
-    """Return the state of a pickled ``tiktoken.Encoding``, after checking it."""
-    try:
-        with path.open("rb") as stream:
-            encoding = _Unpickler(stream).load()
-    except FileNotFoundError:
-        raise ModelError(f"{path} is missing", "copy the tokenizer folder too") from None
-    except (*BROKEN, *FAILED) as error:
-        raise ModelError(f"{path} is not a plain tokenizer: {error}", UNTRUSTED) from None
-    state = encoding.state if type(encoding) is _Encoding else None
-    if type(state) is not dict or {key: type(state[key]) for key in state} != ENCODING:
-        raise ModelError(f"{path} is not an encoding with {', '.join(ENCODING)}", UNTRUSTED)
-    if fault := _token_fault(state["mergeable_ranks"], state["special_tokens"]):
-        raise ModelError(f"{path} is not a tokenizer of nanochat: {fault}")
-    return state
-
-
-def _token_fault(ranks: dict[Any, Any], specials: dict[Any, Any]) -> str:
-    """Return a fault of the vocabulary, empty if it has all bytes and nanochat's special tokens."""
-    ids = [*ranks.values(), *specials.values()]
-    kinds = [{type(value) for value in values} for values in (ranks, specials, ids)]
-    if kinds != [{bytes}, {str}, {int}] or not all(map(str.isprintable, specials)):
-        return "tokens are not bytes, special tokens not text, or ids not whole numbers"
-    if sorted(ids[: len(ranks)]) + sorted(ids[len(ranks) :]) != list(range(len(ids))):
-        return "ids are not 0, 1, 2, … with the special tokens last"
-    absent = [token for token in SPECIALS if token not in specials]
-    absent += [f"byte {byte}" for byte in range(256) if bytes([byte]) not in ranks]
-    return f"it lacks {', '.join(absent[:8])}" if absent else ""
+        raise ModelError(f"{path}: {what} keys: {' and '.join(faults)}", f"{READ}; {BETWEEN}")

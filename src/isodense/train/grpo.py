@@ -29,7 +29,11 @@ from isodense.models.inference.load import (
     require_whole,
     weights_of,
 )
-from isodense.models.inference.policy import load_tokenizer
+from isodense.models.inference.policy import (
+    load_tokenizer,
+    takes_specials_for_text,
+    template_settings,
+)
 from isodense.models.inference.reader import require_undamaged
 from isodense.pipeline.artifact import write_json
 from isodense.pipeline.errors import ModelError, TrainingError
@@ -42,6 +46,7 @@ from isodense.train.redraw import Redraw
 from isodense.train.rewards import reward_functions
 
 EXACT, HALF = 1e-3, 5e-2  # largest difference of logits over their size, in float32, in 16 bits
+CLASSES = ("transformers.", "isodense.models.inference.")  # modules of models' classes
 DRAW = "draw"  # column of the data set: number of the draw
 PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 
@@ -92,13 +97,16 @@ def make_trainer(
     dataset = plan_dataset(rows)
     if redraw:
         dataset = dataset.add_column(DRAW, list(range(len(rows))))
+    tokenizer = trainer_tokenizer(policy)
+    if settings := template_settings(tokenizer):  # the user's are in the template already
+        config.chat_template_kwargs = settings
     try:
         trainer = (partial(Redrawing, redraw) if redraw else GRPOTrainer)(
             model=str(policy),
             reward_funcs=functions,  # type: ignore[arg-type]
             args=config,
             train_dataset=dataset,
-            processing_class=trainer_tokenizer(policy),
+            processing_class=tokenizer,
             peft_config=_adapter(lora),
         )
     except (ValueError, TypeError, ImportError, NotImplementedError) as error:
@@ -173,13 +181,16 @@ def save_policy(trainer: GRPOTrainer, policy: str | Path, folder: Path) -> bool:
     adapter = folder / "adapter"
     whole = not is_peft_model(trainer.model)
     tokenizer: Any = trainer.processing_class
-    tokenizer.chat_template = load_tokenizer(policy).chat_template
+    published = load_tokenizer(policy)
+    tokenizer.chat_template = published.chat_template
+    if takes_specials_for_text(published):
+        tokenizer.split_special_tokens = published.split_special_tokens = True
     trainer.save_model(str(folder if whole else adapter))
     if not trainer.is_world_process_zero():
         return True
     if not whole:
         merged_policy(trainer, policy, adapter).save_pretrained(folder)
-        load_tokenizer(policy).save_pretrained(folder)
+        published.save_pretrained(folder)
     for name in PROCESSORS:
         if Path(policy, name).is_file():
             shutil.copyfile(Path(policy, name), folder / name)
@@ -335,8 +346,8 @@ def has_changed(policy: str | Path, trained: str | Path) -> bool:
 
 
 def _class(model: Any) -> Any:
-    """Return the class of transformers that a model is of, below those that wrappers derive."""
-    kinds = [kind for kind in type(model).__mro__ if kind.__module__.startswith("transformers.")]
+    """Return the class that a model was loaded in, below those that wrappers derive."""
+    kinds = [kind for kind in type(model).__mro__ if kind.__module__.startswith(CLASSES)]
     return kinds[0] if kinds else type(model)
 
 

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -33,6 +34,9 @@ UNREADABLE = (
 )  # raised by a bad folder
 HINT = "choose a model whose model_type transformers knows"
 ONE_AT_A_TIME = Lock()  # transformers swaps torch's initialisers while it loads
+OURS = {  # modules with architectures that transformers does not have, by model type
+    "nanochat_2026": "isodense.models.inference.nanochat_2026",
+}
 SHOWN = 4  # names of unknown weights in an error
 # Buffers that older versions of transformers saved and newer ones compute, and the pooler, which
 # no vector is made of.
@@ -195,6 +199,8 @@ def weights_of(folder: str | Path) -> dict[str, Callable[[], Any]]:
 def refuse_code(folder: str | Path) -> None:
     """Raise if a model can only be loaded by running code that comes with it.
 
+    An architecture that isodense has a class for is made known to transformers.
+
     Raises
     ------
     ModelError
@@ -203,6 +209,8 @@ def refuse_code(folder: str | Path) -> None:
     config, tokenizer = (
         _read_json(Path(folder, name)) for name in ("config.json", "tokenizer_config.json")
     )
+    if ours := OURS.get(str(config.get("model_type"))):
+        import_module(ours)
     if config.get("auto_map") and config.get("model_type") not in CONFIG_MAPPING:
         kind = f"model_type {config.get('model_type')!r}"
         message = f"{folder} needs code of its own ({kind}, auto_map), which isodense never runs"

@@ -55,7 +55,26 @@ def load_tokenizer(folder: str | Path) -> Any:
         raise ModelError(f"the tokenizer in {folder} has no end-of-turn token (eos_token)")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if takes_specials_for_text(tokenizer):  # right for texts, and wrong for a chat template's
+        tokenizer.split_special_tokens = False
     return tokenizer
+
+
+def takes_specials_for_text(tokenizer: Any) -> bool:
+    """Return whether a special token that is spelt out in a text stays text, as in nanochat.
+
+    It is what the folder says (``split_special_tokens``): :func:`load_tokenizer` lets the tokenizer
+    recognise them, as those that a chat template writes would be text otherwise.
+    """
+    return bool(tokenizer.init_kwargs.get("split_special_tokens", False))
+
+
+def template_settings(tokenizer: Any) -> dict[str, Any]:
+    """Return the keyword arguments that ``apply_chat_template`` needs beside the usual ones.
+
+    With them, special tokens that are spelt out in a message stay text where they do in a text.
+    """
+    return {"sanitize_control_tokens": True} if takes_specials_for_text(tokenizer) else {}
 
 
 def context_length(folder: str | Path) -> int | None:
@@ -144,6 +163,7 @@ def _rendered(
         tokenize=True,
         return_dict=True,
         tokenizer_kwargs={"verbose": False},  # prompts that are too long are the caller's to tell
+        **template_settings(tokenizer),
     )
     ids: list[list[int]] = rendered["input_ids"]
     return ids
@@ -178,7 +198,8 @@ def with_row_tools(template: str | Mapping[str, str]) -> str:
 
 def answer_tokens(tokenizer: Any, answers: Sequence[str]) -> list[list[int]]:
     """Return the token ids of each answer, with the end-of-turn token."""
-    ids = tokenizer(list(answers), add_special_tokens=False, verbose=False)["input_ids"]
+    settings = {"split_special_tokens": True} if takes_specials_for_text(tokenizer) else {}
+    ids = tokenizer(list(answers), add_special_tokens=False, verbose=False, **settings)["input_ids"]
     return [[*row, tokenizer.eos_token_id] for row in ids]
 
 
