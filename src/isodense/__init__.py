@@ -22,6 +22,8 @@ _EXPORTS = {
     "density_weights": "isodense.density.estimate",
     "load_encoder": "isodense.embeddings.encoder",
     "Encoder": "isodense.embeddings.encoder",
+    "weigh": "isodense.weighing.weigh",
+    "Weighed": "isodense.weighing.result",
     "IsodenseError": "isodense.pipeline.errors",
 }
 
