@@ -7,7 +7,11 @@ depends only on the modules that it uses.
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import Any
+
+if sys.platform == "win32":  # folders are locked with flock
+    raise ImportError("isodense runs on Linux and macOS. On Windows, install it in WSL.")
 
 __version__ = "0.1.0"
 

@@ -87,6 +87,7 @@ def test_a_report_of_a_file(weigh):
     assert "report.html written in " in out
     assert "--output weights.parquet writes the weights" in out
     assert "training prompts" in page
+    assert "dvc" not in page[page.index("<main") : page.index("Provenance</h2>")].lower()
 
 
 @pytest.mark.parametrize(

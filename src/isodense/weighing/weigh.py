@@ -335,6 +335,7 @@ def _report(folder: Path, encoder: Path, out: Path) -> None:
         folder / "map",
         metrics=[folder / "metrics.json"],
         manifests=[path / "manifest.json" for path in (encoder, *made)],
+        standalone=True,
     )
     write_report(sources, out)
 
