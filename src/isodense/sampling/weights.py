@@ -85,13 +85,14 @@ class Weights:
         """
         ids = [one if isinstance(one, str) else prompt_id(one) for one in prompts]
         rows, found = self._rows(ids)
-        texts = [place for place in np.flatnonzero(~found) if isinstance(prompts[place], str)]
+        unknown: list[int] = np.flatnonzero(~found).tolist()
+        texts = [place for place in unknown if isinstance(prompts[place], str)]
         if texts:  # neither an id of this set nor one of others
             hashed = [prompt_id([{"role": "user", "content": ids[place]}]) for place in texts]
             rows[texts], found[texts] = self._rows(hashed)
-        if missing := int((~found).sum()):
+        if not found.all():
             first = prompts[int(np.argmin(found))]
-            message = f"{missing} of {len(ids)} prompts have no weight, first {str(first)[:80]!r}"
+            message = f"{int((~found).sum())} of {len(ids)} prompts have no weight, first {str(first)[:80]!r}"
             hint = "held-out prompts have none: leave them out (column split of data/prompts)"
             raise ArtifactError(message, f"{hint}; if they are new, run `dvc repro density`")
         aligned = self.weights[rows].astype(np.float64)
