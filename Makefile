@@ -7,9 +7,10 @@ PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 BIN    := .venv/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-# torch brings its own CUDA packages where there are any, so it is left out of the lock files
+# torch brings its own CUDA packages where there are any, so it is left out of the lock files; pip is
+# that of the virtual environment
 LOCK   := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
-          --no-header --no-annotate --quiet $(foreach p,torch triton cuda-bindings cuda-pathfinder \
+          --no-header --no-annotate --quiet $(foreach p,pip torch triton cuda-bindings cuda-pathfinder \
           cuda-toolkit nvidia-cublas nvidia-cuda-cupti nvidia-cuda-nvrtc nvidia-cuda-runtime \
           nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver \
           nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink \
@@ -54,7 +55,7 @@ effect: .venv/dev
 	$(BIN)/python benchmarks/effect.py
 
 lock:
-	$(LOCK) --extra plots --output-file requirements.lock
+	$(LOCK) --extra pipeline --extra plots --output-file requirements.lock
 	$(LOCK) --extra dev --constraint requirements.lock --output-file requirements-dev.lock
 
 clean:

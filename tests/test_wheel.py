@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -127,3 +130,31 @@ def test_windows_is_refused_at_install(tmp_path):
         1,
         "isodense runs on Linux and macOS. On Windows, install it in WSL.",
     )
+
+
+def test_windows_is_refused_at_import(clean, tmp_path):
+    code = "import sys; sys.platform = 'win32'; import isodense"
+    done = subprocess.run(
+        [clean / "python", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.endswith(
+        "ImportError: isodense runs on Linux and macOS. On Windows, install it in WSL.\n"
+    )
+
+
+@pytest.mark.slow
+def test_a_wheel_in_an_empty_environment_works_by_its_own_metadata(tmp_path):
+    """Run the script that CI runs on each Python, with the torch that is here."""
+    environ = {**os.environ, "PYTHON": sys.executable}
+    environ["CONSTRAINT"] = f"torch=={importlib.metadata.version('torch')}"
+    done = subprocess.run(
+        ["bash", str(ROOT / ".ci" / "wheel"), str(tmp_path)],
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith("the wheel works by its own metadata\n")
+    assert int(re.search(r"(\d+) packages", done.stdout)[1]) < 75  # of 154 that it once brought

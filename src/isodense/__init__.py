@@ -7,7 +7,11 @@ depends only on the modules that it uses.
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import Any
+
+if sys.platform == "win32":  # folders are locked with flock
+    raise ImportError("isodense runs on Linux and macOS. On Windows, install it in WSL.")
 
 __version__ = "0.1.0"
 
@@ -22,6 +26,8 @@ _EXPORTS = {
     "density_weights": "isodense.density.estimate",
     "load_encoder": "isodense.embeddings.encoder",
     "Encoder": "isodense.embeddings.encoder",
+    "weigh": "isodense.weighing.weigh",
+    "Weighed": "isodense.weighing.result",
     "IsodenseError": "isodense.pipeline.errors",
 }
 

@@ -24,6 +24,11 @@ NOT_RUN = {"text", "yaml", "json"}  # output and data
 BACK = "git checkout -q . && dvc checkout -q"
 OWN_REWARD = "-S reward.kind=function -S 'reward.functions=[rewards.gsm8k:correct]'"
 STAND_INS = {  # line, less its comment: (what runs instead, why)
+    "uvx isodense weigh prompts.jsonl --output weights.parquet": (
+        "isodense weigh data/raw/problems.jsonl --output weights.parquet --encoder models/encoder "
+        "-S embeddings.max_tokens=128",
+        "no package index; the tiny encoder",
+    ),
     "make test": ("make -n test", "it is this run of the tests"),
     "isodense compare --arms uniform density --seeds 3": (
         "isodense compare --arms uniform density --seeds 3 --help",

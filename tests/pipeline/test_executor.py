@@ -117,7 +117,7 @@ def test_a_wrong_environment_is_named(monkeypatch, name, value, remedy):
 
 def test_ray_that_is_not_installed_is_named_with_its_extra(monkeypatch):
     monkeypatch.setenv("ISODENSE_EXECUTOR", "ray")
-    monkeypatch.setattr("isodense.pipeline.executor.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(IsodenseError, match="not installed") as caught:
         results(numbers(1))
     assert "isodense[ray]" in caught.value.hint

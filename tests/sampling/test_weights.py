@@ -10,6 +10,7 @@ import pytest
 import isodense
 from isodense.pipeline.artifact import ids_sha256, publishing, write_manifest
 from isodense.pipeline.errors import ArtifactError
+from isodense.prompts.conversations import prompt_id
 
 IDS = [f"{i * 7919:032x}" for i in (5, 1, 4, 2, 3)]
 WEIGHTS = np.array([0.1, 0.2, 0.3, 0.25, 0.15], dtype=np.float32)
@@ -78,7 +79,19 @@ def test_an_unknown_prompt_is_an_error_not_a_zero(tmp_path, unknown):
     with pytest.raises(ArtifactError, match="1 of 2 prompts have no weight") as caught:
         loaded.align([IDS[0], unknown])
     assert unknown in str(caught.value)
-    assert caught.value.hint == "they are held out or new: run `dvc repro density`"
+    assert "held-out prompts have none: leave them out" in caught.value.hint
+    assert "if they are new, run `dvc repro density`" in caught.value.hint
+
+
+def test_alignment_takes_texts_and_conversations_too(tmp_path):
+    asked = [[{"role": "user", "content": text}] for text in ("2+2?", "Why?")]
+    ids = [prompt_id(asked[0]), *IDS[1:4], prompt_id(asked[1])]
+    loaded = isodense.load_weights(write(tmp_path / "d", ids=ids))
+    expected = loaded.align([ids[4], ids[2], ids[0]])
+    for prompts in (["Why?", ids[2], "2+2?"], [asked[1], ids[2], asked[0]]):
+        assert (loaded.align(prompts) == expected).all()
+    with pytest.raises(ArtifactError, match=r"2 of 3 prompts have no weight, first 'What\?'"):
+        loaded.align(["2+2?", "What?", [{"role": "user", "content": "How?"}]])
 
 
 @pytest.mark.parametrize(

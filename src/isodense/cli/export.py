@@ -28,13 +28,13 @@ from isodense.cli.trainer_formats import (
     Shape,
     Truth,
     find_truth,
-    plain,
 )
 from isodense.cli.trainer_tables import write_parquet
 from isodense.embeddings.reader import load_vectors
 from isodense.pipeline.artifact import publishing, replacing, require_same_ids, write_json
 from isodense.pipeline.errors import ArtifactError, IsodenseError, ModelError
 from isodense.pipeline.jsonl import write_jsonl
+from isodense.pipeline.tables import plain
 from isodense.prompts.reader import PromptSet, Split, load_prompts
 from isodense.sampling.difficulty import load_difficulty
 from isodense.sampling.schemes import BY_DIFFICULTY, Sampling, prompt_weights

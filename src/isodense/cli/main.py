@@ -1,4 +1,4 @@
-"""The ``isodense`` command: look at weights and runs; check, grow, merge and export artifacts."""
+"""The ``isodense`` command: weigh prompts, look at weights and runs, check and grow artifacts."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from pathlib import Path
 
 from isodense import __version__
 from isodense.pipeline.errors import IsodenseError
+from isodense.pipeline.extras import explained
 from isodense.pipeline.storage import storing
 
 COMMANDS = (
+    "weigh",
     "inspect",
     "explain",
     "report",
@@ -27,6 +29,7 @@ COMMANDS = (
     "export",
 )
 EXAMPLES = """examples:
+  isodense weigh prompts.jsonl --output weights.parquet    no project needed
   isodense doctor                         is this checkout fit to run?
   isodense inspect                        the most and least weighted prompts of this checkout
   isodense explain "how do I boil an egg" neighbours, density and weight of this or a new prompt
@@ -46,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        with storing(Path.cwd()):
+        with storing(Path.cwd()), explained():
             args.run(args)
     except IsodenseError as error:
         sys.stderr.write(f"isodense: error: {error}\n")
@@ -54,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 0
     except KeyboardInterrupt:
-        sys.stderr.write("isodense: interrupted\n")
+        sys.stderr.write("isodense: interrupted; run it again to go on\n")
         return 130
     except OSError as error:
         sys.stderr.write(f"isodense: error: {error}\n")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from isodense.pipeline.errors import IsodenseError
+from isodense.pipeline.tables import plain
 from isodense.prompts.reader import OWN, PromptSet
 
 Row = dict[str, Any]
@@ -207,28 +208,6 @@ LAYOUTS: dict[str, Callable[[Row, Row, int, Shape], Row]] = {  # of the formats 
     "verl": verl_row,
     "openrlhf": openrlhf_row,
 }
-
-
-def plain(value: Any) -> Any:
-    """Return `value` as JSON can hold it: times as ISO 8601, numbers that are none as null.
-
-    Examples
-    --------
-    >>> from datetime import date
-    >>> plain({"day": date(2026, 11, 28), "pass_rate": float("nan")})
-    {'day': '2026-11-28', 'pass_rate': None}
-    """
-    if isinstance(value, dict):
-        return {name: plain(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(part) for part in value]
-    if isinstance(value, float) and (value != value or value in (float("inf"), -float("inf"))):
-        return None
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    if value is None or isinstance(value, str | int | float):
-        return value
-    return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
 
 def _kept(prompt: Row, columns: Sequence[str]) -> Row:

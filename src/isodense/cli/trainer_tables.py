@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isodense.cli.trainer_formats import plain
-from isodense.pipeline.tables import TOOLS, compact
+from isodense.pipeline.tables import TOOLS, compact, plain
 
 if TYPE_CHECKING:
     import pyarrow as pa

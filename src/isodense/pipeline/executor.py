@@ -18,12 +18,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import Any
 
 from tqdm import tqdm
 
 from isodense.pipeline.errors import IsodenseError
+from isodense.pipeline.extras import require
 from isodense.pipeline.processes import Processes
 from isodense.pipeline.runtime import resolve_device
 from isodense.pipeline.stage import progress
@@ -87,9 +87,8 @@ def require_executor() -> None:
     IsodenseError
         If it asks for an executor that there is not, or for Ray where that is not installed.
     """
-    if _executor() == "ray" and find_spec("ray") is None:
-        message = "ISODENSE_EXECUTOR is ray, which is not installed"
-        raise IsodenseError(message, "pip install 'isodense[ray]', or unset it")
+    if _executor() == "ray":
+        require("ray")
 
 
 def _executor() -> str:

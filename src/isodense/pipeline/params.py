@@ -157,6 +157,22 @@ def build(cls: type[T], values: Mapping[str, Any], what: str) -> T:
     raise IsodenseError(fault_lines(what, found), "correct them and call it again")
 
 
+def value_of(text: str) -> Any:
+    """Return the value that a text stands for in ``params.yaml``.
+
+    Raises
+    ------
+    yaml.YAMLError
+        If it is no YAML.
+
+    Examples
+    --------
+    >>> value_of("1e-3"), value_of("null"), value_of("[a, 010]")
+    (0.001, None, ['a', 10])
+    """
+    return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+
+
 def as_dict(params: Params) -> dict[str, Any]:
     """Return a params object as the plain mapping that manifests record."""
     return params.model_dump()

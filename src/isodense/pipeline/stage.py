@@ -21,6 +21,7 @@ from typing import Any
 
 from isodense.pipeline.artifact import write_json
 from isodense.pipeline.errors import IsodenseError, StorageError
+from isodense.pipeline.extras import explained
 from isodense.pipeline.storage import storing
 
 log = logging.getLogger("isodense")
@@ -99,7 +100,7 @@ def run(name: str, main: Callable[[list[str]], str]) -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     start = time.perf_counter()
     try:
-        with storing(Path.cwd()):
+        with storing(Path.cwd()), explained():
             summary = main(sys.argv[1:])
     except IsodenseError as error:
         sys.stderr.write(f"[{name}] error: {error}\n")

@@ -113,14 +113,14 @@ def _table(rows: list[Row], schema: pa.Schema | None = None) -> pa.Table:
         values = [row.get(name) for row in rows]
         try:
             arrays[name] = pa.array(values, schema.field(name).type if schema else None)
-            if _is_deep(arrays[name].type):
+            if is_deep(arrays[name].type):
                 raise MixedTypes(f"column {name}: nested more than {DEPTH} deep")
         except (pa.ArrowException, OverflowError, TypeError, RecursionError) as error:
             raise MixedTypes(f"column {name}: {_said(error)}") from None
     return pa.table(arrays)
 
 
-def _is_deep(kind: pa.DataType) -> bool:
+def is_deep(kind: pa.DataType) -> bool:
     """Return whether a type has more than `DEPTH` types in one another."""
     level = [kind]
     for _ in range(DEPTH):
@@ -354,3 +354,25 @@ def _decoded(text: str) -> Any:
 def compact(value: Any) -> str:
     """Return `value` as JSON without spaces, with sorted keys."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
+def plain(value: Any) -> Any:
+    """Return `value` as JSON can hold it: times as ISO 8601, numbers that are none as null.
+
+    Examples
+    --------
+    >>> from datetime import date
+    >>> plain({"day": date(2026, 11, 28), "pass_rate": float("nan")})
+    {'day': '2026-11-28', 'pass_rate': None}
+    """
+    if isinstance(value, dict):
+        return {name: plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    if isinstance(value, float) and (value != value or value in (float("inf"), -float("inf"))):
+        return None
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if value is None or isinstance(value, str | int | float):
+        return value
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)

@@ -65,6 +65,8 @@ class Sources:
         What training wrote of draws and signals.
     manifests : list of Path
         Manifests of all artifacts, for the provenance.
+    standalone : bool
+        Whether there is no project, so that nothing is said of training and held-out prompts.
     """
 
     prompts: Path
@@ -77,6 +79,7 @@ class Sources:
     completions: Path | None = None
     manifests: list[Path] = field(default_factory=list)
     realised: Path | None = None
+    standalone: bool = False
 
 
 def write_report(
@@ -137,6 +140,7 @@ def write_report(
     }
     page = _template().render(
         **_scripts(),
+        standalone=sources.standalone,
         blocks=_inert(blocks),
         block=block,
         labelled=any(prompts.labels),

@@ -25,6 +25,7 @@ from typing import Any
 
 from isodense.pipeline.artifact import replacing
 from isodense.pipeline.errors import ArtifactError
+from isodense.pipeline.extras import explained
 from isodense.pipeline.storage import beside, storing, sync
 
 ADDRESS = re.compile(r"[A-Za-z][\w+.-]*://|[\w.-]+@[\w.-]+:")  # https://…, git@host:…
@@ -65,7 +66,8 @@ def fetch(repo: str | Path, path: str, rev: str | None = None, remote: str | Non
         if rev is None:
             message = f"{repo} is a repository, and its working tree may hold anything"
             raise ArtifactError(message, f"name a revision, such as rev='HEAD', or {repo}/{path}")
-    return (_known(rev, path) if rev else None) or _fetch(repo, path, rev, remote)
+    with explained():
+        return (_known(rev, path) if rev else None) or _fetch(repo, path, rev, remote)
 
 
 def _known(rev: str, path: str) -> Path | None:

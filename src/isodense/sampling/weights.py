@@ -18,6 +18,7 @@ import numpy as np
 
 from isodense.pipeline.artifact import checked, load_array, read_manifest, require_same_ids
 from isodense.pipeline.errors import ArtifactError
+from isodense.prompts.conversations import Message, prompt_id
 from isodense.prompts.reader import PromptSet
 
 WEIGHTS = "density_weights.npy"
@@ -63,38 +64,49 @@ class Weights:
     metadata: dict[str, Any]
     niches: np.ndarray | None = None
 
-    def align(self, ids: Sequence[str]) -> np.ndarray:
-        """Return the weights of the prompts `ids`, in that order, scaled to sum 1.
+    def align(self, prompts: Sequence[str | list[Message]]) -> np.ndarray:
+        """Return the weights of prompts, in that order, scaled to sum 1.
 
         Parameters
         ----------
-        ids : sequence of str
-            Prompt ids of a data set that may be a subset, reordered or with repeats. A prompt
-            that appears several times shares its weight among its rows.
+        prompts : sequence of str or list of message
+            Prompt ids, texts of the user's only message, or conversations, of a data set that may
+            be a subset, reordered or with repeats. A prompt that appears several times shares its
+            weight among its rows. Prompts with tools go by id.
 
         Returns
         -------
-        ndarray of shape (len(ids),), float64
+        ndarray of shape (len(prompts),), float64
 
         Raises
         ------
         ArtifactError
-            If an id has no weight: a held-out prompt, or one of another data set.
+            If a prompt has no weight: it is held out, or of another data set.
         """
-        encoded = [identifier.encode() for identifier in ids]
-        wanted = np.array(encoded, dtype=bytes)  # of the longest id's length: none is cut to 32
+        ids = [one if isinstance(one, str) else prompt_id(one) for one in prompts]
+        rows, found = self._rows(ids)
+        unknown: list[int] = np.flatnonzero(~found).tolist()
+        texts = [place for place in unknown if isinstance(prompts[place], str)]
+        if texts:  # neither an id of this set nor one of others
+            hashed = [prompt_id([{"role": "user", "content": ids[place]}]) for place in texts]
+            rows[texts], found[texts] = self._rows(hashed)
+        if not found.all():
+            first = str(prompts[int(np.argmin(found))])[:80]
+            missing = int((~found).sum())
+            message = f"{missing} of {len(ids)} prompts have no weight, first {first!r}"
+            hint = "held-out prompts have none: leave them out (column split of data/prompts)"
+            raise ArtifactError(message, f"{hint}; if they are new, run `dvc repro density`")
+        aligned = self.weights[rows].astype(np.float64)
+        aligned /= np.bincount(rows, minlength=len(self.prompt_ids))[rows]
+        return aligned / aligned.sum()
+
+    def _rows(self, ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the row of each id, and whether it is there."""
+        wanted = np.array([one.encode() for one in ids], dtype=bytes)  # of the longest id's length
         order = self._order
         place = np.searchsorted(self.prompt_ids, wanted, sorter=order)
-        index = order[np.minimum(place, len(order) - 1)]
-        missing = np.flatnonzero(self.prompt_ids[index] != wanted)
-        if len(missing):
-            message = (
-                f"{len(missing)} of {len(wanted)} prompts have no weight, first {ids[missing[0]]!r}"
-            )
-            raise ArtifactError(message, "they are held out or new: run `dvc repro density`")
-        rows = np.bincount(index, minlength=len(order))[index]
-        aligned = self.weights[index].astype(np.float64) / rows
-        return aligned / aligned.sum()
+        rows = order[np.minimum(place, len(order) - 1)]
+        return rows, self.prompt_ids[rows] == wanted
 
     @cached_property
     def _order(self) -> np.ndarray:

@@ -10,11 +10,14 @@ from pathlib import Path
 
 from isodense.doctor.checks.project import Finding, Project
 
-INSTALL = "run `make repro`, or `pip install --editable .` in this project's environment"
+INSTALL = (
+    "run `make repro`, or `pip install --editable '.[pipeline]'` in this project's environment"
+)
+RUN = ("", "pipeline", "report", "train", "hub")  # extras that the stages need, and none
 
 
 def check_packages(_: Project) -> Iterator[Finding]:
-    """Whether every package that isodense requires is installed in a version that it supports."""
+    """Whether every package that the stages require is installed in a version that they support."""
     from packaging.requirements import Requirement
 
     try:
@@ -22,7 +25,13 @@ def check_packages(_: Project) -> Iterator[Finding]:
     except importlib.metadata.PackageNotFoundError:
         yield Finding("packages", "warning", "isodense is not installed", INSTALL)
         return
-    wrong, needed = [], [one for one in wanted if not one.marker or one.marker.evaluate()]
+    wrong = []
+    needed = [
+        one
+        for one in wanted
+        if one.name != "isodense"  # an extra that takes in others
+        and (not one.marker or any(one.marker.evaluate({"extra": extra}) for extra in RUN))
+    ]
     for one in needed:
         try:
             found = importlib.metadata.version(one.name)

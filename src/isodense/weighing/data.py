@@ -1,0 +1,123 @@
+"""Where the rows come from: files, a data set of the Hub, or an object of Python's.
+
+Nothing is imported to recognise an object: a table has ``column_names`` (``datasets``, pyarrow) or
+``to_dict`` (pandas), and anything else that has a length is a list.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from isodense.download import files
+from isodense.pipeline.errors import DataError, IsodenseError
+from isodense.pipeline.extras import require
+from isodense.pipeline.jsonl import OnBadRow
+
+HUB = re.compile(r"(?:hf://)?(?:datasets/)?([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
+WHAT = "a path, owner/name of the Hub, a data set, a data frame, or a list of texts or rows"
+
+Row = dict[str, Any]
+Rows = Iterator[tuple[int, Row]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file, or an object of Python's.
+
+    Attributes
+    ----------
+    name : str
+        What errors call it.
+    read : callable
+        Yields rows with their numbers, lines where there are lines; its argument is called with a
+        `DataError` for a row that is malformed.
+    is_file : bool
+        Whether numbers are lines, or rows from 1; otherwise they count from 0.
+    """
+
+    name: str
+    read: Callable[[OnBadRow], Rows]
+    is_file: bool = True
+
+
+def parts_of(data: Any, split: str, config: str | None) -> tuple[str, Iterator[Part]]:
+    """Return what the data are called, and the parts that they consist of.
+
+    Parameters
+    ----------
+    data : path, str, data set, data frame, or list of str, of messages or of dict
+        A string is a file, folder or pattern where there is such a thing, else a data set of the
+        Hub as ``owner/name`` or ``owner/name@revision``.
+    split : str
+        Of a data set of the Hub, or of an object that holds several.
+    config : str or None
+        Configuration of a data set of the Hub.
+
+    Raises
+    ------
+    DataError
+        If there is no such file, data set or split.
+    IsodenseError
+        If the object is none of these.
+    """
+    if isinstance(data, str | Path):
+        repository = HUB.fullmatch(str(data))
+        if repository and not Path(data).exists() and not _is_named_as_file(str(data)):
+            return repository[1], _hub(repository[1], repository[2] or "main", split, config)
+        return Path(data).name, (_file(path) for path in files.expand([str(data)]))
+    if isinstance(data, Mapping):  # a DatasetDict
+        if split not in data:
+            hint = f"name one of {', '.join(map(str, data))}"
+            raise DataError(f"has no split {split!r}", "the data", hint=hint)
+        data = data[split]
+    return "data", iter([Part("data", lambda _: _rows(data), is_file=False)])
+
+
+def _is_named_as_file(name: str) -> bool:
+    return bool(files.data_files([Path(name)]))
+
+
+def _file(path: Path) -> Part:
+    return Part(str(path), partial(files.read, path))
+
+
+def _hub(repo: str, revision: str, split: str, config: str | None) -> Iterator[Part]:
+    from isodense.download.snapshot import Snapshot
+    from isodense.download.sources.hub import split_files
+
+    require("hub")
+    snapshot = Snapshot(repo, revision)
+    for pattern in split_files(snapshot, config, split):
+        for name, path in snapshot.matching(pattern):
+            yield Part(name, partial(files.read, path))
+
+
+def _rows(data: Any) -> Rows:
+    if hasattr(data, "to_pylist"):  # pyarrow.Table
+        found = data.to_pylist()
+    elif hasattr(data, "column_names"):  # datasets
+        found = data
+    elif hasattr(data, "columns") and hasattr(data, "to_dict"):  # pandas
+        import pyarrow as pa
+
+        found = pa.Table.from_pandas(data, preserve_index=False).to_pylist()
+    elif isinstance(data, Iterable) and not isinstance(data, bytes):
+        found = data
+    else:
+        raise IsodenseError(f"{type(data).__name__} is nothing to weigh", f"pass {WHAT}")
+    for number, row in enumerate(found):
+        yield number, _as_row(row, number)
+
+
+def _as_row(row: Any, number: int) -> Row:
+    if isinstance(row, Mapping):
+        return dict(row)
+    if isinstance(row, str | list) or row is None:
+        return {"prompt": row}
+    message = f"is {type(row).__name__}, not a text, a list of messages or a row"
+    raise DataError(message, f"data[{number}]", hint=f"pass {WHAT}")
