@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
 
 from isodense.embeddings.reader import load_vectors
-from isodense.neighbors.approximate import InvertedFile, centroids, descent
+from isodense.neighbors.approximate import descent
 from isodense.neighbors.blocks import (
     ROWS,
     OnDone,
@@ -33,12 +33,14 @@ from isodense.neighbors.graph import (
     graph_bytes,
     recall,
 )
+from isodense.neighbors.lists import InMemory, Lists, enough_probes
 from isodense.neighbors.params import Method, NeighborsParams
 from isodense.pipeline.artifact import (
     content_sha256,
     publishing,
     read_manifest,
     require_same_ids,
+    write_json,
     write_manifest,
 )
 from isodense.pipeline.cache import Entry, Store, cache_key
@@ -51,8 +53,13 @@ from isodense.prompts.reader import Columns
 
 EXACT_LIMIT = 100_000  # rows; a minute on 2 cores
 RECIPE = 1  # to be raised with any change to a graph's bytes; see tests/recipes.py
-LIBRARIES = {"exact": ("numpy",), "ivf": ("faiss-cpu",), "pynndescent": ("pynndescent",)}
-LISTS = "lists.safetensors"  # the inverted file's centroids and depth, in the cache
+RECIPES = {"ivf": 2}  # of methods whose graphs changed alone
+LIBRARIES = {
+    "exact": ("numpy",),
+    "ivf": ("faiss-cpu", "numpy"),
+    "pynndescent": ("pynndescent",),
+}
+LISTS, PROBES = "lists.safetensors", "probes.json"  # of the inverted file, in the cache
 
 log = logging.getLogger("isodense")
 
@@ -109,12 +116,11 @@ def knn_graph(
         return nearest(X, X, k, own=np.arange(len(X)), device=device, block=block)
     if method == "pynndescent":
         return descent(X, k, n_jobs, seed)
-    index = InvertedFile(X, centroids(X, seed))
-    rows = sample(len(X), 1000, seed)
-    index.tune(rows, nearest(X[rows], X, k, own=rows, device=device), _aim(recall_floor))
-    order = index.order()
-    found = index.search(X[order], order, k)
-    back = np.argsort(order)
+    lists, rows = _lists(X, seed), sample(len(X), 1000, seed)
+    exact = nearest(X[rows], X, k, own=rows, device=device)
+    probes = _probes(lists, X[rows], exact, recall_floor)
+    order, back = lists.order, np.argsort(lists.order)
+    found = lists.search(InMemory(X, order), X[order], order, k, probes)
     return Graph(found.indices[back], found.distances[back])
 
 
@@ -157,6 +163,16 @@ def unit_rows(X: np.ndarray, ids: list[str] | None = None) -> np.ndarray:
     for rows in blocks:
         X[rows] = X[rows] / norms[rows, None]
     return X
+
+
+def _lists(X: np.ndarray, seed: int) -> Lists:
+    return Lists.fit(lambda: (X[i : i + ROWS] for i in range(0, len(X), ROWS)), len(X), seed)
+
+
+def _probes(lists: Lists, queries: np.ndarray, exact: Graph, floor: float) -> int:
+    probes, reached = enough_probes(lists, queries, exact.indices, _aim(floor))
+    log.info("%d of %d lists give recall %.3f", probes, len(lists), reached)
+    return probes
 
 
 def _aim(floor: float) -> float:
@@ -281,7 +297,7 @@ def _key(
     return cache_key(
         inputs={"vectors": vectors},
         params=shaping,
-        code=RECIPE,
+        code=RECIPES.get(method, RECIPE),
         libraries=LIBRARIES[method],
         device=resolve_device(device),
     )
@@ -290,27 +306,31 @@ def _key(
 def _ivf_search(
     train: Side, params: NeighborsParams, device: str, seed: int, entry: Entry, rank: Rank
 ) -> Search:
-    """Build the index; the first rank finds its centroids and its depth, for all."""
-    while rank.index and not entry.holds(LISTS):  # torchrun ends all ranks if the first one fails
+    """Return the search in lists; the first rank finds them and how many to probe, for all."""
+
+    def known() -> bool:
+        return entry.holds(LISTS) and entry.holds(PROBES)
+
+    while rank.index and not known():  # torchrun ends all ranks if the first one fails
         time.sleep(0.25)
-    if not entry.holds(LISTS):
-        middle = centroids(train.vectors, seed)
-        index = InvertedFile(train.vectors, middle)
-        rows = sample(len(train.vectors), params.recall_sample, seed)
-        index.tune(rows, _exact(train, rows, device), _aim(params.recall_floor))
-        probes = np.array([index.probes])
+    if not known():
+        lists = _lists(train.vectors, seed)
         with entry.writing(LISTS) as path:
-            save_file({"centroids": middle, "probes": probes, "order": index.order()}, path)
-    else:
-        known = load_file(entry.path(LISTS))
-        index = InvertedFile(train.vectors, known["centroids"], int(known["probes"][0]))
+            lists.save(path)
+        rows = sample(len(train.vectors), params.recall_sample, seed)
+        exact = _exact(train, rows, device)
+        found = _probes(lists, train.vectors[rows], exact, params.recall_floor)
+        with entry.writing(PROBES) as path:
+            write_json(path, {"probes": found})
+    lists = Lists.load(entry.path(LISTS))
+    probes = json.loads(entry.path(PROBES).read_text(encoding="utf-8"))["probes"]
+    vectors = InMemory(train.vectors, lists.order)
 
     def find(side: Side, rows: np.ndarray, done: OnDone) -> Graph:
-        graph = index.search(side.vectors[rows], side.own(rows), side.k)
-        done(len(rows))
-        return graph
+        queries, own = side.vectors[rows], side.own(rows)
+        return lists.search(vectors, queries, own, side.k, probes, done=done)
 
-    return Search(load_file(entry.path(LISTS))["order"], find)
+    return Search(lists.order, find)
 
 
 def _descent_search(train: Side, params: NeighborsParams, device: str, seed: int) -> Search:
