@@ -119,9 +119,12 @@ def knn_graph(
     lists, rows = _lists(X, seed), sample(len(X), 1000, seed)
     exact = nearest(X[rows], X, k, own=rows, device=device)
     probes = _probes(lists, X[rows], exact, recall_floor)
-    order, back = lists.order, np.argsort(lists.order)
-    found = lists.search(InMemory(X, order), X[order], order, k, probes)
-    return Graph(found.indices[back], found.distances[back])
+    graph, vectors = Graph.empty(len(X), k), InMemory(X, lists.order)
+    for start in range(0, len(X), ROWS):
+        part = lists.order[start : start + ROWS]
+        found = lists.search(vectors, X[part], part, k, probes)
+        graph.indices[part], graph.distances[part] = found.indices, found.distances
+    return graph
 
 
 def resolve_method(method: Method, rows: int, device: str) -> Method:

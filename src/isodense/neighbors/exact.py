@@ -170,9 +170,15 @@ def in_threads(work: Callable[[int], int], starts: Iterable[int]) -> Iterator[in
     starts : iterable of int
         First query of each block; results come in the same order.
     """
-    blas = [lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"]
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(max(blas, default=1)) as pool:
+    count = threads()
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(count) as pool:
         yield from pool.map(work, starts)
+
+
+def threads() -> int:
+    """Return how many threads BLAS has."""
+    blas = [lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"]
+    return max(blas, default=1)
 
 
 def _kept(

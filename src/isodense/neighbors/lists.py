@@ -20,8 +20,10 @@ from __future__ import annotations
 
 import os
 import sys
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,7 +31,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 from threadpoolctl import threadpool_limits
 
-from isodense.neighbors.exact import SPARE, Best, Pairs, in_threads, margin, measured
+from isodense.neighbors.exact import SPARE, Best, Pairs, in_threads, margin, measured, threads
 from isodense.neighbors.graph import Graph
 
 LISTS = 16  # lists per √n
@@ -37,8 +39,10 @@ SHORTEST = 16  # rows of a list, on average, at least
 POINTS, ROUNDS = 32, 5  # of k-means: rows per centroid, iterations
 LOOK = 8  # centroids looked at per list probed
 PROBES = sorted({round(2 ** (step / 4)) for step in range(57)})  # values to try, 1 to 16,384
-BLOCK = 8192  # queries of a block
-CHUNK = 1024  # queries whose centroids are scored at once, and whose candidates are measured
+BLOCK = 8192  # queries of a block, at most
+CHUNK = 1024  # queries whose centroids are scored at once
+MEASURED = 2048  # queries whose candidates are measured at once
+GAP = 64  # rows that are read from disk and not wanted, rather than starting another read
 CROWDED = 16  # queries scored again at once: each may have very many candidates
 
 Reader = Callable[[], Iterable[np.ndarray]]
@@ -96,20 +100,23 @@ class OnDisk:
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return the vectors at positions `start` to `stop`."""
-        width = self.dim * np.dtype(self.dtype).itemsize
-        count = (stop - start) * self.dim
-        found = np.fromfile(self.path, dtype=self.dtype, count=count, offset=start * width)
-        return unit(found.reshape(-1, self.dim))
+        return unit(self._stored(start, stop))
 
     def take(self, positions: np.ndarray) -> np.ndarray:
         """Return the vectors at rising positions, read in runs with short gaps."""
-        found = np.empty((len(positions), self.dim), dtype=np.float32)
-        ends = np.flatnonzero(np.diff(positions) > SHORTEST) + 1
-        for part in np.split(np.arange(len(positions)), ends):
+        found = np.empty((len(positions), self.dim), dtype=self.dtype)
+        ends = [0, *(np.flatnonzero(np.diff(positions) > GAP) + 1), len(positions)]
+        for first, last in pairwise(ends):
+            part = positions[first:last]
             if len(part):
-                first, last = positions[part[0]], positions[part[-1]]
-                found[part] = self.read(first, last + 1)[positions[part] - first]
-        return found
+                found[first:last] = self._stored(part[0], part[-1] + 1)[part - part[0]]
+        return unit(found)
+
+    def _stored(self, start: int, stop: int) -> np.ndarray:
+        width = self.dim * np.dtype(self.dtype).itemsize
+        count = int(stop - start) * self.dim
+        found = np.fromfile(self.path, dtype=self.dtype, count=count, offset=int(start) * width)
+        return found.reshape(-1, self.dim)
 
 
 def unit(X: np.ndarray) -> np.ndarray:
@@ -240,7 +247,7 @@ class Lists:
         k: int,
         probes: int,
         *,
-        block: int = BLOCK,
+        block: int | None = None,
         done: Callable[[int], object] = lambda _: None,
     ) -> Graph:
         """Find about the `k` nearest rows of queries, in as many threads as BLAS has.
@@ -249,13 +256,15 @@ class Lists:
 
         Parameters
         ----------
-        block : int
-            Queries searched at once; changes speed and memory, not the result. Queries in the
-            order of the lists are searched fastest.
+        block : int, optional
+            Queries searched at once, by default 8,192, or fewer so that every thread has some;
+            changes speed and memory, not the result. Queries in the order of the lists are
+            searched fastest.
         done : callable
             Called after each block with the number of queries in it.
         """
         graph = Graph.empty(len(queries), k)
+        block = block or max(1, min(BLOCK, -(-len(queries) // threads())))
 
         def search(start: int) -> int:
             part = slice(start, start + block)
@@ -348,9 +357,9 @@ class Lists:
                 rows, queries[some], pairs, k
             )
 
-        for start in _starts(queries, CHUNK):
-            query, slot = np.nonzero(wanted[start : start + CHUNK])
-            some = np.arange(start, min(start + CHUNK, len(queries)))
+        for start in _starts(queries, MEASURED):
+            query, slot = np.nonzero(wanted[start : start + MEASURED])
+            some = np.arange(start, min(start + MEASURED, len(queries)))
             measure(some, (query, best.rows[some[query], slot]))
         full = np.flatnonzero(wanted.sum(axis=1) >= size - (own >= 0))
         for start in range(0, len(full), CROWDED):
@@ -416,15 +425,16 @@ def enough_probes(
     """
     home = np.empty(len(lists.order), dtype=np.int32)
     home[lists.order] = np.repeat(np.arange(len(lists)), np.diff(lists.offsets))
-    reached = 0.0
-    for probes in (*(p for p in PROBES if p < len(lists)), len(lists)):
+
+    def reached(probes: int) -> float:
         query, found = lists.probed(queries, probes)
         seen = np.zeros((len(queries), len(lists)), dtype=bool)
         seen[query, found] = True
-        reached = float(np.take_along_axis(seen, home[neighbors], axis=1).mean())
-        if reached >= aim and aim < 1:
-            break
-    return probes, reached
+        return float(np.take_along_axis(seen, home[neighbors], axis=1).mean())
+
+    steps = [*(probes for probes in PROBES if probes < len(lists)), len(lists)]
+    place = bisect_left(steps, aim, hi=len(steps) - 1, key=reached) if aim < 1 else -1
+    return steps[place], reached(steps[place])
 
 
 def sort_to_disk(
