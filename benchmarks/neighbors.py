@@ -8,6 +8,7 @@ python benchmarks/neighbors.py scale --sizes 30000,100000,300000,1000000
 python benchmarks/neighbors.py start --rows 33000    # each method in a process of its own
 python benchmarks/neighbors.py grow                  # append 1% to 50,000 prompts
 python benchmarks/neighbors.py weights               # density and weights of a million
+python benchmarks/neighbors.py real --vectors X.npy --k 50   # methods on unit rows of your own
 
 The vectors are made: clusters whose sizes follow a power law, in a space of 32 dimensions turned
 into 384, a tenth of them near-duplicates of others. ``scale`` runs the stages ``neighbors`` and
@@ -46,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parts = ("all", "exact", "scale", "start", "grow", "weights")
+    parts = ("all", "exact", "scale", "start", "grow", "weights", "real")
     parser.add_argument("part", nargs="?", choices=parts, default="all")
     parser.add_argument("--rows", type=int, default=33_698, help="of exact and start")
     parser.add_argument("--k", type=int, default=20, help="neighbours")
@@ -54,7 +55,10 @@ def main() -> None:
     parser.add_argument("--sizes", default="30000,100000,300000,1000000", help="of scale")
     parser.add_argument("--method", default="ivf", help="of scale; auto is exact up to 100,000")
     parser.add_argument("--recall", type=float, default=0.95, help="floor, of scale")
+    parser.add_argument("--vectors", type=Path, help="of real: unit rows, float32")
     args = parser.parse_args()
+    if args.part == "real":
+        real(args.vectors, args.k)
     if args.part in ("all", "exact"):
         exact(args.rows, args.k, args.rounds)
     if args.part in ("all", "start"):
@@ -188,6 +192,73 @@ def grow(k: int, rows: int = 50_000, more: int = 500) -> None:
         print(f"| {name} | {found:.1f} |")
     _, grown, rebuilt = hashes.values()
     print(f"\nbytes of the grown graph and the rebuilt one: {'the same' * (grown == rebuilt)}\n")
+
+
+# --- real vectors ---------------------------------------------------------------------------------
+
+ONE = """
+import json, resource, sys, time, numpy as np
+X, rows, k = np.load(sys.argv[1]), np.load(sys.argv[2]), int(sys.argv[3])
+name, at = sys.argv[4], float(sys.argv[5])
+begin, used = time.perf_counter(), time.process_time()
+if name == "faiss":
+    import faiss
+    lists = int(4 * len(X) ** 0.5)
+    means = faiss.Kmeans(
+        X.shape[1], lists, niter=10, seed=0, max_points_per_centroid=64, spherical=True
+    )
+    means.train(X)
+    flat = faiss.IndexFlatIP(X.shape[1])
+    flat.add(means.centroids)
+    half, metric = faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
+    index = faiss.IndexIVFScalarQuantizer(flat, X.shape[1], lists, half, metric, False)
+    index.train(X[:1])
+    index.add(X)
+    index.nprobe = int(at)
+    found = index.search(X, k + 1)[1]
+elif name == "pynndescent":
+    from pynndescent import NNDescent
+    found = NNDescent(X, metric="dot", n_neighbors=k + 1, random_state=0, n_jobs=2,
+        low_memory=True, n_iters=int(at), max_candidates=20).neighbor_graph[0]
+else:
+    import isodense
+    found = isodense.knn_graph(X, k, name, recall_floor=at).indices
+seconds, cpu = time.perf_counter() - begin, time.process_time() - used
+near = np.asarray(found)[rows].astype(np.int64)
+far = np.linalg.norm(X[near].astype(np.float64) - X[rows][:, None], axis=2)
+far[(near == rows[:, None]) | (near < 0)] = np.inf
+np.save(sys.argv[6], np.sort(far, axis=1)[:, :k])
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps([seconds, cpu, peak // 1024]))
+"""
+
+
+def real(path: Path, k: int) -> None:
+    """Time methods on real vectors, each run in a process of its own, compilation included."""
+    from isodense.neighbors.exact import nearest
+    from isodense.neighbors.graph import TIE
+
+    X = np.load(path)
+    rows = np.sort(np.random.default_rng(5).choice(len(X), 2000, replace=False))
+    truth = nearest(X[rows], X, k, own=rows, device="cpu").distances[:, -1:] + TIE
+    print(f"| {len(X):,} x {X.shape[1]}, k = {k} | s | CPU s | recall | peak, MiB |")
+    print("| --- | ---: | ---: | ---: | ---: |", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        sample, found = Path(folder, "rows.npy"), Path(folder, "far.npy")
+        np.save(sample, rows)
+        for name, at in (
+            *(("faiss", probes) for probes in (32, 64, 128)),
+            *(("ivf", floor) for floor in (0.75, 0.9, 0.93, 0.96)),
+            *(("pynndescent", rounds) for rounds in (3, 5)),
+        ):
+            command = [sys.executable, "-c", ONE, str(path), str(sample), str(k)]
+            command += [name, str(at), str(found)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            seconds, cpu, peak = json.loads(done.stdout)
+            share = (np.load(found) <= truth).mean()
+            line = f"| {name}, {at:g} | {seconds:.1f} | {cpu:.1f} | {share:.3f} | {peak:,} |"
+            print(line, flush=True)
+    print()
 
 
 # --- weights --------------------------------------------------------------------------------------

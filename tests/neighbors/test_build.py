@@ -219,6 +219,8 @@ def test_a_cut_search_goes_on_only_where_all_that_shapes_it_is_the_same(
         params = params.model_copy(update={"k_max": 9})
     elif what == "seed":
         seed = 1
+    elif what == "code":
+        monkeypatch.setitem(neighbors.RECIPES, "ivf", 99)
     else:
         change(what, "isodense.neighbors.build", "faiss-cpu", monkeypatch)
     run(tmp_path, params, out="other", seed=seed)

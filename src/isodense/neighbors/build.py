@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
 
 from isodense.embeddings.reader import load_vectors
-from isodense.neighbors.approximate import InvertedFile, centroids, descent
+from isodense.neighbors.approximate import descent
 from isodense.neighbors.blocks import (
     ROWS,
     Search,
@@ -32,12 +32,14 @@ from isodense.neighbors.graph import (
     graph_bytes,
     recall,
 )
+from isodense.neighbors.lists import InMemory, Lists, ListsSearch, enough_probes
 from isodense.neighbors.params import Method, NeighborsParams
 from isodense.pipeline.artifact import (
     content_sha256,
     publishing,
     read_manifest,
     require_same_ids,
+    write_json,
     write_manifest,
 )
 from isodense.pipeline.cache import Entry, Store, cache_key
@@ -51,8 +53,13 @@ from isodense.prompts.reader import Columns
 
 EXACT_LIMIT = 100_000  # rows; a minute on 2 cores
 RECIPE = 1  # to be raised with any change to a graph's bytes; see tests/recipes.py
-LIBRARIES = {"exact": ("numpy",), "ivf": ("faiss-cpu",), "pynndescent": ("pynndescent",)}
-LISTS = "lists.safetensors"  # the inverted file's centroids and depth, in the cache
+RECIPES = {"ivf": 2}  # of methods whose graphs changed alone
+LIBRARIES = {
+    "exact": ("numpy",),
+    "ivf": ("faiss-cpu", "numpy"),
+    "pynndescent": ("pynndescent",),
+}
+LISTS, PROBES = "lists.safetensors", "probes.json"  # of the inverted file, in the cache
 
 log = logging.getLogger("isodense")
 
@@ -109,13 +116,15 @@ def knn_graph(
         return nearest(X, X, k, own=np.arange(len(X)), device=device, block=block)
     if method == "pynndescent":
         return descent(X, k, n_jobs, seed)
-    index = InvertedFile(X, centroids(X, seed))
-    rows = sample(len(X), 1000, seed)
-    index.tune(rows, nearest(X[rows], X, k, own=rows, device=device), _aim(recall_floor))
-    order = index.order()
-    found = index.search(X[order], order, k)
-    back = np.argsort(order)
-    return Graph(found.indices[back], found.distances[back])
+    lists, rows = _lists(X, seed), sample(len(X), 1000, seed)
+    exact = nearest(X[rows], X, k, own=rows, device=device)
+    probes = _probes(lists, X[rows], exact, recall_floor)
+    graph, vectors = Graph.empty(len(X), k), InMemory(X, lists.order)
+    for start in range(0, len(X), ROWS):
+        part = lists.order[start : start + ROWS]
+        found = lists.search(vectors, X[part], part, k, probes)
+        graph.indices[part], graph.distances[part] = found.indices, found.distances
+    return graph
 
 
 def resolve_method(method: Method, rows: int, device: str) -> Method:
@@ -157,6 +166,16 @@ def unit_rows(X: np.ndarray, ids: list[str] | None = None) -> np.ndarray:
     for rows in blocks:
         X[rows] = X[rows] / norms[rows, None]
     return X
+
+
+def _lists(X: np.ndarray, seed: int) -> Lists:
+    return Lists.fit(lambda: (X[i : i + ROWS] for i in range(0, len(X), ROWS)), len(X), seed)
+
+
+def _probes(lists: Lists, queries: np.ndarray, exact: Graph, floor: float) -> int:
+    probes, reached = enough_probes(lists, queries, exact.indices, _aim(floor))
+    log.info("%d of %d lists give recall %.3f", probes, len(lists), reached)
+    return probes
 
 
 def _aim(floor: float) -> float:
@@ -270,7 +289,7 @@ def _key(
     return cache_key(
         inputs={"vectors": vectors},
         params=shaping,
-        code=RECIPE,
+        code=RECIPES.get(method, RECIPE),
         libraries=LIBRARIES[method],
         device=device,
     )
@@ -279,19 +298,24 @@ def _key(
 def _ivf_search(
     train: Side, params: NeighborsParams, device: str, seed: int, entry: Entry
 ) -> Search:
-    """Build the index; its centroids and its depth stay in the cache."""
-    if not entry.holds(LISTS):
-        middle = centroids(train.vectors, seed)
-        index = InvertedFile(train.vectors, middle)
-        rows = sample(len(train.vectors), params.recall_sample, seed)
-        index.tune(rows, _exact(train, rows, device), _aim(params.recall_floor))
-        probes = np.array([index.probes])
+    """Return the search in lists; they and how many to probe stay in the cache."""
+    if not (entry.holds(LISTS) and entry.holds(PROBES)):
+        lists = _lists(train.vectors, seed)
         with entry.writing(LISTS) as path:
-            save_file({"centroids": middle, "probes": probes, "order": index.order()}, path)
-    else:
-        known = load_file(entry.path(LISTS))
-        index = InvertedFile(train.vectors, known["centroids"], int(known["probes"][0]))
-    return _search_here(train, index.search, load_file(entry.path(LISTS))["order"])
+            lists.save(path)
+        rows = sample(len(train.vectors), params.recall_sample, seed)
+        exact = _exact(train, rows, device)
+        found = _probes(lists, train.vectors[rows], exact, params.recall_floor)
+        with entry.writing(PROBES) as path:
+            write_json(path, {"probes": found})
+    lists = Lists.load(entry.path(LISTS))
+    probes = json.loads(entry.path(PROBES).read_text(encoding="utf-8"))["probes"]
+
+    def task(side: Side, rows: np.ndarray, _: range) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return (side.vectors[rows], side.own(rows), side.k), {"rows": train.vectors}
+
+    job = Job(ListsSearch, settings={"lists": lists, "probes": probes})
+    return Search(lists.order, job, task, [range(len(train.vectors))])
 
 
 def _descent_search(train: Side, params: NeighborsParams, device: str, seed: int) -> Search:

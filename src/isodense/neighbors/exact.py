@@ -25,7 +25,8 @@ from isodense.pipeline.stage import progress
 
 SPARE = 8  # candidates beyond k
 TILE = 2048  # rows scored at once on a CPU; 16 times as many on a GPU
-CHUNK = 1024  # float64 distances computed at once
+CHUNK = 256  # float64 distances computed at once; they fit a core's cache
+MERGED = 1024  # queries whose buffers are merged at once
 CROWDED = 16  # queries scored again at once: each may have very many candidates
 
 Pairs = tuple[np.ndarray, np.ndarray]  # numbers of queries and of rows
@@ -151,6 +152,11 @@ def measured(queries: np.ndarray, X: np.ndarray, pairs: Pairs, k: int) -> Arrays
     return row[order][first].astype(np.int32), distances[order][first]
 
 
+def margin(dim: int) -> float:
+    """Return by how much float32 scores may differ although the order after rounding may not."""
+    return 2 * dim * 2.0**-24 + 1e-6  # errors of two scores, and ties after rounding
+
+
 def in_threads(work: Callable[[int], int], starts: Iterable[int]) -> Iterator[int]:
     """Yield the results of `work`, run in as many threads as BLAS has, each with one BLAS thread.
 
@@ -163,9 +169,15 @@ def in_threads(work: Callable[[int], int], starts: Iterable[int]) -> Iterator[in
     starts : iterable of int
         First query of each block; results come in the same order.
     """
-    blas = [lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"]
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(max(blas, default=1)) as pool:
+    count = threads()
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(count) as pool:
         yield from pool.map(work, starts)
+
+
+def threads() -> int:
+    """Return how many threads BLAS has."""
+    blas = [lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"]
+    return max(blas, default=1)
 
 
 def _kept(
@@ -178,8 +190,8 @@ def _kept(
 ) -> Arrays:
     """Keep the `k` nearest candidates; score a query again where a candidate may be missing."""
     size = scores.shape[1]
-    margin = 2 * X.shape[1] * 2.0**-24 + 1e-6  # errors of two scores, and ties after rounding
-    least = np.partition(scores, size - k, axis=1)[:, size - k].astype(np.float64) - margin
+    kth = np.partition(scores, size - k, axis=1)[:, size - k].astype(np.float64)
+    least = kth - margin(X.shape[1])
     query, slot = np.nonzero(scores >= least[:, None])
     indices, distances = measured(queries, X, (query, candidates[query, slot]), k)
     incomplete = (scores.min(axis=1) >= least) & (size < len(X) - (own >= 0))
@@ -207,14 +219,14 @@ def _on_cpu(X: np.ndarray, size: int) -> Scorer:
     widest = max(TILE, size)
 
     def score(queries: np.ndarray, own: np.ndarray) -> Arrays:
-        best, memory = _Best(len(queries), size), np.empty(len(queries) * widest, dtype=np.float32)
+        best, memory = Best(len(queries), size), np.empty(len(queries) * widest, dtype=np.float32)
         start, width = 0, max(TILE // 8, size)
         while start < len(X):  # narrow first tiles raise the threshold for the others cheaply
             part = X[start : start + width]
             tile = memory[: len(queries) * len(part)].reshape(len(queries), len(part))
             np.matmul(queries, part.T, out=tile)
             _exclude(tile, own, start)
-            best.add(tile, start)
+            best.add(tile, np.arange(start, start + len(part)))
             start, width = start + width, min(2 * width, widest)
         best.merge()
         return best.rows, best.scores
@@ -222,7 +234,7 @@ def _on_cpu(X: np.ndarray, size: int) -> Scorer:
     return score
 
 
-class _Best:
+class Best:
     """The best rows of each query so far, and a buffer of better ones that are not merged yet.
 
     Parameters
@@ -236,15 +248,27 @@ class _Best:
     def __init__(self, queries: int, size: int) -> None:
         self.rows = np.zeros((queries, size), dtype=np.int64)
         self.scores = np.full((queries, size), -np.inf, dtype=np.float32)
-        self._threshold = self.scores[:, 0]
+        self._threshold = np.full(queries, -np.inf, dtype=np.float32)
         self._buffer: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self._counts = np.zeros(queries, dtype=np.int64)
 
-    def add(self, tile: np.ndarray, start: int) -> None:
-        """Add the scores of the rows from `start` on, an array of shape (queries, rows)."""
-        flat = np.flatnonzero(tile > self._threshold[:, None])
+    def add(self, tile: np.ndarray, rows: np.ndarray, queries: np.ndarray | None = None) -> None:
+        """Add scores.
+
+        Parameters
+        ----------
+        tile : ndarray of shape (m, n), float32
+            Scores; not kept.
+        rows : ndarray of shape (n,)
+            Which rows they are of.
+        queries : ndarray of shape (m,), optional
+            Which queries they are of; all by default.
+        """
+        least = self._threshold if queries is None else self._threshold[queries]
+        flat = np.flatnonzero(tile > least[:, None])
         query, column = np.divmod(flat, tile.shape[1])
-        self._buffer.append((query, column + start, tile.ravel()[flat]))
+        query = query if queries is None else queries[query]
+        self._buffer.append((query, rows[column], tile.ravel()[flat]))
         self._counts += np.bincount(query, minlength=len(self.rows))
         if self._counts.sum() >= self.rows.size or self._counts.max() >= TILE:
             self.merge()
@@ -253,21 +277,32 @@ class _Best:
         """Merge the buffer into the best rows."""
         if not self._buffer:
             return
-        size, most = self.rows.shape[1], int(self._counts.max())
         query, row, score = (np.concatenate(arrays) for arrays in zip(*self._buffer, strict=True))
-        order = np.argsort(query, kind="stable")
-        place = np.arange(len(order)) - np.repeat(
-            np.cumsum(self._counts) - self._counts, self._counts
-        )
-        scores = np.pad(self.scores, ((0, 0), (0, most)), constant_values=-np.inf)
-        rows = np.pad(self.rows, ((0, 0), (0, most)))
-        scores[query[order], size + place] = score[order]
-        rows[query[order], size + place] = row[order]
-        top = np.argpartition(scores, most, axis=1)[:, most:]
-        self.scores = np.take_along_axis(scores, top, axis=1)
-        self.rows = np.take_along_axis(rows, top, axis=1)
-        self._threshold = self.scores.min(axis=1)
+        order = np.argsort(query.astype(np.min_scalar_type(len(self.rows))), kind="stable")
+        row, score, ends = row[order], score[order], np.cumsum(self._counts)
+        busy = np.argsort(self._counts, kind="stable")  # alike counts together, to pad little
+        busy = busy[np.searchsorted(self._counts[busy], 1) :]
+        for start in range(0, len(busy), MERGED):
+            self._merge(busy[start : start + MERGED], ends, row, score)
         self._buffer, self._counts = [], np.zeros_like(self._counts)
+
+    def _merge(
+        self, some: np.ndarray, ends: np.ndarray, row: np.ndarray, score: np.ndarray
+    ) -> None:
+        """Merge the buffered rows of some queries; those of query q end at ``ends[q]``."""
+        counts, size = self._counts[some], self.rows.shape[1]
+        most = int(counts.max())
+        query = np.repeat(np.arange(len(some)), counts)
+        place = np.arange(len(query)) - np.repeat(np.cumsum(counts) - counts, counts)
+        found = np.repeat(ends[some] - counts, counts) + place
+        scores = np.full((len(some), size + most), -np.inf, dtype=np.float32)
+        rows = np.zeros((len(some), size + most), dtype=self.rows.dtype)
+        scores[:, :size], rows[:, :size] = self.scores[some], self.rows[some]
+        scores[query, size + place], rows[query, size + place] = score[found], row[found]
+        top = np.argpartition(scores, most, axis=1)[:, most:]
+        self.scores[some] = np.take_along_axis(scores, top, axis=1)
+        self.rows[some] = np.take_along_axis(rows, top, axis=1)
+        self._threshold[some] = self.scores[some].min(axis=1)
 
 
 def _uploaded(X: np.ndarray) -> Any:

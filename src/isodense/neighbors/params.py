@@ -20,7 +20,7 @@ class NeighborsParams(Params):
         Neighbours kept per prompt; ``density.k`` may be any number up to it.
     method : {"auto", "exact", "ivf", "pynndescent"}
         ``auto`` is exact up to 100,000 prompts, and beyond that where there is a GPU, else
-        ``ivf``, faiss' inverted file.
+        ``ivf``, an inverted file.
     recall_sample, recall_floor : int, float
         An approximate graph is compared with the exact neighbours of this many prompts, and fails
         below the floor; ``ivf`` looks as far as it takes to get a third of the way from there to 1.
