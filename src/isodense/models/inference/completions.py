@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from isodense.models.inference.generation import Completion, complete, log_probs
-from isodense.models.inference.policy import load_policy, load_tokenizer
+from isodense.models.inference.policy import load_for_inference, load_tokenizer
 from isodense.pipeline.artifact import read_manifest, write_json
 from isodense.pipeline.cache import Store, cache_key
 from isodense.pipeline.stage import progress
@@ -39,7 +39,7 @@ def completions_of(
         A torch device.
     """
     with _bar(f"answers of {policy}", len(rows)) as update:
-        model, tokenizer = load_policy(policy, device), load_tokenizer(policy)
+        model, tokenizer = load_for_inference(policy, device), load_tokenizer(policy)
         prompts, tools = _asked(rows)
         return complete(model, tokenizer, prompts, **settings, tools=tools, on_batch=update)
 
@@ -98,7 +98,7 @@ def log_probs_of(
         In nats.
     """
     with _bar(f"likelihood under {policy}", len(rows)) as update:
-        model, tokenizer = load_policy(policy, device), load_tokenizer(template)
+        model, tokenizer = load_for_inference(policy, device), load_tokenizer(template)
         prompts, tools = _asked(rows)
         return log_probs(
             model, tokenizer, prompts, completions, **settings, tools=tools, on_batch=update
