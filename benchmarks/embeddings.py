@@ -6,6 +6,7 @@ pip install --no-deps sentence-transformers
 python benchmarks/embeddings.py                                  # everything on the sample
 python benchmarks/embeddings.py speed --hh hh-test.jsonl.gz      # also 600 real HH prompts
 python benchmarks/embeddings.py memory --prompts 1000000         # writer, publish, verify
+python benchmarks/embeddings.py precision --hh hh-test.jsonl.gz  # of embeddings.precision
 python benchmarks/embeddings.py startup
 python benchmarks/embeddings.py windows --hh hh-test.jsonl.gz    # against cutting long prompts
 
@@ -25,7 +26,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parts = ("all", "speed", "memory", "startup", "windows", "write")
+    parts = ("all", "speed", "memory", "startup", "windows", "precision", "write")
     parser.add_argument("part", nargs="?", choices=parts, default="all", help=argparse.SUPPRESS)
     parser.add_argument("--hh", type=Path, help="HH-RLHF file to take prompts from")
     parser.add_argument("--rounds", type=int, default=5)
@@ -59,6 +61,8 @@ def main() -> None:
         memory(args.prompts)
     if args.part in ("all", "startup"):
         startup()
+    if args.part == "precision":
+        precision(args.hh, args.rounds)
     if args.part == "windows":
         windows(args.hh, args.prompts)
     names = ("torch", "transformers", "numpy")
@@ -124,6 +128,46 @@ def report(
             f"| {flop / median[engine] * median['sgemm']:.0%} | {cosine:.7f} |",
             flush=True,
         )
+
+
+def precision(hh: Path | None, rounds: int) -> None:
+    """Compare prompts per second of processor time, vectors and weights by precision."""
+    import torch
+    from scipy.stats import spearmanr
+
+    from isodense import density_weights, knn_graph, load_encoder
+
+    names = ("float64", "float32", "bfloat16")
+    models = {"MiniLM": (ENCODER, {}), f"SmolLM2, layer {LAYER}": (POLICY, {"layer": LAYER})}
+    sets = {"600 short": short_prompts(600)} | ({"200 HH": hh_prompts(hh, 200)} if hh else {})
+    able = torch.cpu.get_capabilities()
+    units = [name for name in ("amx_bf16", "avx512_bf16") if able.get(name)]
+    print(f"{torch.get_num_threads()} threads, {able.get('cpu_name')}, {units}\n")
+    print("| prompts | encoder | precision | prompts/s | against float32 | cosine | Spearman |")
+    print("| --- | --- | --- | ---: | ---: | ---: | ---: |")
+    for (set_name, texts), (model, (folder, settings)) in product(sets.items(), models.items()):
+        encoders = {
+            name: load_encoder(folder, device="cpu", precision=name, **settings) for name in names
+        }
+        vectors = {name: encoder.encode(texts) for name, encoder in encoders.items()}
+        seconds: dict[str, list[float]] = {name: [] for name in names}
+        for _ in range(rounds):
+            for name, encoder in encoders.items():
+                start = time.process_time()
+                encoder.encode(texts)
+                seconds[name].append(time.process_time() - start)
+        graphs = [knn_graph(rows, k=50, method="exact") for rows in vectors.values()]
+        weights = dict(zip(names, map(density_weights, graphs), strict=True))
+        median = {name: float(np.median(values)) for name, values in seconds.items()}
+        for name in names:
+            cosine = float((vectors[name] * vectors["float64"]).sum(axis=1).min())
+            rank = float(spearmanr(weights[name], weights["float64"]).statistic)
+            print(
+                f"| {set_name} | {model} | {name} | {len(texts) / median[name]:.0f} "
+                f"| {median['float32'] / median[name]:.2f} | {cosine:.6f} | {rank:.6f} |",
+                flush=True,
+            )
+    print()
 
 
 def sgemm(size: int = 2048, times: int = 12) -> float:
@@ -215,10 +259,11 @@ class Stub:
     """Random unit rows in place of a model: what is measured is everything around it."""
 
     dim, max_tokens, precision, device = DIM, 256, "float32", "cpu"
+    long, padded = "cut", None
 
-    def tokenize(self, texts: list[str]) -> tuple[list[list[int]], int]:
-        """Return a number of tokens for each text."""
-        return [[1] * 10 for _ in texts], 0
+    def tokenize_whole(self, texts: list[str]) -> tuple[list[list[int]], dict[int, list[int]]]:
+        """Return the tokens of each text, and that none was truncated."""
+        return [[1] * 10 for _ in texts], {}
 
     def encode_tokens(self, ids: list[list[int]], on_batch: Any = None) -> np.ndarray:
         """Return random unit rows."""
@@ -287,19 +332,17 @@ def write(count: int) -> None:
 
 def synthetic_prompts(folder: Path, count: int) -> None:
     """Write a prompts artifact row by row."""
-    import hashlib
+    from isodense.prompts.deduplicate import write as write_prompts
 
-    folder.mkdir()
-    ids = hashlib.sha256()
-    with (folder / "prompts.jsonl").open("w", encoding="utf-8") as stream:
+    def rows() -> Iterator[dict[str, Any]]:
         for row in range(count):
             text = f"What is the answer to question number {row}?"
             messages = [{"role": "user", "content": text}]
-            identifier = prompt_id(messages)
-            ids.update((("\n" if row else "") + identifier).encode())
-            entry = {"id": identifier, "prompt": messages, "text": text, "count": 1}
-            stream.write(json.dumps(entry | {"split": "train"}) + "\n")
-    write_manifest(folder, "prompts", rows=count, ids_sha256=ids.hexdigest())
+            entry = {"id": prompt_id(messages), "prompt": messages, "text": text, "count": 1}
+            yield entry | {"split": "train", "sources": {"made": 1}}
+
+    folder.mkdir()
+    write_prompts(rows(), {}, None, folder)
 
 
 def peak() -> float:

@@ -82,7 +82,7 @@ def pass_counts(folder: Path) -> dict[str, Any]:
     rl.write_reward(folder, prompts, count=24, kind="function", functions=functions)
     params = DifficultyParams(**rl.SECTIONS["difficulty"] | {"completions": 8})
     policy, reward = folder / "models/policy", folder / "models/reward"
-    task = difficulty.Task(policy, reward, params, 5, "cpu")
+    task = difficulty.Measurement(policy, reward, params, 5, "cpu")
     found = difficulty.measure(prompts, task, folder / "cache")
     return {name: found[name].tolist() for name in ("solved", "completions")}
 

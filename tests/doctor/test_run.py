@@ -577,9 +577,22 @@ def test_a_gpu_without_bfloat16(checkout, monkeypatch):
     assert "bf16: false" in hint
     checkout.set({"train.grpo": {"bf16": False, "fp16": True}})
     assert found(hardware.check_dtype, checkout) == []
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("able", "gain"), [("amx_bf16", "2.5"), ("avx512_bf16", "1.5"), ("avx2", None)]
+)
+def test_a_cpu_with_and_without_bfloat16(checkout, monkeypatch, precision, able, gain):
     give_gpus(monkeypatch, 0)
-    checkout.set({"embeddings.precision": "bfloat16"})
-    assert "on a CPU" in only(hardware.check_dtype, checkout, "warning")[0]
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {able: True})
+    checkout.set({"embeddings.precision": precision})
+    if bool(gain) == (precision == "bfloat16"):
+        assert found(hardware.check_dtype, checkout) == []
+    elif gain:
+        assert f"about {gain} times" in only(hardware.check_dtype, checkout, "ok")[0]
+    else:
+        assert "on this CPU slower" in only(hardware.check_dtype, checkout, "warning")[0]
 
 
 def test_training_that_does_not_fit_onto_the_gpu(checkout, monkeypatch):

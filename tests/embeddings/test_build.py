@@ -317,7 +317,7 @@ def test_why_texts_ran_in_padded_batches_is_reported_also_of_finished_shards(
     windowed = checkpoint(tmp_path / "mistral", "mistral")
     with caplog.at_level("INFO", logger="isodense"):
         run(tmp_path, windowed, 60)
-    reason = "its attention has a window shorter than embeddings.max_tokens"
+    reason = "its attention has a window shorter than max_tokens, 64"
     assert run.report["padded"] == reason
     assert f"texts run in padded batches, not in packs: {reason}" in caplog.messages
     assert run(tmp_path, windowed, 60, out="again") is None

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from isodense.embeddings import packing
 from isodense.embeddings.encoder import Encoder, load_encoder
 from isodense.embeddings.preflight import preflight
+from isodense.models.inference import packing
 from isodense.pipeline.errors import ModelError
 from tests import tiny
 from tests.embeddings.test_encoder import architecture

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from isodense.embeddings.packing import product
+from isodense.models.inference.packing import product
 from isodense.pipeline.errors import ModelError
 
 PACKAGE = "sentence_transformers"  # modules of other packages are code that comes with a model

@@ -5,7 +5,7 @@ prefix (:mod:`isodense.embeddings.texts`), the pooling and the dense layers are 
 Any other folder is taken for a decoder language model, and the hidden states are averaged over all
 tokens of the prompt but the first, which is an attention sink with a huge norm.
 
-Texts run in packs, end to end and without padding (:mod:`isodense.embeddings.packing`). Models
+Texts run in packs, end to end without padding (:mod:`isodense.models.inference.packing`). Models
 whose attention cannot be packed (windows, learnt position biases) run in padded batches; a short
 trial at load time decides. On a CPU the last bits of a row change with the shape of a matrix
 product, so batches are padded to fixed multiples. Either way the bytes of a row were the same in
@@ -26,12 +26,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from isodense.embeddings import packing
 from isodense.embeddings.dense import Dense, folder_pooling, is_sentence_encoder, load_dense
 from isodense.embeddings.double import computing_in
 from isodense.embeddings.logits import LogitSpace
 from isodense.embeddings.texts import LENGTH_MULTIPLE, Long, TextReader, load_reader
 from isodense.embeddings.windows import Means, Windows
+from isodense.models.inference import packing
 from isodense.models.inference.backbone import load_backbone
 from isodense.models.inference.reader import require_undamaged
 from isodense.pipeline.errors import ModelError, TextError

@@ -26,8 +26,8 @@ import torch
 from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM
 
-from isodense.embeddings.packing import product
 from isodense.models.inference.load import UNREADABLE, read_model
+from isodense.models.inference.packing import product
 from isodense.pipeline.errors import ModelError
 from isodense.pipeline.runtime import one_thread
 

@@ -26,7 +26,7 @@ from isodense.reward.params import RewardParams
 from isodense.reward.scoring.hidden_states import Features, Tools, tokenize
 
 BLOCK = 256  # answers
-RECIPE = 3  # to be raised with any change to the features' values; see tests/recipes.py
+RECIPE = 4  # to be raised with any change to the features' values; see tests/recipes.py
 LIBRARIES = ("torch", "transformers")
 
 Text = tuple[tuple[int, ...], tuple[int, ...]]  # tokens of a prompt and of an answer

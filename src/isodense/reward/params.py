@@ -184,7 +184,7 @@ class RewardParams(Params):
     l2 : float
         Of kind head: loss + l2/2 · |w|², features standardised, loss a mean over pairs.
     batch_tokens : int
-        Padded tokens per batch; changes speed and memory, not the result.
+        Tokens per batch; changes speed and memory, not the result.
     full : FullParams
     model : SourceParams
     functions : list of FunctionParams

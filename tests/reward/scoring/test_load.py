@@ -12,9 +12,10 @@ from transformers import AutoModelForCausalLM
 
 from isodense.pipeline.artifact import content_sha256, read_manifest, write_manifest
 from isodense.pipeline.errors import ArtifactError, ModelError
-from isodense.reward.scoring.hidden_states import Features
+from isodense.reward.scoring.hidden_states import Features, packs
 from isodense.reward.scoring.load import HEAD, load_reward
 from tests import tiny
+from tests.architectures import checkpoint
 
 LIMIT = 160
 
@@ -53,16 +54,53 @@ def test_features_are_the_full_models_hidden_states(folder: Path, texts, layer: 
         np.testing.assert_allclose(found[row], expected, atol=1e-6)
 
 
-def test_a_row_has_the_same_bytes_in_any_batch(folder: Path, texts):
-    made = features(folder)(*texts)
+@pytest.mark.parametrize(
+    ("kind", "packed", "shared"),
+    [("llama", True, True), ("gptj", False, True), ("mpt", False, False)],
+)
+def test_a_row_has_the_same_bytes_in_any_batch(
+    tmp_path: Path, texts, kind: str, packed: bool, shared: bool
+):
+    folder = checkpoint(tmp_path / kind, kind)
+    many = features(folder)
+    assert (many.padded is None, many.shares_prompts) == (packed, shared)
+    made = many(*texts)
     small = features(folder, budget=1)(*texts)
-    alone = np.concatenate(
-        [features(folder)([p], [a]) for p, a in list(zip(*texts, strict=True))[:5]]
-    )
-    backwards = features(folder)(texts[0][::-1], texts[1][::-1])[::-1]
+    alone = np.concatenate([many([p], [a]) for p, a in list(zip(*texts, strict=True))[:5]])
+    backwards = many(texts[0][::-1], texts[1][::-1])[::-1]
     assert np.array_equal(made, small)
     assert np.array_equal(made[:5], alone)
     assert np.array_equal(made, backwards)
+
+
+def test_a_row_has_the_same_bytes_at_any_number_of_threads(folder: Path, texts):
+    made, threads = features(folder), torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(made(*texts))
+    finally:
+        torch.set_num_threads(threads)
+    assert np.array_equal(found[0], found[1])
+    assert np.array_equal(found[0], found[2])
+
+
+def test_a_pack_holds_a_prompt_once_and_no_more_tokens_than_it_may():
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(0, 9, size).tolist() for size in (7, 7, 3, 12)]
+    asked = [prompts[number] for number in rng.integers(0, 4, 60)]
+    answered = [[1] * size for size in rng.integers(1, 9, 60)]
+    for most in (1, 20, 50, 10_000):
+        made = list(packs(asked, answered, most))
+        assert sorted(row for pack in made for row in pack) == list(range(60))
+        for pack in made:
+            distinct = {tuple(asked[row]) for row in pack}
+            tokens = sum(map(len, distinct)) + sum(len(answered[row]) for row in pack)
+            assert tokens <= most or len(pack) == 1
+    assert len(made) == 1
+    assert len(list(packs(asked, answered, 1))) == 60
+    assert list(packs([], [], 9)) == []
 
 
 def test_poolings_are_parts_of_both(folder: Path, texts):

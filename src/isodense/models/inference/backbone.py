@@ -40,6 +40,26 @@ BY_LAYER = (  # fields of model configs with a value for each layer
 )
 
 
+class Backbone:
+    """A model up to a block, with what that block last put out.
+
+    Attributes
+    ----------
+    model : transformers.PreTrainedModel
+    states : Tensor
+        Hidden states of the last call of `model` after the block, before any final norm.
+    """
+
+    def __init__(self, folder: str | Path, layer: int, param: str, device: str) -> None:
+        """Load it; see :func:`load_backbone` for the arguments and errors."""
+        self.model, block = load_backbone(folder, layer, param, device)
+        self.states = torch.empty(0)
+        block.register_forward_hook(self._keep)
+
+    def _keep(self, _module: Any, _inputs: Any, output: Any) -> None:
+        self.states = output[0] if isinstance(output, tuple) else output
+
+
 def load_backbone(
     folder: str | Path,
     layer: int | None,

@@ -15,7 +15,7 @@ from isodense.models.inference.generation import (
     complete_batch,
     log_probs,
 )
-from isodense.models.inference.policy import load_policy, load_tokenizer
+from isodense.models.inference.policy import load_for_inference, load_tokenizer
 from isodense.pipeline.artifact import read_manifest, write_json
 from isodense.pipeline.cache import Store, cache_key
 from isodense.pipeline.executor import compute, workers
@@ -43,7 +43,7 @@ class Answering:
     """
 
     def __init__(self, policy: Path, settings: dict[str, Any], device: str) -> None:
-        self._model, self._tokenizer = load_policy(policy, device), load_tokenizer(policy)
+        self._model, self._tokenizer = load_for_inference(policy, device), load_tokenizer(policy)
         self._settings = settings
 
     def batches(self, prompts: list[Any], tools: list[Any]) -> list[list[int]]:
@@ -151,7 +151,7 @@ def log_probs_of(
         In nats.
     """
     with _bar(f"likelihood under {policy}", len(rows)) as update:
-        model, tokenizer = load_policy(policy, device), load_tokenizer(template)
+        model, tokenizer = load_for_inference(policy, device), load_tokenizer(template)
         prompts, tools = _asked(rows)
         return log_probs(
             model, tokenizer, prompts, completions, **settings, tools=tools, on_batch=update

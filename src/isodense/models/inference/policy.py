@@ -22,6 +22,7 @@ from isodense.models.inference.load import (
     read_tokenizer,
     require_whole,
 )
+from isodense.models.inference.packing import prepack
 from isodense.models.inference.reader import require_undamaged
 from isodense.pipeline.errors import ModelError
 from isodense.prompts.conversations import Message
@@ -114,6 +115,18 @@ def load_policy(folder: str | Path, device: str = "cpu") -> Any:
         raise ModelError(f"{folder} cannot be loaded: {error}") from None
     require_whole(folder, missing)
     return model.eval().to(device)
+
+
+def load_for_inference(folder: str | Path, device: str = "cpu") -> Any:
+    """Load a policy to generate with: on a CPU its linear layers run on oneDNN.
+
+    Those have their weights laid out anew and are none of its ``state_dict``. See
+    :func:`load_policy` for arguments and errors, :func:`isodense.models.inference.packing.prepack`
+    for the layers.
+    """
+    model = load_policy(folder, device)
+    prepack(model)
+    return model
 
 
 def prompt_tokens(

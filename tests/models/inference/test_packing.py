@@ -9,12 +9,13 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from isodense.embeddings import packing
-from isodense.embeddings.packing import Segment, segments
+from isodense.models.inference import packing
+from isodense.models.inference.packing import Segment, segments
 from tests.embeddings.test_encoder import architecture
 
 LENGTHS = [33, 20, 20, 7, 7, 7, 3, 1]
-KINDS = ["bert", "roberta", "distilbert", "llama", "qwen3"]  # looking both ways, or only back
+BACK = ["llama", "qwen3"]  # looking only back
+KINDS = ["bert", "roberta", "distilbert", *BACK]
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +57,19 @@ def test_segments_are_the_longest_runs_and_leave_no_token_out(lengths):
     assert all(isinstance(part, Segment) for part in found)
 
 
+def test_segments_of_continued_sequences_are_apart_from_others_of_their_length():
+    lengths, owners = [6, 4, 2, 2, 2, 2, 4], [None, None, 0, 0, 1, None, None]
+    first, second = (0, 6), (6, 4)  # the sequences that are continued: start and length
+    assert segments(lengths, owners) == [
+        Segment(0, 1, 6),
+        Segment(6, 1, 4),
+        Segment(10, 2, 2, *first),
+        Segment(14, 1, 2, *second),
+        Segment(16, 1, 2),
+        Segment(18, 1, 4),
+    ]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_pack_is_its_sequences_alone(folders, kind):
     model, first = packed(folders[kind])
@@ -86,6 +100,72 @@ def test_a_pack_is_filled_up_and_the_filling_is_a_sequence_of_its_own(folders):
     assert len(filled) == 16
     longer = states(model, first, [*rows, *rows_of([9, 5], seed=2)])
     assert torch.equal(filled[:14], torch.cat(longer[:2]))
+
+
+PROMPTS, ANSWERS, OWNERS = [20, 20, 7], [5, 5, 3, 17, 5, 1], [0, 0, 1, 1, 2, 2]
+
+
+def with_answers(seed=0):
+    """Return a pack of prompts and answers, and which each row continues."""
+    rows = rows_of([*PROMPTS, *ANSWERS], seed)
+    return rows, [None] * len(PROMPTS) + OWNERS
+
+
+def states_of_answers(model, rows, owners):
+    with torch.inference_mode():
+        whole = packing.run(model, rows, 0, 64, owners).last_hidden_state[0]
+    lengths = [len(row) for row in rows]
+    return whole[: sum(lengths)].split(lengths)[len(PROMPTS) :]
+
+
+@pytest.mark.parametrize("kind", BACK)
+def test_answers_that_continue_a_prompt_are_the_end_of_the_whole_conversation(folders, kind):
+    model, _ = packed(folders[kind])
+    stock, (rows, owners) = AutoModel.from_pretrained(folders[kind]).eval(), with_answers()
+    found = states_of_answers(model, rows, owners)
+    for answer, owner, states in zip(rows[len(PROMPTS) :], OWNERS, found, strict=True):
+        with torch.inference_mode():
+            alone = stock(input_ids=torch.tensor([rows[owner] + answer])).last_hidden_state[0]
+        torch.testing.assert_close(states, alone[len(rows[owner]) :], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", BACK)
+def test_an_answer_has_the_same_bytes_whatever_else_is_in_the_pack(folders, kind):
+    model, _ = packed(folders[kind])
+    (rows, owners), (other, _) = with_answers(), with_answers(seed=1)
+    before = states_of_answers(model, rows, owners)
+    for number, owner in enumerate(OWNERS):
+        kept = {owner, len(PROMPTS) + number}
+        mixed = [rows[place] if place in kept else other[place] for place in range(len(rows))]
+        after = states_of_answers(model, mixed, owners)
+        assert torch.equal(after[number], before[number])
+        pair = [rows[owner], rows[len(PROMPTS) + number]]
+        with torch.inference_mode():
+            alone = packing.run(model, pair, 0, 64, [None, 0]).last_hidden_state[0]
+        assert torch.equal(alone[len(pair[0]) :][: len(pair[1])], before[number])
+
+
+@pytest.mark.parametrize("kind", BACK)
+def test_the_bytes_of_answers_do_not_depend_on_the_threads(folders, kind):
+    model, _ = packed(folders[kind])
+    answers, threads = list(range(1, 24)), torch.get_num_threads()
+    rows, owners = rows_of([20, *answers]), [None] + [0] * len(answers)
+    found = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            with torch.inference_mode():
+                found.append(packing.run(model, rows, 0, 64, owners).last_hidden_state)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_a_model_that_looks_both_ways_continues_nothing(folders):
+    model, first = packed(folders["bert"])
+    with pytest.raises(NotImplementedError, match="both ways"):
+        packing.run(model, rows_of([9, 4]), first, 64, [None, 0])
 
 
 def test_a_model_has_its_own_attention_back_for_a_while_also_after_an_error(folders):
@@ -138,6 +218,20 @@ def test_attention_is_softmax_by_sequence(causal, heads, groups, size, scaling):
     assert out.shape == (1, sum(lengths), heads, size)
     expected = by_definition(query, key, value, lengths, scaling or size**-0.5, causal)
     np.testing.assert_allclose(out[0].numpy(), expected, atol=2e-6)
+
+
+def test_a_continued_sequence_is_seen_before_the_own_tokens():
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, n, 9 + 4, 8, generator=generator) for n in (4, 2, 2))
+    module = torch.nn.Module()
+    module.is_causal = True
+    runs = segments([9, 2, 2], [None, 0, 0])
+    out, _ = packing._attention(module, query, key, value, None, segments=runs, longest=11)
+    for kept in ([9, 10], [11, 12]):  # the tokens of each of the two, after those of the first
+        whole = [*range(9), *kept]
+        heads = [heads[:, :, whole] for heads in (query, key, value)]
+        expected = by_definition(*heads, [11], 8**-0.5, True)
+        np.testing.assert_allclose(out[0, whole].numpy(), expected, atol=2e-6)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,9 @@ The sequences of a pack are concatenated. Embeddings, linear layers and norms se
 only attention must not cross sequences, so it is computed per sequence, all those of one length at
 once, without a mask. No computation is spent on padding, and matrix products are large.
 
+A sequence may continue an earlier one of the pack, as several answers continue one prompt: its
+tokens see that one's and their own. So what they share is computed once.
+
 On a CPU in float32 the linear layers run on oneDNN with prepacked weights, a tenth faster than the
 default BLAS here (``benchmarks/embeddings.py``). Products of oneDNN and of BLAS gave a row the same
 bytes in packs of any size from 4 tokens up, at any thread count tried
@@ -14,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -39,11 +43,17 @@ class Segment(NamedTuple):
         Number of sequences.
     length : int
         Tokens per sequence.
+    before : int
+        Position of the first token of the sequence that these continue.
+    seen : int
+        Tokens of the sequence that these continue; 0 if they continue none.
     """
 
     start: int
     sequences: int
     length: int
+    before: int = 0
+    seen: int = 0
 
     @property
     def stop(self) -> int:
@@ -51,29 +61,41 @@ class Segment(NamedTuple):
         return self.start + self.sequences * self.length
 
 
-def segments(lengths: Sequence[int]) -> list[Segment]:
-    """Group adjacent sequences of equal length.
+def segments(lengths: Sequence[int], owners: Sequence[int | None] = ()) -> list[Segment]:
+    """Group adjacent sequences of equal length that continue the same sequence, or none.
 
     Parameters
     ----------
     lengths : sequence of int
         Tokens of each sequence of the pack, in order.
+    owners : sequence of int or None
+        Number of the earlier sequence that each continues, None for those that continue none; by
+        default none does. A sequence that is continued continues none itself.
 
     Examples
     --------
     >>> segments([5, 3, 3])
-    [Segment(start=0, sequences=1, length=5), Segment(start=5, sequences=2, length=3)]
+    [Segment(start=0, sequences=1, length=5, before=0, seen=0), \
+Segment(start=5, sequences=2, length=3, before=0, seen=0)]
     """
+    starts = [0, *accumulate(lengths)]
     found: list[Segment] = []
-    for length in lengths:
-        if found and found[-1].length == length:
+    for start, length, owner in zip(starts, lengths, owners or [None] * len(lengths), strict=False):
+        before, seen = (0, 0) if owner is None else (starts[owner], lengths[owner])
+        if found and found[-1][2:] == (length, before, seen):
             found[-1] = found[-1]._replace(sequences=found[-1].sequences + 1)
         else:
-            found.append(Segment(found[-1].stop if found else 0, 1, length))
+            found.append(Segment(start, 1, length, before, seen))
     return found
 
 
-def run(model: Any, rows: Sequence[Sequence[int]], first_position: int, longest: int) -> Any:
+def run(
+    model: Any,
+    rows: Sequence[Sequence[int]],
+    first_position: int,
+    longest: int,
+    owners: Sequence[int | None] = (),
+) -> Any:
     """Run a pack through a model.
 
     Parameters
@@ -85,7 +107,10 @@ def run(model: Any, rows: Sequence[Sequence[int]], first_position: int, longest:
     first_position : int
         Position id of the first token of a sequence.
     longest : int
-        Tokens of the longest sequence of all packs, which decides whether a window matters.
+        Tokens of the longest sequence of all packs, with the one that it continues, which decides
+        whether a window matters.
+    owners : sequence of int or None
+        See :func:`segments`.
 
     Returns
     -------
@@ -100,12 +125,14 @@ def run(model: Any, rows: Sequence[Sequence[int]], first_position: int, longest:
     lengths = [len(row) for row in rows]
     fill = -sum(lengths) % MULTIPLE
     tokens = torch.tensor([token for row in rows for token in row] + [0] * fill)
-    lengths += [fill] if fill else []
-    positions = torch.cat([torch.arange(length) for length in lengths]) + first_position
+    parts = segments([*lengths, fill] if fill else lengths, [*owners, None] if owners else ())
+    positions = torch.cat(
+        [torch.arange(part.length).repeat(part.sequences) + part.seen for part in parts]
+    )
     return model(
         input_ids=tokens[None].to(model.device),
-        position_ids=positions[None].to(model.device),
-        segments=segments(lengths),
+        position_ids=(positions + first_position)[None].to(model.device),
+        segments=parts,
         longest=longest,
     )
 
@@ -133,17 +160,49 @@ def _attention(
     out = query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
     query, key, value = _aligned(query), _aligned(key), _aligned(value)
     for segment in segments:
-        shape = (segment.sequences, segment.length)
-        q, k, v = (
-            heads[0, :, segment.start : segment.stop].unflatten(1, shape).transpose(0, 1)
-            for heads in (query, key, value)
-        )
+        q, k, v = (_of_segment(heads, segment) for heads in (query, key, value))
+        mask = None
+        if segment.seen:
+            if not causal:
+                raise NotImplementedError("packed attention both ways over a continued sequence")
+            k, v = (_continuing(heads, own, segment) for heads, own in ((key, k), (value, v)))
+            q = pad(q, (0, 0, 0, -segment.length % MULTIPLE))
+            mask = _seen(q.shape[2], segment).to(q.device)
         attended = scaled_dot_product_attention(
-            q, k, v, scale=scaling, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            scale=scaling,
+            is_causal=causal and mask is None,
+            enable_gqa=q.shape[1] != k.shape[1],
         )
-        attended = attended.transpose(1, 2)[..., : out.shape[3]]
-        out[0, segment.start : segment.stop].unflatten(0, shape).copy_(attended)
+        attended = attended[:, :, : segment.length, : out.shape[3]].transpose(1, 2)
+        rows = out[0, segment.start : segment.stop]
+        rows.unflatten(0, (segment.sequences, segment.length)).copy_(attended)
     return out, None
+
+
+def _of_segment(heads: torch.Tensor, segment: Segment) -> torch.Tensor:
+    """Return the heads of a segment's tokens, of shape (sequences, heads, length, size)."""
+    shape = (segment.sequences, segment.length)
+    return heads[0, :, segment.start : segment.stop].unflatten(1, shape).transpose(0, 1)
+
+
+def _continuing(heads: torch.Tensor, own: torch.Tensor, segment: Segment) -> torch.Tensor:
+    """Return the heads of the tokens that a segment's sequences continue, before their own."""
+    seen = heads[:, :, segment.before : segment.before + segment.seen]
+    return torch.cat([seen.expand(segment.sequences, -1, -1, -1), own], dim=2)
+
+
+def _seen(queries: int, segment: Segment) -> torch.Tensor:
+    """Return which tokens each query sees: all that are continued, the own ones up to itself.
+
+    There are more queries than tokens: a multiple of 16, by which each thread's buffers are
+    aligned. Otherwise the bytes of sequences of up to three tokens depended on the threads.
+    """
+    keys = segment.seen + segment.length
+    return torch.ones(segment.seen + queries, keys, dtype=torch.bool).tril()[segment.seen :]
 
 
 def _aligned(heads: torch.Tensor) -> torch.Tensor:
@@ -237,7 +296,7 @@ def not_packable(model: Any, max_tokens: int) -> str | None:
     if not model._supports_attention_backend:
         return "transformers has no way to replace the attention of this architecture"
     if has_window(model.config, max_tokens):
-        return "its attention has a window shorter than embeddings.max_tokens"
+        return f"its attention has a window shorter than max_tokens, {max_tokens}"
     return None
 
 
