@@ -1,4 +1,4 @@
-"""Approximate indexes against the exact search."""
+"""The inverted file against the exact search."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import faiss
 import numpy as np
 import pytest
 
-from isodense.neighbors.approximate import PROBES, InvertedFile, centroids, descent
+from isodense.neighbors.approximate import PROBES, InvertedFile, centroids
 from isodense.neighbors.exact import nearest
 from isodense.neighbors.graph import Graph, recall
 from tests.neighbors.test_exact import unit
@@ -103,11 +103,3 @@ def test_few_rows_and_copies_are_no_trouble():
         [*range(15)]
     ] * 15
     assert (graph.distances[:, :4] == 0).all()
-
-
-@pytest.mark.slow
-def test_descent_finds_nearly_all_and_never_a_row_itself_or_twice(exact):
-    graph = descent(X, 10, 2, seed=0)
-    assert recall(Graph(graph.indices[ROWS], graph.distances[ROWS]), exact) > 0.95
-    assert (graph.indices != np.arange(len(X))[:, None]).all()
-    assert all(len(set(row)) == 10 for row in graph.indices.tolist())

@@ -1,6 +1,6 @@
-"""Approximate nearest neighbours from two indexes: faiss' inverted file and pynndescent.
+"""Approximate nearest neighbours from faiss' inverted file.
 
-Either index proposes candidates; distances are then computed in float64 and sorted as in the exact
+An index proposes candidates; distances are then computed in float64 and sorted as in the exact
 search. The inverted file (Sivic and Zisserman 2003; Douze et al. 2024, arXiv 2401.08281) puts every
 row into the list of the nearest centroid and scores the lists nearest to a query. It needs no
 compilation, answers queries independently, so that they can be split, resumed and distributed over
@@ -18,7 +18,6 @@ import numpy as np
 
 from isodense.neighbors.exact import in_threads, measured, nearest
 from isodense.neighbors.graph import Graph, recall
-from isodense.pipeline.runtime import let_numba_compile
 
 SPARE = 4  # candidates beyond k and the row itself
 BLOCK = 2048  # queries whose distances are computed at once
@@ -80,7 +79,7 @@ class InvertedFile:
         """
         self._index.nprobe = self.probes
         found = self._index.search(queries, min(k + 1 + SPARE, len(self._X)))[1]
-        return _kept(queries, self._X, found, own, k)
+        return kept(queries, self._X, found, own, k)
 
     def tune(self, rows: np.ndarray, exact: Graph, aim: float) -> float:
         """Set `probes` to the smallest number of lists that reaches a recall.
@@ -131,36 +130,27 @@ def centroids(X: np.ndarray, seed: int) -> np.ndarray:
     return np.asarray(means.centroids, dtype=np.float32)
 
 
-def descent(X: np.ndarray, k: int, n_jobs: int, seed: int) -> Graph:
-    """Find about the `k` nearest rows of every row by NN-Descent (Dong et al. 2011).
+def kept(queries: np.ndarray, X: np.ndarray, found: np.ndarray, own: np.ndarray, k: int) -> Graph:
+    """Keep the `k` nearest rows that an index found; where there are fewer, search exactly.
 
     Parameters
     ----------
+    queries : ndarray of shape (m, dim), float32
+        Rows of unit length.
     X : ndarray of shape (n, dim), float32
         Rows of unit length.
+    found : ndarray of shape (m, width)
+        Row numbers that the index proposes for each query, each once; -1 for none.
+    own : ndarray of shape (m,)
+        Number of the row of `X` that the query itself is, -1 for none.
     k : int
-        Number of neighbours, at most n - 1.
-    n_jobs : int
-        Number of threads; the graph depends on it.
-    seed : int
-        Seed of the index.
+        Neighbours to keep.
 
     Returns
     -------
     Graph
-        Graph of n rows.
+        Graph of m rows, with distances in float64 and sorted as those of the exact search.
     """
-    let_numba_compile()
-    from pynndescent import NNDescent
-
-    index = NNDescent(
-        X, metric="dot", n_neighbors=k + 1, random_state=seed, n_jobs=n_jobs, low_memory=True
-    )
-    return _kept(X, X, np.asarray(index.neighbor_graph[0]), np.arange(len(X)), k)
-
-
-def _kept(queries: np.ndarray, X: np.ndarray, found: np.ndarray, own: np.ndarray, k: int) -> Graph:
-    """Keep the `k` nearest rows that an index found; where there are fewer, search exactly."""
     indices = np.empty((len(queries), k), dtype=np.int32)
     distances = np.empty((len(queries), k), dtype=np.float32)
     wanted = (found >= 0) & (found != own[:, None])

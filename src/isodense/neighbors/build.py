@@ -11,7 +11,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from isodense.embeddings.reader import load_vectors
-from isodense.neighbors.approximate import InvertedFile, centroids, descent
+from isodense.neighbors.approximate import InvertedFile, centroids
 from isodense.neighbors.blocks import (
     ROWS,
     OnDone,
@@ -23,6 +23,7 @@ from isodense.neighbors.blocks import (
     load_last,
     search_blocks,
 )
+from isodense.neighbors.descent import descend
 from isodense.neighbors.exact import nearest
 from isodense.neighbors.graph import (
     DISTANCES,
@@ -49,9 +50,11 @@ from isodense.pipeline.runtime import resolve_device
 from isodense.pipeline.storage import require_space
 from isodense.prompts.reader import Columns
 
-EXACT_LIMIT = 100_000  # rows; a minute on 2 cores
+EXACT_LIMIT = 60_000  # rows; twenty seconds on 2 cores, and descent takes half of it
+HIGHEST = 0.98  # recall_floor up to which descent is faster than the inverted file
 RECIPE = 1  # to be raised with any change to a graph's bytes; see tests/recipes.py
-LIBRARIES = {"exact": ("numpy",), "ivf": ("faiss-cpu",), "pynndescent": ("pynndescent",)}
+RECIPES = {"pynndescent": 2}  # of methods whose graphs changed alone
+LIBRARIES = {"exact": ("numpy",), "ivf": ("faiss-cpu",), "pynndescent": ("pynndescent", "numba")}
 LISTS = "lists.safetensors"  # the inverted file's centroids and depth, in the cache
 
 log = logging.getLogger("isodense")
@@ -77,17 +80,19 @@ def knn_graph(
     k : int
         Neighbours; n - 1 where that is fewer.
     method : {"auto", "exact", "ivf", "pynndescent"}
-        ``auto`` is exact up to 100,000 rows, or where there is a GPU, else ``ivf``.
+        ``auto`` is exact up to 60,000 rows, or where there is a GPU, else ``pynndescent``; with a
+        `recall_floor` above 0.98 ``ivf``.
     device : {"auto", "cpu", "cuda"}
         Where the exact search computes.
     block : int
         Queries scored at once by the exact search; changes speed and memory, not the result.
     n_jobs : int
-        Threads of pynndescent.
+        Threads of ``pynndescent``; they change speed, not the result.
     seed : int
         Seed of the approximate methods.
     recall_floor : float
-        ``ivf`` looks as far as it takes to get a third of the way from here to 1, on a sample.
+        An approximate method looks as far as it takes to get a third of the way from here to 1, on
+        a sample.
 
     Returns
     -------
@@ -96,7 +101,8 @@ def knn_graph(
     Raises
     ------
     IsodenseError
-        If `X` has rows that are not unit vectors, or `k` is not positive.
+        If `X` has rows that are not unit vectors, `k` is not positive, or the recall on the sample
+        stays below `recall_floor`.
     """
     X = unit_rows(np.array(X, dtype=np.float32))
     if k < 1:
@@ -104,25 +110,31 @@ def knn_graph(
     k = min(k, len(X) - 1)
     if k <= 0:
         return Graph.empty(len(X), 0)
-    method = resolve_method(method, len(X), device)
+    method = resolve_method(method, len(X), device, recall_floor)
     if method == "exact":
         return nearest(X, X, k, own=np.arange(len(X)), device=device, block=block)
-    if method == "pynndescent":
-        return descent(X, k, n_jobs, seed)
-    index = InvertedFile(X, centroids(X, seed))
     rows = sample(len(X), 1000, seed)
-    index.tune(rows, nearest(X[rows], X, k, own=rows, device=device), _aim(recall_floor))
+    exact, aim = nearest(X[rows], X, k, own=rows, device=device), _aim(recall_floor)
+    if method == "pynndescent":
+        graph = descend(X, k, rows, exact, aim, n_jobs=n_jobs, seed=seed)
+        found = Graph(graph.indices[rows], graph.distances[rows])
+        _require(recall(found, exact), recall_floor, "pynndescent")
+        return graph
+    index = InvertedFile(X, centroids(X, seed))
+    index.tune(rows, exact, aim)
     order = index.order()
     found = index.search(X[order], order, k)
     back = np.argsort(order)
     return Graph(found.indices[back], found.distances[back])
 
 
-def resolve_method(method: Method, rows: int, device: str) -> Method:
+def resolve_method(method: Method, rows: int, device: str, floor: float) -> Method:
     """Return the method that the param ``method`` stands for."""
     if method != "auto":
         return method
-    return "exact" if rows <= EXACT_LIMIT or resolve_device(device) == "cuda" else "ivf"
+    if rows <= EXACT_LIMIT or resolve_device(device) == "cuda":
+        return "exact"
+    return "pynndescent" if floor <= HIGHEST else "ivf"
 
 
 def unit_rows(X: np.ndarray, ids: list[str] | None = None) -> np.ndarray:
@@ -215,7 +227,8 @@ def publish(
     rank = rank or Rank.current()
     sides, manifest = _sides(embeddings, prompts, params.k_max)
     train = sides[0]
-    method = resolve_method(params.method, len(train.vectors), device) if train.k else "exact"
+    floor, rows = params.recall_floor, len(train.vectors)
+    method = resolve_method(params.method, rows, device, floor) if train.k else "exact"
     prints = [fingerprint(side.vectors) for side in sides]
     recipe, key = (_key(params, method, device, seed, vectors) for vectors in ([], prints))
     store = Store(cache, "neighbors")
@@ -225,7 +238,7 @@ def publish(
         if method == "exact":
             return exact_search(train, load_last(store, recipe, sides), device)
         if method == "pynndescent":
-            return _descent_search(train, params, device, seed)
+            return _descent_search(sides, params, device, seed, entry)
         return _ivf_search(train, params, device, seed, entry, rank)
 
     if not rank.index:
@@ -237,7 +250,11 @@ def publish(
         return None
     report = {"method": method, "rows": len(train.vectors), "k_max": train.k, "recall": 1.0}
     if method != "exact":
-        report["recall"] = _audited(train, graphs[0], params, method, device, seed + 1)
+        audits = [
+            _audited(side, graph, train, params, method, device, seed + 1)
+            for side, graph in zip(sides, graphs, strict=True)
+        ]
+        report["recall"] = audits[0]
     _write(graphs, prompts, train, params, report, manifest, out)
     finish(entry, recipe, sides, prints)
     store.clean()
@@ -273,15 +290,12 @@ def _key(
     """Return the key of a graph of the vectors with these hashes, or of any with none."""
     shaping: dict[str, Any] = {"method": method, "k_max": params.k_max}
     if method != "exact":
-        shaping |= {"seed": seed}
-    if method == "ivf":
-        shaping |= {"recall_floor": params.recall_floor, "recall_sample": params.recall_sample}
-    if method == "pynndescent":
-        shaping |= {"n_jobs": params.n_jobs}
+        shaping |= {"seed": seed, "recall_floor": params.recall_floor}
+        shaping |= {"recall_sample": params.recall_sample}
     return cache_key(
         inputs={"vectors": vectors},
         params=shaping,
-        code=RECIPE,
+        code=RECIPES.get(method, RECIPE),
         libraries=LIBRARIES[method],
         device=resolve_device(device),
     )
@@ -297,7 +311,7 @@ def _ivf_search(
         middle = centroids(train.vectors, seed)
         index = InvertedFile(train.vectors, middle)
         rows = sample(len(train.vectors), params.recall_sample, seed)
-        index.tune(rows, _exact(train, rows, device), _aim(params.recall_floor))
+        index.tune(rows, _exact(train, train, rows, device), _aim(params.recall_floor))
         probes = np.array([index.probes])
         with entry.writing(LISTS) as path:
             save_file({"centroids": middle, "probes": probes, "order": index.order()}, path)
@@ -313,37 +327,65 @@ def _ivf_search(
     return Search(load_file(entry.path(LISTS))["order"], find)
 
 
-def _descent_search(train: Side, params: NeighborsParams, device: str, seed: int) -> Search:
-    """Return nearest-neighbour descent; held-out rows, not being in its graph, go exactly."""
-    held = exact_search(train, None, device)
+def _descent_search(
+    sides: list[Side], params: NeighborsParams, device: str, seed: int, entry: Entry
+) -> Search:
+    """Return nearest-neighbour descent; held-out rows, not being in its graph, are searched for.
+
+    Exactly, or in the inverted file where that would take longer than the largest exact graph.
+    """
+    train, heldout = sides
 
     def find(side: Side, rows: np.ndarray, done: OnDone) -> Graph:
-        if side.name != "train":
-            return held.find(side, rows, done)
-        graph = descent(train.vectors, train.k, params.n_jobs, seed)
+        if side.name == "heldout":
+            if len(train.vectors) * len(heldout.vectors) <= EXACT_LIMIT**2:
+                return exact_search(train, None, device).find(side, rows, done)
+            return _ivf_search(train, params, device, seed, entry, Rank(0, 1)).find(
+                side, rows, done
+            )
+        known = sample(len(train.vectors), params.recall_sample, seed)
+        exact, aim = _exact(train, train, known, device), _aim(params.recall_floor)
+        graph = descend(
+            train.vectors, train.k, known, exact, aim, n_jobs=params.n_jobs, seed=seed, entry=entry
+        )
         done(len(rows))
         return graph
 
-    return Search(held.order, find)
+    return Search(np.arange(len(train.vectors)), find)
 
 
-def _exact(train: Side, rows: np.ndarray, device: str) -> Graph:
-    return nearest(train.vectors[rows], train.vectors, train.k, own=rows, device=device)
+def _exact(side: Side, train: Side, rows: np.ndarray, device: str) -> Graph:
+    own = side.own(rows)
+    return nearest(side.vectors[rows], train.vectors, side.k, own=own, device=device)
 
 
 def _audited(
-    train: Side, graph: Graph, params: NeighborsParams, method: str, device: str, seed: int
+    side: Side,
+    graph: Graph,
+    train: Side,
+    params: NeighborsParams,
+    method: str,
+    device: str,
+    seed: int,
 ) -> float:
     """Return the recall on a sample of rows."""
+    if not len(graph):
+        return 1.0
     rows = sample(len(graph), params.recall_sample, seed)
     found = Graph(graph.indices[rows], graph.distances[rows])
-    share = recall(found, _exact(train, rows, device))
-    if share < params.recall_floor:
-        message = f"{method} found {share:.3f} of the true neighbours"
-        message = f"{message}, below neighbors.recall_floor = {params.recall_floor}"
-        raised = "recall_sample" if method == "ivf" else "k_max"
-        raise IsodenseError(message, f"raise neighbors.{raised}, or set neighbors.method: exact")
+    share = recall(found, _exact(side, train, rows, device))
+    _require(share, params.recall_floor, method)
     return round(share, 6)
+
+
+def _require(share: float, floor: float, method: str) -> None:
+    """Raise if a recall is below the floor."""
+    if share >= floor:
+        return
+    message = f"{method} found {share:.3f} of the true neighbours"
+    hint = "raise neighbors.recall_sample" if method == "ivf" else "set neighbors.method: ivf"
+    hint = f"{hint}, or set neighbors.method: exact"
+    raise IsodenseError(f"{message}, below neighbors.recall_floor = {floor}", hint)
 
 
 def _write(
