@@ -36,6 +36,7 @@ import yaml
 
 from isodense.embeddings.reader import ids_name, shard_name
 from isodense.pipeline.artifact import ids_sha256, write_manifest
+from isodense.pipeline.tables import write_rows
 
 DIM, LATENT, SHARD = 384, 32, 4096
 HELDOUT = 100  # one prompt of so many is held out
@@ -53,7 +54,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=20, help="neighbours")
     parser.add_argument("--rounds", type=int, default=5, help="of exact")
     parser.add_argument("--sizes", default="30000,100000,300000,1000000", help="of scale")
-    parser.add_argument("--method", default="ivf", help="of scale; auto is exact up to 100,000")
+    parser.add_argument("--method", default="ivf", help="of scale; auto is exact up to 60,000")
     parser.add_argument("--recall", type=float, default=0.95, help="floor, of scale")
     parser.add_argument("--vectors", type=Path, help="of real: unit rows, float32")
     args = parser.parse_args()
@@ -324,13 +325,12 @@ def write(folder: Path, shards: Iterator[np.ndarray]) -> None:
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
     ids: list[str] = []
-    with (prompts / "prompts.jsonl").open("w", encoding="utf-8") as stream:
-        for number, X in enumerate(shards):
-            names = [f"{row:032x}" for row in range(len(ids), len(ids) + len(X))]
-            np.save(out / shard_name(number), X)
-            (out / ids_name(number)).write_text("\n".join(names), encoding="ascii")
-            stream.writelines(json.dumps(row(name)) + "\n" for name in names)
-            ids += names
+    for number, X in enumerate(shards):
+        names = [f"{row:032x}" for row in range(len(ids), len(ids) + len(X))]
+        np.save(out / shard_name(number), X)
+        (out / ids_name(number)).write_text("\n".join(names), encoding="ascii")
+        ids += names
+    write_rows(prompts, map(row, ids))
     known = {"rows": len(ids), "ids_sha256": ids_sha256(ids)}
     write_manifest(prompts, "prompts", **known)
     write_manifest(out, "embeddings", **known, dim=DIM, dtype="float32")
@@ -342,7 +342,14 @@ def row(name: str) -> dict[str, object]:
     text = f"prompt {number}"
     prompt = [{"role": "user", "content": text}]
     split = "train" if number % HELDOUT else "heldout"
-    return {"id": name, "prompt": prompt, "text": text, "count": 1, "split": split, "sources": {}}
+    return {
+        "id": name,
+        "prompt": prompt,
+        "text": text,
+        "count": 1,
+        "split": split,
+        "sources": {"made": 1},
+    }
 
 
 def stage(folder: Path, name: str, scratch: str, **changed: object) -> dict[str, float]:

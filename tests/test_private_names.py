@@ -16,9 +16,8 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from packaging.requirements import Requirement
-
 from isodense.embeddings.packing import prepack
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 

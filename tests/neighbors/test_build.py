@@ -87,7 +87,7 @@ def test_wrong_shapes_and_k_are_refused():
         knn_graph(unit(5), 0)
 
 
-def test_auto_is_exact_for_few_rows_and_the_inverted_file_beyond(monkeypatch):
+def test_auto_is_exact_for_few_rows_and_audited_beyond(monkeypatch):
     X = unit(2000, 8)
     exact = knn_graph(X, 5, device="cpu")
     assert recall(exact, nearest(X, X, 5, own=np.arange(2000), device="cpu")) == 1
@@ -155,10 +155,7 @@ def test_one_training_prompt_and_no_held_out_ones_still_publish(tmp_path, method
     assert len(load_heldout_graph(tmp_path / "out")) == 0
 
 
-@pytest.mark.parametrize(
-    "method",
-    ["ivf", pytest.param("pynndescent", marks=pytest.mark.slow)],  # compiles half a minute
-)
+@pytest.mark.parametrize("method", ["ivf", "pynndescent"])
 def test_approximate_neighbours_are_audited_and_a_poor_graph_fails(tmp_path, method, monkeypatch):
     X = unit(1500, dim=8)
     artifacts(tmp_path, X)
@@ -234,12 +231,51 @@ def test_the_audit_is_on_other_rows_than_the_tuning(tmp_path, monkeypatch):
     monkeypatch.setattr(
         neighbors,
         "_exact",
-        lambda train, rows, device: seen.append(rows) or real(train, rows, device),
+        lambda side, *given: seen.append((side.name, set(given[1]))) or real(side, *given),
     )
     run(tmp_path, IVF)
-    tuned, audited = map(set, seen)
+    (_, tuned), (_, audited), (heldout, last) = seen
     assert len(tuned) == len(audited) == 200
     assert len(tuned & audited) < 60
+    assert heldout == "heldout"
+    assert len(last) == 150
+
+
+@pytest.mark.parametrize("limit", [10**6, 400])
+def test_descent_leaves_held_out_prompts_to_the_cheaper_of_two_searches(
+    tmp_path, limit, monkeypatch
+):
+    X = unit(1500, dim=8)
+    artifacts(tmp_path, X)
+    monkeypatch.setattr(neighbors, "EXACT_LIMIT", limit)
+    params = IVF.model_copy(update={"method": "pynndescent"})
+    report = run(tmp_path, params)
+    rows = load_columns(tmp_path / "prompts").positions("heldout")
+    train = X[load_columns(tmp_path / "prompts").positions("train")]
+    near, exact = load_heldout_graph(tmp_path / "out"), nearest(X[rows], train, 10, device="cpu")
+    share = recall(Graph(near.indices, near.distances), exact)
+    assert report["method"] == "pynndescent"
+    assert report["recall"] >= 0.9
+    assert share == 1 if limit == 10**6 else 0.9 <= share < 1
+
+
+def test_poor_neighbours_of_held_out_prompts_fail(tmp_path, monkeypatch):
+    X = unit(1500, dim=8)
+    artifacts(tmp_path, X)
+    train = exact_graph(tmp_path, X, 10)
+    poor = Graph(np.zeros((150, 10), np.int32), np.full((150, 10), 2.0, np.float32))
+    monkeypatch.setattr(neighbors, "search_blocks", lambda *_: [train, poor])
+    with pytest.raises(IsodenseError, match=r"found 0\.000 of the true neighbours"):
+        run(tmp_path, IVF)
+
+
+def test_n_jobs_is_no_reason_to_search_again(tmp_path, monkeypatch):
+    artifacts(tmp_path, unit(1500, dim=8))
+    params = IVF.model_copy(update={"method": "pynndescent"})
+    run(tmp_path, params)
+    monkeypatch.setattr(neighbors, "descend", lambda *_, **__: pytest.fail("it is there"))
+    run(tmp_path, params.model_copy(update={"n_jobs": 2}), out="two")
+    assert content(tmp_path / "out")["indices.npy"] == content(tmp_path / "two")["indices.npy"]
 
 
 def test_other_params_never_take_the_blocks_of_these(tmp_path):

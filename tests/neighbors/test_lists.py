@@ -7,10 +7,10 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from isodense.neighbors.exact import nearest
-from isodense.neighbors.graph import recall
+from isodense.neighbors.graph import Graph, recall
 from isodense.neighbors.lists import InMemory, Lists, enough_probes, sort_to_disk, unit
-from tests.neighbors.test_approximate import clusters
 from tests.neighbors.test_exact import unit as random_rows
+from tests.neighbors.vectors import clusters
 
 K = 10
 X = clusters()
@@ -164,3 +164,10 @@ def test_more_copies_than_candidates_are_all_compared():
     assert same(found(lists, X, K, len(lists)), exact)
     part = found(lists, X, K, 2)
     assert same(part, found(lists, X, K, 2, block=64))
+
+
+def test_recall_counts_the_true_neighbours_found():
+    indices = np.zeros((2, 2), np.int32)
+    exact = Graph(indices, np.array([[0.1, 0.2], [0.3, 0.3]], np.float32))
+    found = Graph(indices, np.array([[0.1, 0.25], [0.3, 0.3]], np.float32))
+    assert recall(found, exact) == 0.75

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from isodense.embeddings.reader import load_vectors
-from isodense.neighbors.approximate import descent
 from isodense.neighbors.blocks import (
     ROWS,
     Search,
@@ -22,6 +20,7 @@ from isodense.neighbors.blocks import (
     load_last,
     search_blocks,
 )
+from isodense.neighbors.descent import descend
 from isodense.neighbors.exact import Exact, nearest
 from isodense.neighbors.graph import (
     DISTANCES,
@@ -51,13 +50,14 @@ from isodense.pipeline.storage import require_space
 from isodense.pipeline.tasks import Job
 from isodense.prompts.reader import Columns
 
-EXACT_LIMIT = 100_000  # rows; a minute on 2 cores
+EXACT_LIMIT = 60_000  # rows; twenty seconds on 2 cores, and descent takes half of it
+HIGHEST = 0.98  # recall_floor up to which descent is faster than the inverted file
 RECIPE = 1  # to be raised with any change to a graph's bytes; see tests/recipes.py
-RECIPES = {"ivf": 2}  # of methods whose graphs changed alone
+RECIPES = {"ivf": 2, "pynndescent": 2}  # of methods whose graphs changed alone
 LIBRARIES = {
     "exact": ("numpy",),
     "ivf": ("faiss-cpu", "numpy"),
-    "pynndescent": ("pynndescent",),
+    "pynndescent": ("pynndescent", "numba", "faiss-cpu"),
 }
 LISTS, PROBES = "lists.safetensors", "probes.json"  # of the inverted file, in the cache
 
@@ -84,17 +84,19 @@ def knn_graph(
     k : int
         Neighbours; n - 1 where that is fewer.
     method : {"auto", "exact", "ivf", "pynndescent"}
-        ``auto`` is exact up to 100,000 rows, or where there is a GPU, else ``ivf``.
+        ``auto`` is exact up to 60,000 rows, or where there is a GPU, else ``pynndescent``; with a
+        `recall_floor` above 0.98 ``ivf``.
     device : {"auto", "cpu", "cuda"}
         Where the exact search computes.
     block : int
         Queries scored at once by the exact search; changes speed and memory, not the result.
     n_jobs : int
-        Threads of pynndescent.
+        Threads of ``pynndescent``; they change speed, not the result.
     seed : int
         Seed of the approximate methods.
     recall_floor : float
-        ``ivf`` looks as far as it takes to get a third of the way from here to 1, on a sample.
+        An approximate method looks as far as it takes to get a third of the way from here to 1, on
+        a sample.
 
     Returns
     -------
@@ -103,7 +105,8 @@ def knn_graph(
     Raises
     ------
     IsodenseError
-        If `X` has rows that are not unit vectors, or `k` is not positive.
+        If `X` has rows that are not unit vectors, `k` is not positive, or the recall on the sample
+        stays below `recall_floor`.
     """
     X = unit_rows(np.array(X, dtype=np.float32))
     if k < 1:
@@ -111,13 +114,17 @@ def knn_graph(
     k = min(k, len(X) - 1)
     if k <= 0:
         return Graph.empty(len(X), 0)
-    method = resolve_method(method, len(X), resolve_device(device))
+    method = resolve_method(method, len(X), resolve_device(device), recall_floor)
     if method == "exact":
         return nearest(X, X, k, own=np.arange(len(X)), device=device, block=block)
-    if method == "pynndescent":
-        return descent(X, k, n_jobs, seed)
-    lists, rows = _lists(X, seed), sample(len(X), 1000, seed)
+    rows = sample(len(X), 1000, seed)
     exact = nearest(X[rows], X, k, own=rows, device=device)
+    if method == "pynndescent":
+        graph = descend(X, k, rows, exact, _aim(recall_floor), n_jobs=n_jobs, seed=seed)
+        found = Graph(graph.indices[rows], graph.distances[rows])
+        _require(recall(found, exact), recall_floor, method)
+        return graph
+    lists = _lists(X, seed)
     probes = _probes(lists, X[rows], exact, recall_floor)
     graph, vectors = Graph.empty(len(X), k), InMemory(X, lists.order)
     for start in range(0, len(X), ROWS):
@@ -127,11 +134,13 @@ def knn_graph(
     return graph
 
 
-def resolve_method(method: Method, rows: int, device: str) -> Method:
+def resolve_method(method: Method, rows: int, device: str, floor: float) -> Method:
     """Return the method that the param ``method`` stands for."""
     if method != "auto":
         return method
-    return "exact" if rows <= EXACT_LIMIT or device == "cuda" else "ivf"
+    if rows <= EXACT_LIMIT or device == "cuda":
+        return "exact"
+    return "pynndescent" if floor <= HIGHEST else "ivf"
 
 
 def unit_rows(X: np.ndarray, ids: list[str] | None = None) -> np.ndarray:
@@ -225,7 +234,8 @@ def publish(
     """
     sides, manifest = _sides(embeddings, prompts, params.k_max)
     train, where = sides[0], device_of_workers(device)
-    method = resolve_method(params.method, len(train.vectors), where) if train.k else "exact"
+    floor, rows = params.recall_floor, len(train.vectors)
+    method = resolve_method(params.method, rows, where, floor) if train.k else "exact"
     prints = [fingerprint(side.vectors) for side in sides]
     recipe, key = (_key(params, method, where, seed, vectors) for vectors in ([], prints))
     store = Store(cache, "neighbors")
@@ -236,7 +246,7 @@ def publish(
             last = load_last(store, recipe, sides)
             return exact_search(train, last, device, params.rows_per_slice)
         if method == "pynndescent":
-            return _descent_search(train, params, device, seed)
+            return _descent_search(sides, params, device, seed, entry)
         return _ivf_search(train, params, device, seed, entry)
 
     needed = sum(graph_bytes(len(side.vectors), side.k) for side in sides)
@@ -245,7 +255,11 @@ def publish(
     graphs = search_blocks(sides, prepare, entry, size)
     report = {"method": method, "rows": len(train.vectors), "k_max": train.k, "recall": 1.0}
     if method != "exact":
-        report["recall"] = _audited(train, graphs[0], params, method, device, seed + 1)
+        audits = [
+            _audited(side, graph, train, params, method, device, seed + 1)
+            for side, graph in zip(sides, graphs, strict=True)
+        ]
+        report["recall"] = audits[0]
     _write(graphs, prompts, train, params, report, manifest, out)
     finish(entry, recipe, sides, prints)
     store.clean()
@@ -281,11 +295,8 @@ def _key(
     """Return the key of a graph of the vectors with these hashes, or of any with none."""
     shaping: dict[str, Any] = {"method": method, "k_max": params.k_max}
     if method != "exact":
-        shaping |= {"seed": seed}
-    if method == "ivf":
-        shaping |= {"recall_floor": params.recall_floor, "recall_sample": params.recall_sample}
-    if method == "pynndescent":
-        shaping |= {"n_jobs": params.n_jobs}
+        shaping |= {"seed": seed, "recall_floor": params.recall_floor}
+        shaping |= {"recall_sample": params.recall_sample}
     return cache_key(
         inputs={"vectors": vectors},
         params=shaping,
@@ -298,18 +309,8 @@ def _key(
 def _ivf_search(
     train: Side, params: NeighborsParams, device: str, seed: int, entry: Entry
 ) -> Search:
-    """Return the search in lists; they and how many to probe stay in the cache."""
-    if not (entry.holds(LISTS) and entry.holds(PROBES)):
-        lists = _lists(train.vectors, seed)
-        with entry.writing(LISTS) as path:
-            lists.save(path)
-        rows = sample(len(train.vectors), params.recall_sample, seed)
-        exact = _exact(train, rows, device)
-        found = _probes(lists, train.vectors[rows], exact, params.recall_floor)
-        with entry.writing(PROBES) as path:
-            write_json(path, {"probes": found})
-    lists = Lists.load(entry.path(LISTS))
-    probes = json.loads(entry.path(PROBES).read_text(encoding="utf-8"))["probes"]
+    """Return the search in lists, which workers may share."""
+    lists, probes = _known_lists(train, params, device, seed, entry)
 
     def task(side: Side, rows: np.ndarray, _: range) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (side.vectors[rows], side.own(rows), side.k), {"rows": train.vectors}
@@ -318,44 +319,83 @@ def _ivf_search(
     return Search(lists.order, job, task, [range(len(train.vectors))])
 
 
-def _descent_search(train: Side, params: NeighborsParams, device: str, seed: int) -> Search:
-    """Return nearest-neighbour descent; held-out rows, not being in its graph, go exactly."""
-    exact = Exact(train.vectors, device)
+def _known_lists(
+    train: Side, params: NeighborsParams, device: str, seed: int, entry: Entry
+) -> tuple[Lists, int]:
+    """Return the lists and how many to probe, which stay in the cache."""
+    if not (entry.holds(LISTS) and entry.holds(PROBES)):
+        lists = _lists(train.vectors, seed)
+        with entry.writing(LISTS) as path:
+            lists.save(path)
+        rows = sample(len(train.vectors), params.recall_sample, seed)
+        exact = _exact(train, train, rows, device)
+        found = _probes(lists, train.vectors[rows], exact, params.recall_floor)
+        with entry.writing(PROBES) as path:
+            write_json(path, {"probes": found})
+    probes: int = json.loads(entry.path(PROBES).read_text(encoding="utf-8"))["probes"]
+    return Lists.load(entry.path(LISTS)), probes
+
+
+def _descent_search(
+    sides: list[Side], params: NeighborsParams, device: str, seed: int, entry: Entry
+) -> Search:
+    """Return nearest-neighbour descent; held-out rows, not being in its graph, are searched for.
+
+    Exactly, or in lists where that would take longer than the largest exact graph.
+    """
+    train, heldout = sides
+    few = len(train.vectors) * len(heldout.vectors) <= EXACT_LIMIT**2
 
     def find(queries: np.ndarray, own: np.ndarray, k: int) -> Graph:
-        if (own < 0).all():
-            return exact.nearest(queries, k, done=lambda _: None)
-        return descent(train.vectors, k, params.n_jobs, seed)
-
-    return _search_here(train, find, np.arange(len(train.vectors)))
-
-
-def _search_here(train: Side, find: Callable[..., Graph], order: np.ndarray) -> Search:
-    """Return the search by an index that is in this process."""
+        if (own >= 0).all():
+            rows = sample(len(train.vectors), params.recall_sample, seed)
+            exact, aim = _exact(train, train, rows, device), _aim(params.recall_floor)
+            jobs = params.n_jobs
+            return descend(queries, k, rows, exact, aim, n_jobs=jobs, seed=seed, entry=entry)
+        if few:
+            return Exact(train.vectors, device).nearest(queries, k, done=lambda _: None)
+        lists, probes = _known_lists(train, params, device, seed, entry)
+        return lists.search(InMemory(train.vectors, lists.order), queries, own, k, probes)
 
     def task(side: Side, rows: np.ndarray, _: range) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (side.vectors[rows], side.own(rows), side.k), {}
 
-    return Search(order, Job(lambda: find), task, [range(len(train.vectors))], here=True)
+    count = len(train.vectors)
+    return Search(np.arange(count), Job(lambda: find), task, [range(count)], here=True)
 
 
-def _exact(train: Side, rows: np.ndarray, device: str) -> Graph:
-    return nearest(train.vectors[rows], train.vectors, train.k, own=rows, device=device)
+def _exact(side: Side, train: Side, rows: np.ndarray, device: str) -> Graph:
+    own = side.own(rows)
+    return nearest(side.vectors[rows], train.vectors, side.k, own=own, device=device)
 
 
 def _audited(
-    train: Side, graph: Graph, params: NeighborsParams, method: str, device: str, seed: int
+    side: Side,
+    graph: Graph,
+    train: Side,
+    params: NeighborsParams,
+    method: str,
+    device: str,
+    seed: int,
 ) -> float:
     """Return the recall on a sample of rows."""
+    if not len(graph):
+        return 1.0
     rows = sample(len(graph), params.recall_sample, seed)
     found = Graph(graph.indices[rows], graph.distances[rows])
-    share = recall(found, _exact(train, rows, device))
-    if share < params.recall_floor:
-        message = f"{method} found {share:.3f} of the true neighbours"
-        message = f"{message}, below neighbors.recall_floor = {params.recall_floor}"
-        raised = "recall_sample" if method == "ivf" else "k_max"
-        raise IsodenseError(message, f"raise neighbors.{raised}, or set neighbors.method: exact")
+    share = recall(found, _exact(side, train, rows, device))
+    _require(share, params.recall_floor, method)
     return round(share, 6)
+
+
+def _require(share: float, floor: float, method: str) -> None:
+    """Raise if a recall is below the floor."""
+    if share >= floor:
+        return
+    message = f"{method} found {share:.3f} of the true neighbours"
+    hint = "raise neighbors.recall_sample" if method == "ivf" else "set neighbors.method: ivf"
+    hint = f"{hint}, or set neighbors.method: exact"
+    raise IsodenseError(f"{message}, below neighbors.recall_floor = {floor}", hint)
 
 
 def _write(

@@ -19,13 +19,15 @@ class NeighborsParams(Params):
     k_max : int
         Neighbours kept per prompt; ``density.k`` may be any number up to it.
     method : {"auto", "exact", "ivf", "pynndescent"}
-        ``auto`` is exact up to 100,000 prompts, and beyond that where there is a GPU, else
-        ``ivf``, an inverted file.
+        ``auto`` is exact up to 60,000 prompts, and beyond that where there is a GPU, else
+        ``pynndescent``, nearest-neighbour descent; with a `recall_floor` above 0.98 it is ``ivf``,
+        an inverted file.
     recall_sample, recall_floor : int, float
         An approximate graph is compared with the exact neighbours of this many prompts, and fails
-        below the floor; ``ivf`` looks as far as it takes to get a third of the way from there to 1.
+        below the floor; either method looks as far as it takes to get a third of the way from there
+        to 1.
     n_jobs : int
-        Threads of pynndescent, whose graph depends on it.
+        Threads of ``pynndescent``; speed only.
     rows_per_slice : int
         Prompts whose vectors the exact search holds at once, on each machine; changes memory only.
     """
