@@ -141,3 +141,10 @@ def test_an_artifact_of_the_older_format_says_what_to_run(tmp_path):
     with pytest.raises(ArtifactError, match="format version 1; this code reads 2") as caught:
         isodense.load_weights(folder)
     assert caught.value.hint == "run `dvc repro --force --single-item density`"
+
+
+def test_draws_and_the_sampler_take_weights_as_they_are_loaded(tmp_path):
+    loaded = isodense.load_weights(write(tmp_path / "d"))
+    rows = isodense.draw(loaded.weights, size=50, seed=3)
+    assert (isodense.draw(loaded, size=50, seed=3) == rows).all()
+    assert list(isodense.DistributedWeightedSampler(loaded, 50, seed=3)) == rows.tolist()

@@ -16,12 +16,13 @@ from torch.utils.data import Sampler
 from isodense.neighbors.graph import Graph
 from isodense.pipeline.errors import IsodenseError
 from isodense.sampling.sum_tree import SumTree
+from isodense.sampling.weights import Weights
 
 BLOCK = 2048  # draws that a sampler makes at once; speed only
 
 
 def draw(
-    weights: np.ndarray,
+    weights: np.ndarray | Weights,
     size: int,
     seed: int = 0,
     start: int = 0,
@@ -32,7 +33,7 @@ def draw(
 
     Parameters
     ----------
-    weights : ndarray of shape (n,)
+    weights : ndarray of shape (n,), or Weights
         Finite, not negative, not all zero; need not sum to 1. Unlike in torch.multinomial, n may
         exceed 2**24.
     size : int
@@ -69,13 +70,13 @@ def draw(
     >>> sorted(draw(np.array([0.2, 0.3, 0.5]), 3, seed=1, replacement=False).tolist())
     [0, 1, 2]
     """
-    weights = _mixed(_checked(weights), uniform)
+    probabilities = _mixed(_checked(weights), uniform)
     if min(size, seed, start) < 0:
         raise IsodenseError(f"size {size}, seed {seed} and start {start} must not be negative")
     if not replacement:
-        return _draw_passes(weights, size, seed, start)
-    last = np.flatnonzero(weights)[-1]
-    return _at(np.cumsum(weights), last, _uniforms(size, seed, start))
+        return _draw_passes(probabilities, size, seed, start)
+    last = np.flatnonzero(probabilities)[-1]
+    return _at(np.cumsum(probabilities), last, _uniforms(size, seed, start))
 
 
 class DistributedWeightedSampler(Sampler[int]):
@@ -89,7 +90,7 @@ class DistributedWeightedSampler(Sampler[int]):
 
     Parameters
     ----------
-    weights : ndarray of shape (n,)
+    weights : ndarray of shape (n,), or Weights
         See :func:`draw`.
     num_samples : int
         Draws per epoch over all ranks, a multiple of `num_replicas`. Without replacement at most
@@ -123,7 +124,7 @@ class DistributedWeightedSampler(Sampler[int]):
 
     def __init__(
         self,
-        weights: np.ndarray,
+        weights: np.ndarray | Weights,
         num_samples: int,
         num_replicas: int = 1,
         rank: int = 0,
@@ -235,7 +236,7 @@ class DistributedWeightedSampler(Sampler[int]):
 
 
 def select(
-    weights: np.ndarray, graph: Graph, size: int, spread: bool = True, seed: int = 0
+    weights: np.ndarray | Weights, graph: Graph, size: int, spread: bool = True, seed: int = 0
 ) -> np.ndarray:
     """Choose a subset by weighted draws without replacement and, with `spread`, diverse.
 
@@ -247,7 +248,7 @@ def select(
 
     Parameters
     ----------
-    weights : ndarray of shape (n,)
+    weights : ndarray of shape (n,), or Weights
         See :func:`draw`.
     graph : Graph
         Graph of the same n rows.
@@ -268,16 +269,16 @@ def select(
     IsodenseError
         If the weights cannot be used, do not match the graph, or `size` is out of range.
     """
-    weights = _checked(weights)
-    if len(weights) != len(graph) or not 0 <= size <= np.count_nonzero(weights):
-        message = f"{size} of {len(weights)} weights over a graph of {len(graph)} rows"
+    left = _checked(weights)
+    if len(left) != len(graph) or not 0 <= size <= np.count_nonzero(left):
+        message = f"{size} of {len(left)} weights over a graph of {len(graph)} rows"
         raise IsodenseError(message, "pass the graph of the same prompts, and a size below theirs")
     factors = _spread_factors(graph) if spread else None
-    tree = SumTree(weights)
+    tree = SumTree(left)
     chosen = np.empty(size, dtype=np.int64)
     for step, uniform in enumerate(_uniforms(size, seed, 0)):
         if not tree.total:  # every remaining prompt is a duplicate of a chosen one
-            tree = SumTree(weights)
+            tree = SumTree(left)
             tree.multiply(chosen[:step], 0.0)
         chosen[step] = tree.find(uniform)
         if factors is not None:
@@ -301,7 +302,9 @@ def _spread_factors(graph: Graph):  # type: ignore[no-untyped-def]  # noqa: ANN2
     return both
 
 
-def _checked(weights: np.ndarray) -> np.ndarray:
+def _checked(weights: np.ndarray | Weights) -> np.ndarray:
+    if isinstance(weights, Weights):
+        weights = weights.weights
     weights = np.asarray(weights, dtype=np.float64)
     if weights.ndim != 1 or not len(weights):
         raise IsodenseError(f"weights have shape {weights.shape}; expected (n,) with n > 0")
