@@ -104,7 +104,7 @@ def test_named_templates_in_files_are_found(folder: Path):
 
 
 def test_nanochats_template_reads_no_setting(tmp_path: Path):
-    from isodense.models.nanochat import CHAT_TEMPLATE
+    from isodense.models.nanochat_tokenizer import CHAT_TEMPLATE
 
     assert settings_of(CHAT_TEMPLATE) == set()
     (tmp_path / "chat_template.jinja").write_text(CHAT_TEMPLATE)

@@ -17,6 +17,7 @@ from transformers import DynamicCache
 from isodense.embeddings import packing
 from isodense.embeddings.encoder import load_encoder
 from isodense.models import nanochat
+from isodense.models.inference import nanochat_2026
 from isodense.models.inference.nanochat_2026 import NanoChat2026ForCausalLM
 from isodense.models.inference.policy import load_policy, load_tokenizer, prompt_tokens
 from isodense.models.params import ModelParams
@@ -162,6 +163,25 @@ def test_each_scale_is_its_own(tmp_path, name):
         found.append(logits(nanochat.load(tmp_path, "base")[0], tokens(6)))
     assert 0 in changed(*found) or name == "smear_lambda"
     assert changed(*found)[-5:] == [1, 2, 3, 4, 5]
+
+
+def test_backout_subtracts_the_output_of_the_middle_block(model):
+    blocks, normed = [], []
+    for layer in model.model.layers:
+        layer.register_forward_hook(lambda _model, _inputs, output: blocks.append(output))
+    model.model.norm.register_forward_hook(lambda _model, inputs, _output: normed.append(inputs[0]))
+    logits(model, tokens(4))
+    assert len(blocks) == 5
+    assert torch.equal(normed[-1], blocks[4] - model.model.backout_lambda.detach() * blocks[2])
+
+
+def test_a_gate_has_the_same_bits_wherever_its_token_is():
+    values = torch.randn(60_000, generator=torch.Generator().manual_seed(0))
+    found = nanochat_2026._sigmoid(values)
+    near(found, values.double().sigmoid(), 1e-6)
+    for start in range(0, 59_000, 331):
+        part = slice(start, start + 48)
+        assert torch.equal(nanochat_2026._sigmoid(values[part].clone()), found[part])
 
 
 # --- packs, padding, caches -----------------------------------------------------------------------

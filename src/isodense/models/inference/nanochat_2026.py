@@ -153,7 +153,7 @@ class NanoChat2026Attention(NanoChatAttention):
         key = self.k_proj(hidden_states).view(heads).transpose(1, 2)
         value = self.v_proj(hidden_states).view(heads)
         if self.value_embeds is not None:
-            gate = VALUE_GATE * self.value_gate(hidden_states[..., :VALUE_CHANNELS]).sigmoid()
+            gate = VALUE_GATE * _sigmoid(self.value_gate(hidden_states[..., :VALUE_CHANNELS]))
             value = value + gate[..., None] * self.value_embeds(token_ids).view(heads)
         value = value.transpose(1, 2)
         query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
@@ -334,7 +334,7 @@ class NanoChat2026Model(NanoChat2026PreTrainedModel):
         shifted = pad(normed[:, :-1], (0, 0, 1, 0))
         if before is not None:
             shifted = torch.cat([self.norm(self.embed_tokens(before)), shifted[:, 1:]], dim=1)
-        gate = self.smear_lambda * self.smear_gate(normed[..., :SMEAR_CHANNELS]).sigmoid()
+        gate = self.smear_lambda * _sigmoid(self.smear_gate(normed[..., :SMEAR_CHANNELS]))
         return normed + gate * has_before[..., None] * shifted
 
     def _masks(
@@ -443,6 +443,15 @@ class NanoChat2026ForCausalLM(NanoChat2026PreTrainedModel, GenerationMixin):
 def long_window(config: Any) -> int:
     """Return the tokens that one sees in blocks with a long window, itself included."""
     return int(config.max_position_embeddings) + 1
+
+
+def _sigmoid(states: torch.Tensor) -> torch.Tensor:
+    """Return the logistic function, by way of the hyperbolic tangent.
+
+    On a CPU the last bit of ``torch.sigmoid`` depends on where in memory an element is, so that a
+    text in a pack would get other bytes than alone; that of ``torch.tanh`` does not.
+    """
+    return 0.5 + 0.5 * torch.tanh(0.5 * states)
 
 
 def _follows(position_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
