@@ -218,16 +218,21 @@ class Lists:
         while (look @ widths < probes).any():  # small cells
             cells = min(2 * cells, len(self.cells))
             look = _highest(queries @ self.cells.T, cells, queries, self.cells)
-        place = np.cumsum(look * widths, axis=1) - look * widths  # of a cell's first list
-        scores = np.full((len(queries), int((look @ widths).max())), -np.inf, dtype=np.float32)
-        number = np.zeros(scores.shape, dtype=np.int32)
+        slot, width = np.cumsum(look, axis=1) - 1, int(widths.max())
+        cell_of = np.nonzero(look)[1].reshape(len(queries), cells)  # cell in each slot
+        scores = np.full((len(queries), cells, width), -np.inf, dtype=np.float32)
         for cell in np.flatnonzero(look.any(axis=0)):
             asking, lists = np.flatnonzero(look[:, cell]), slice(*self.bounds[cell : cell + 2])
-            where = place[asking, cell][:, None] + np.arange(widths[cell])
-            scores[asking[:, None], where] = queries[asking] @ self.centroids[lists].T
-            number[asking[:, None], where] = np.arange(lists.start, lists.stop)
-        query, column = np.nonzero(_highest(scores, probes, queries, self.centroids, number))
-        return query, number[query, column]
+            found = queries[asking] @ self.centroids[lists].T
+            scores[asking, slot[asking, cell], : widths[cell]] = found
+
+        def number(query: np.ndarray, column: np.ndarray) -> np.ndarray:
+            lists: np.ndarray = self.bounds[cell_of[query, column // width]] + column % width
+            return lists
+
+        high = _highest(scores.reshape(len(queries), -1), probes, queries, self.centroids, number)
+        query, column = np.nonzero(high)
+        return query, number(query, column)
 
     def _assign(self, block: np.ndarray, home: np.ndarray) -> int:
         """Put down the nearest list of each vector; return how many vectors there are."""
@@ -495,7 +500,7 @@ def _highest(
     count: int,
     queries: np.ndarray,
     centroids: np.ndarray,
-    number: np.ndarray | None = None,
+    number: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
 ) -> np.ndarray:
     """Mark the `count` highest scores of each row, whatever the rounding of float32.
 
@@ -507,8 +512,9 @@ def _highest(
         At most n.
     queries : ndarray of shape (m, dim), float32
     centroids : ndarray of shape (n_lists, dim), float32
-    number : ndarray of shape (m, n), optional
-        Which centroid a score is of; by default that of its column.
+    number : callable, optional
+        Tells of which centroids the scores in given rows and columns are; by default, of those
+        whose numbers are the columns'.
 
     Returns
     -------
@@ -527,7 +533,7 @@ def _highest(
     high |= near
     tied = np.flatnonzero(near.sum(axis=1) > free)
     row, column = np.nonzero(near[tied])
-    found = column if number is None else number[tied[row], column]
+    found = column if number is None else number(tied[row], column)
     gap = queries[tied[row]].astype(np.float64)
     exact = np.einsum("ij,ij->i", gap, centroids[found].astype(np.float64))
     order = np.lexsort((column, -exact, row))
