@@ -40,11 +40,9 @@ def find_weights(base: Path, source: str, tag: str | None, step: int | None) -> 
     found = {name: _tags(base / f"{stem}_checkpoints") for name, stem in FOLDERS.items()}
     sources = {name: tags for name, tags in found.items() if tags}
     if not sources and source in FOLDERS and (steps := _steps(base)):
-        if tag is not None:
-            message = (
-                f"{base} has no tags such as {tag!r}: its checkpoints are in the folder itself"
-            )
-            raise ModelError(message, "leave the tag out, and give that model's folder for another")
+        if tag not in (None, base.name):
+            message = f"{base} has its checkpoints in the folder itself, and no tag {tag!r}"
+            raise ModelError(message, f"leave the tag out, or give {base.name!r}")
         return _pick(steps, max(steps) if step is None else step, base, "step")
     folder = base / f"{FOLDERS.get(source)}_checkpoints"
     tags = _pick(sources, source, base, "source", _elsewhere(base) if not sources else "")
