@@ -108,6 +108,15 @@ def test_a_mistake_is_one_clear_line(weigh, words, said):
     assert said in err
 
 
+def test_neither_the_data_nor_a_project_is_overwritten(weigh, tmp_path):
+    before = Path("prompts.jsonl").read_bytes()
+    status, _, err = weigh("prompts.jsonl", "--output", "./prompts.jsonl")
+    assert (status, Path("prompts.jsonl").read_bytes()) == (1, before)
+    assert "prompts.jsonl holds the data" in err
+    Path("dvc.yaml").touch()
+    assert "is a folder of a project" in weigh("prompts.jsonl", "--work", "data")[2]
+
+
 def test_a_missing_encoder_is_named(weigh):
     status, _, err = weigh("prompts.jsonl", "--encoder", "nowhere", model=False)
     assert status == 1

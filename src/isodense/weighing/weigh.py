@@ -135,10 +135,10 @@ def weigh(
     Examples
     --------
     >>> import isodense
-    >>> w = isodense.weigh(["How do I boil an egg?", "How do I boil eggs?", "Name a volcano"],
-    ...                    params={"neighbors.k_max": 2})  # doctest: +SKIP
+    >>> texts = ["How do I boil an egg?", "How do I boil eggs?", "Name a volcano"]
+    >>> w = isodense.weigh(texts)  # doctest: +SKIP
     >>> w.weights.round(2)  # doctest: +SKIP
-    array([0.25, 0.25, 0.5 ])
+    array([0.29, 0.29, 0.42])
     """
     named = {"density.k": k, "density.ess": ess, "base.seed": seed}
     changes = {name: value for name, value in named.items() if value is not None}
@@ -175,6 +175,9 @@ def cache_folder() -> Path:
 def _folder(work: str | Path | None, cache: Path) -> Iterator[Path]:
     """Give the folder of the artifacts, which is gone at the end unless it is `work`."""
     if work is not None:
+        if (Path(work).absolute().parent / "dvc.yaml").is_file():
+            message = f"{work} is a folder of a project, whose artifacts DVC guards"
+            raise IsodenseError(message, "name another folder")
         yield Path(work)
         return
     cache.mkdir(parents=True, exist_ok=True)
