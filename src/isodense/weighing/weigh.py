@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -47,6 +46,7 @@ from isodense.pipeline.errors import DataError, IsodenseError
 from isodense.pipeline.executor import Rank
 from isodense.pipeline.extras import require
 from isodense.pipeline.params import as_dict, build
+from isodense.pipeline.storage import beside
 from isodense.pipeline.tables import MixedTypes, read_rows, write_rows
 from isodense.prompts import deduplicate
 from isodense.prompts.params import PromptsParams
@@ -180,9 +180,8 @@ def _folder(work: str | Path | None, cache: Path) -> Iterator[Path]:
             raise IsodenseError(message, "name another folder")
         yield Path(work)
         return
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="weigh-", dir=cache) as folder:
-        yield Path(folder)
+    with beside(cache / "weigh") as folder:
+        yield folder
 
 
 def _read(
