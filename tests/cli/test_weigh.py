@@ -138,8 +138,8 @@ def test_ctrl_c_leaves_nothing_half_done_and_the_next_run_goes_on(encoder, tmp_p
     environ = {**os.environ, "ISODENSE_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     rows = [{"prompt": f"{'egg water ' * 10}{text}"} for text in tiny.texts(2000)]
     write(tmp_path / "prompts.jsonl", rows)
-    command = [sys.executable, "-c", MAIN, "weigh", "prompts.jsonl", "--output", "w.csv", "--encoder", str(encoder),
-               *SMALL, "-S", "embeddings.rows_per_shard=125"]  # fmt: skip
+    words = ["prompts.jsonl", "--output", "w.csv", "--encoder", str(encoder), *SMALL]
+    command = [sys.executable, "-c", MAIN, "weigh", *words, "-S", "embeddings.rows_per_shard=125"]
     run = subprocess.Popen(command, cwd=tmp_path, env=environ, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 300
     while not list((tmp_path / "cache" / "embeddings").glob("*/rows.npy")):
