@@ -18,11 +18,12 @@ from isodense.weighing.summary import training_lines
 from tests import tiny
 
 SMALL = ("-S", "embeddings.max_tokens=64", "-S", "map.epochs=20")
-ISODENSE = (
-    sys.executable,
-    "-c",
-    "import sys; from isodense.cli.main import main; sys.exit(main())",
-)
+MAIN = """
+import signal, sys
+from isodense.cli.main import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+sys.exit(main())
+"""
 WITHOUT = "import sys\nsys.modules.update(dict.fromkeys({names}))  # none can be imported\n"
 
 
@@ -68,7 +69,7 @@ def test_a_file_becomes_weights_and_words(weigh):
     assert out.endswith(training_lines(Path("weights.parquet"), 60))
     assert "weights.parquet written in " in out
     assert "[weigh] 66 rows, 60 different prompts" in err
-    assert not list(Path("cache").glob("weigh-*"))
+    assert not list(Path("cache").glob("weigh*"))
 
 
 def test_json_holds_the_measures_and_nothing_else(weigh):
@@ -108,6 +109,15 @@ def test_a_mistake_is_one_clear_line(weigh, words, said):
     assert said in err
 
 
+def test_neither_the_data_nor_a_project_is_overwritten(weigh, tmp_path):
+    before = Path("prompts.jsonl").read_bytes()
+    status, _, err = weigh("prompts.jsonl", "--output", "./prompts.jsonl")
+    assert (status, Path("prompts.jsonl").read_bytes()) == (1, before)
+    assert "prompts.jsonl holds the data" in err
+    Path("dvc.yaml").touch()
+    assert "is a folder of a project" in weigh("prompts.jsonl", "--work", "data")[2]
+
+
 def test_a_missing_encoder_is_named(weigh):
     status, _, err = weigh("prompts.jsonl", "--encoder", "nowhere", model=False)
     assert status == 1
@@ -120,7 +130,7 @@ def test_bad_rows_are_counted_where_they_may_be_skipped(weigh):
     assert "prompts.jsonl:67: prompt" in weigh("prompts.jsonl")[2]
     status, out, err = weigh("prompts.jsonl", "--on-bad-row", "skip")
     assert status == 0
-    assert out.startswith("66 rows, 60 different prompts; 1 rows without a prompt left out.")
+    assert out.startswith("66 rows, 60 different prompts; 1 row without a prompt left out.")
     assert "skipped prompts.jsonl:67" in err
 
 
@@ -128,21 +138,21 @@ def test_ctrl_c_leaves_nothing_half_done_and_the_next_run_goes_on(encoder, tmp_p
     environ = {**os.environ, "ISODENSE_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     rows = [{"prompt": f"{'egg water ' * 10}{text}"} for text in tiny.texts(2000)]
     write(tmp_path / "prompts.jsonl", rows)
-    command = [*ISODENSE, "weigh", "prompts.jsonl", "--output", "w.csv", "--encoder", str(encoder),
-               *SMALL, "-S", "embeddings.rows_per_shard=125"]  # fmt: skip
+    words = ["prompts.jsonl", "--output", "w.csv", "--encoder", str(encoder), *SMALL]
+    command = [sys.executable, "-c", MAIN, "weigh", *words, "-S", "embeddings.rows_per_shard=125"]
     run = subprocess.Popen(command, cwd=tmp_path, env=environ, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not list((tmp_path / "cache" / "embeddings").glob("*/rows.npy")):
         assert run.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
     run.send_signal(signal.SIGINT)
-    said = run.communicate(timeout=60)[1]
+    said = run.communicate(timeout=300)[1]
     assert run.returncode == 130, said
     assert said.endswith("isodense: interrupted; run it again to go on\n")
     assert "Traceback" not in said
     assert not (tmp_path / "w.csv").exists()
-    assert not list((tmp_path / "cache").glob("weigh-*"))
+    assert not list((tmp_path / "cache").glob("weigh*"))
     kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("cache/embeddings/*/rows.npy")}
     assert 1 <= len(kept) < 16
     done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)

@@ -106,7 +106,7 @@ def test_few_prompts(weigh, texts):
     assert found.weights.sum() == pytest.approx(1)
     if len(set(texts)) == 1:
         np.testing.assert_allclose(found.weights, 1 / len(texts))
-    assert found.opinion.startswith(f"{len(texts)} rows, ")
+    assert found.opinion.startswith(f"{len(texts)} row")
 
 
 def test_options_reach_the_density(weigh):
@@ -141,7 +141,7 @@ def test_the_second_run_computes_nothing(weigh, monkeypatch):
     second = weigh(texts, ess=0.6)
     np.testing.assert_array_equal(first.coordinates, second.coordinates)
     assert not np.array_equal(first.weights, second.weights)
-    left = list(Path(cache_folder()).glob("weigh-*"))
+    left = list(Path(cache_folder()).glob("weigh*"))
     assert left == []
 
 

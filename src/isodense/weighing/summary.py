@@ -25,9 +25,9 @@ def describe(facts: Mapping[str, Any]) -> str:
 
 
 def _counts(facts: Mapping[str, Any]) -> str:
-    line = f"{facts['rows']:,} rows, {facts['prompts']:,} different prompts"
+    line = f"{_number(facts['rows'], 'row')}, {_number(facts['prompts'], 'different prompt')}"
     if facts["skipped"]:
-        line += f"; {facts['skipped']:,} rows without a prompt left out"
+        line += f"; {_number(facts['skipped'], 'row')} without a prompt left out"
     return line + "."
 
 
@@ -35,11 +35,11 @@ def _copies(facts: Mapping[str, Any]) -> str:
     repeated, near = facts["repeated"], facts["prompts_in_duplicate_clusters"]
     line = "no row repeats an earlier prompt"
     if repeated:
-        line = f"{repeated:,} rows ({repeated / facts['rows']:.1%}) repeat an earlier prompt"
+        share, verb = repeated / facts["rows"], "repeats" if repeated == 1 else "repeat"
+        line = f"{_number(repeated, 'row')} ({share:.1%}) {verb} an earlier prompt"
     if not near:
         return f"Copies: {line}, and no two prompts are near-duplicates."
-    count = facts["duplicate_clusters"]
-    clusters = "1 cluster" if count == 1 else f"{count:,} clusters"
+    clusters = _number(facts["duplicate_clusters"], "cluster")
     return (
         f"Copies: {line}; {near:,} prompts are near-duplicates, in {clusters}: "
         f"{facts['duplicates_mass_uniform']:.1%} of the prompts, and "
@@ -53,6 +53,10 @@ def _weights(facts: Mapping[str, Any]) -> str:
         f"even as {facts['ess']:,.0f} equal ones of {facts['prompts']:,} (effective sample size, "
         f"{facts['ess_share']:.0%})."
     )
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def training_lines(path: Path, draws: int) -> str:

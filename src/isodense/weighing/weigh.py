@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -46,6 +45,7 @@ from isodense.pipeline.cache import Store, cache_key, require_writable
 from isodense.pipeline.errors import DataError, IsodenseError
 from isodense.pipeline.extras import require
 from isodense.pipeline.params import as_dict, build
+from isodense.pipeline.storage import beside
 from isodense.pipeline.tables import MixedTypes, read_rows, write_rows
 from isodense.prompts import deduplicate
 from isodense.prompts.params import PromptsParams
@@ -134,10 +134,10 @@ def weigh(
     Examples
     --------
     >>> import isodense
-    >>> w = isodense.weigh(["How do I boil an egg?", "How do I boil eggs?", "Name a volcano"],
-    ...                    params={"neighbors.k_max": 2})  # doctest: +SKIP
+    >>> texts = ["How do I boil an egg?", "How do I boil eggs?", "Name a volcano"]
+    >>> w = isodense.weigh(texts)  # doctest: +SKIP
     >>> w.weights.round(2)  # doctest: +SKIP
-    array([0.25, 0.25, 0.5 ])
+    array([0.29, 0.29, 0.42])
     """
     named = {"density.k": k, "density.ess": ess, "base.seed": seed}
     changes = {name: value for name, value in named.items() if value is not None}
@@ -174,11 +174,13 @@ def cache_folder() -> Path:
 def _folder(work: str | Path | None, cache: Path) -> Iterator[Path]:
     """Give the folder of the artifacts, which is gone at the end unless it is `work`."""
     if work is not None:
+        if (Path(work).absolute().parent / "dvc.yaml").is_file():
+            message = f"{work} is a folder of a project, whose artifacts DVC guards"
+            raise IsodenseError(message, "name another folder")
         yield Path(work)
         return
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="weigh-", dir=cache) as folder:
-        yield Path(folder)
+    with beside(cache / "weigh") as folder:
+        yield folder
 
 
 def _read(

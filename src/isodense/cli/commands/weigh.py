@@ -80,6 +80,9 @@ def run(args: argparse.Namespace) -> None:
     start = time.perf_counter()
     if args.output is not None:
         require_suffix(args.output)
+    for made in filter(None, (args.output, args.report)):
+        if made.exists() and Path(args.data).exists() and made.samefile(args.data):
+            raise IsodenseError(f"{made} holds the data", "name another file to write")
     with _steps_on_stderr():
         found = weigh(
             args.data,
