@@ -40,7 +40,7 @@ LOSSES = 20  # of one task, after which it is taken for the cause
 STARTS = 10  # actors that died in succession before they were ready
 CONNECT = 10.0  # seconds to wait for the cluster's answer
 POLL = 2.0  # seconds between looks at the cluster
-QUIET = 30.0  # seconds without an actor, after which that is told
+QUIET = 60.0  # seconds without an actor that is ready, after which that is told
 
 Folders = dict[str, tuple[Path, str]]  # where the stage reads artifacts, and their manifests' hash
 Files = dict[str, dict[str, Any]]  # by artifact and file, the bytes in the object store
@@ -125,12 +125,10 @@ class Cluster(Workers):
             self._idle_since = self._looked
         elif self._looked - self._idle_since > QUIET:
             self._idle_since = self._looked
-            log.warning(
-                "no node of the Ray cluster has had %d %s free for %.0f s; waiting",
-                self._need,
-                self._kind,
-                QUIET,
+            message = (
+                "no worker has started for %.0f s; does a node of the Ray cluster have %d %s free?"
             )
+            log.warning(message, QUIET, self._need, self._kind)
 
     def _grow(self, wanted: int) -> None:
         gpus = int(self._kind == "GPU")

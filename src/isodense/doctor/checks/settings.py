@@ -55,7 +55,8 @@ def check_launcher(project: Project) -> Iterator[Finding]:
     except IsodenseError as error:
         yield Finding(name, "problem", error.message, error.hint)
     tasks = os.environ.get("SLURM_NTASKS", "1")
-    if tasks not in ("1", "") and "SLURM_JOB_ID" in os.environ:
+    alone = os.environ.get("ISODENSE_EXECUTOR") != "ray"  # whose nodes are tasks, of one pipeline
+    if tasks not in ("1", "") and "SLURM_JOB_ID" in os.environ and alone:
         text = f"SLURM starts {tasks} tasks (SLURM_NTASKS): each would run the pipeline"
         hint = "ask for --ntasks-per-node 1 and set ISODENSE_LAUNCH to start the processes"
         yield Finding(name, "warning", text, hint)
