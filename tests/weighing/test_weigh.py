@@ -132,6 +132,16 @@ def test_known_kinds_are_balanced_by_any_column(weigh):
         weigh(rows, label="subject")
 
 
+def test_a_label_that_names_no_kinds_is_a_column_like_others(weigh, caplog):
+    rows = [{"prompt": text, "label": f"answer {i}"} for i, text in enumerate(tiny.texts(30))]
+    found = weigh(rows)
+    assert "labels" not in found.facts
+    assert found.inputs["label"].to_pylist()[7] == "answer 7"
+    assert "should name kinds" not in caplog.text
+    weigh(rows, label="label")
+    assert "label has 30 values for 30 prompts: it should name kinds" in caplog.text
+
+
 def test_the_second_run_computes_nothing(weigh, monkeypatch):
     texts = tiny.texts(50)
     first = weigh(texts)

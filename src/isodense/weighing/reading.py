@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from array import array
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from isodense.download.shapes.known import is_prompt
 from isodense.download.shapes.shape import Shape, shape_of
 from isodense.pipeline.errors import DataError
 from isodense.prompts.conversations import encoder_text, id_of
+from isodense.prompts.reader import are_kinds
 from isodense.weighing.columns import Columns
 from isodense.weighing.data import Part
 
@@ -60,8 +62,10 @@ class Reading:
         Prompt id of each of them.
     columns : Columns
         Their columns; those with a name of ours have an underscore behind it.
-    skipped, labelled : int
-        Rows without a prompt, and rows with a known kind.
+    skipped : int
+        Rows without a prompt.
+    labels : list of str
+        The kinds that are known.
     """
 
     def __init__(
@@ -77,7 +81,8 @@ class Reading:
         self.rows: array[int] = array("q")
         self.ids: list[str] = []
         self.columns = Columns()
-        self.skipped = self.labelled = 0
+        self.skipped = 0
+        self.labels: list[str] = []
 
     def examples(self) -> Iterator[Row]:
         """Yield the rows of ``data/examples``.
@@ -97,9 +102,14 @@ class Reading:
             message = f"no prompt in {self.skipped:,} rows" if self.skipped else "has no rows"
             hint = "see what the first one lacks without --on-bad-row skip" if self.skipped else ""
             raise DataError(message, self.source, hint=hint)
-        if self._label is not None and not self.labelled:
+        if self._label is not None and not self.labels:
             message = f"no row has a column {self._label!r}"
             raise DataError(message, self.source, hint="correct --label")
+
+    @property
+    def has_kinds(self) -> bool:
+        """Whether the labels are said to name kinds of prompts, or can."""
+        return self._label is not None or are_kinds(self.labels)
 
     def label_of(self, row: Row) -> str:
         """Return the kind of a row's prompt, empty where it is not known."""
@@ -149,7 +159,7 @@ class _PartReading:
                 continue
             whole.rows.append(len(whole.rows) + whole.skipped)
             whole.ids.append(identifier)
-            whole.labelled += LABEL in example
+            whole.labels += [sys.intern(example[LABEL])] if LABEL in example else []
             whole.columns.add(self._kept(row, example))
             yield {"id": example_id(example), **example, "source": whole.source}
         if unknown is not None and self._shape is None:

@@ -62,6 +62,7 @@ ALL_TRAINED = {
     "near_duplicate": None,
     "drop_conflicting": [],
 }  # section `prompts`: every prompt gets a weight
+UNLABELLED = ("id", "prompt", "tools", "source")  # columns of examples
 MAP, ENCODER = "map", "encoder"  # pieces of the cache
 
 log = logging.getLogger("isodense.weigh")
@@ -212,7 +213,10 @@ def _weighed(
 ) -> Weighed:
     examples, section = folder / "examples", build(PromptsParams, ALL_TRAINED, "prompts")
     digest = content_sha256(read_manifest(examples, "download"))
-    counts = deduplicate.publish(lambda: read_rows(examples), section, digest, folder / "prompts")
+    used = None if reading.has_kinds or chosen.density.balance_by else UNLABELLED
+    counts = deduplicate.publish(
+        lambda: read_rows(examples, used), section, digest, folder / "prompts"
+    )
     prompts = load_columns(folder / "prompts")
     log.info("%s rows, %s different prompts", f"{len(reading.ids):,}", f"{len(prompts):,}")
     encoder = _encoder(chosen, cache, folder)
