@@ -16,8 +16,9 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from isodense.embeddings.packing import prepack
 from packaging.requirements import Requirement
+
+from isodense.models.inference.packing import prepack
 
 ROOT = Path(__file__).parents[1]
 

@@ -14,10 +14,9 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from isodense.embeddings import packing
 from isodense.embeddings.encoder import load_encoder
 from isodense.models import nanochat
-from isodense.models.inference import nanochat_2026
+from isodense.models.inference import nanochat_2026, packing
 from isodense.models.inference.nanochat_2026 import NanoChat2026ForCausalLM
 from isodense.models.inference.policy import load_policy, load_tokenizer, prompt_tokens
 from isodense.models.params import ModelParams

@@ -99,7 +99,7 @@ def test_the_sample_is_of_training_prompts_and_repeats(task: Task, tmp_path: Pat
 
 def test_completions_are_kept_and_not_drawn_again(task: Task, monkeypatch: pytest.MonkeyPatch):
     one = draw_sample(task, Scored(1))
-    monkeypatch.setattr("isodense.models.inference.completions.complete", None)
+    monkeypatch.setattr("isodense.models.inference.completions.complete_batch", None)
     assert draw_sample(task, Scored(2)).completions == one.completions
 
 
