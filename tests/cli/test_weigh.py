@@ -134,6 +134,7 @@ def test_bad_rows_are_counted_where_they_may_be_skipped(weigh):
     assert "skipped prompts.jsonl:67" in err
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_nothing_half_done_and_the_next_run_goes_on(encoder, tmp_path):
     environ = {**os.environ, "ISODENSE_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     rows = [{"prompt": f"{'egg water ' * 10}{text}"} for text in tiny.texts(2000)]

@@ -87,6 +87,7 @@ def test_wrong_shapes_and_k_are_refused():
         knn_graph(unit(5), 0)
 
 
+@pytest.mark.slow
 def test_auto_is_exact_for_few_rows_and_audited_beyond(monkeypatch):
     X = unit(2000, 8)
     exact = knn_graph(X, 5, device="cpu")

@@ -23,6 +23,7 @@ def outcome(*arguments: str) -> list[str]:
     return [cell.strip() for cell in last.strip("|").split("|")][2:]
 
 
+@pytest.mark.slow
 def test_some_steps_of_a_quick_stage_fail():
     """Every seventh; all of them, of all stages, by the command and when slow tests run."""
     points, killed, line, finished, *_, wrong = outcome("--stages", "download", "--every", "7")
