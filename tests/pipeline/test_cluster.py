@@ -133,6 +133,26 @@ def test_a_driver_that_is_killed_is_resumed_by_one_without_a_cluster(nodes, inpu
     assert content(inputs / "out") == alone
 
 
+def test_ctrl_c_frees_the_workers_and_keeps_what_was_finished(nodes, inputs):
+    driver = script(inputs, EMBED, nodes.environ())
+    until(lambda: finished(inputs, "cache/embeddings/*/counts.json") > 3, driver)
+    driver.send_signal(signal.SIGINT)
+    driver.communicate(timeout=60)
+    assert driver.returncode != 0
+    assert finished(inputs, "cache/embeddings/*/counts.json") > 3
+    assert not list(inputs.rglob("*.tmp"))
+    text = f"""{PREAMBLE}
+import time
+ray = cluster.connected()
+for _ in range(200):
+    if ray.available_resources().get("CPU") == 2:
+        sys.exit(0)
+    time.sleep(0.1)
+sys.exit(3)
+"""
+    assert run(inputs, text, nodes)[0] == 0
+
+
 def test_workers_that_see_no_file_of_the_stage_get_copies(nodes, inputs):
     text = f"""{PREAMBLE}
 from isodense.embeddings.build import Embedding
