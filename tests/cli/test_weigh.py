@@ -222,6 +222,7 @@ def without(names, code, folder):
     )
 
 
+@pytest.mark.slow
 def test_the_core_needs_no_extra(encoder, tmp_path):
     from isodense.pipeline.extras import EXTRAS
 

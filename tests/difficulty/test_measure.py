@@ -99,6 +99,7 @@ def test_what_was_answered_is_not_answered_again(world, asked, tmp_path: Path):
     assert len(asked) == 2 * len(shards) + 2
 
 
+@pytest.mark.slow
 def test_processes_find_the_same(world, tmp_path: Path, monkeypatch):
     folder, prompts = world
     whole = measure(prompts, task(folder), tmp_path / "one")

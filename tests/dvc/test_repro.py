@@ -57,6 +57,7 @@ def test_metrics_and_plots_show(project):
     assert "density.png" in html
 
 
+@pytest.mark.slow
 def test_a_density_experiment_reruns_density_and_what_follows(project):
     output = project.run("dvc", "exp", "run", "-n", "five", "-S", "density.k=5")
     assert sorted(project.ran(output)) == ["density", "evaluate", "report", "reward", "train"]
@@ -114,6 +115,7 @@ def test_the_readme_snippet_runs(project):
     assert project.run("isodense", "verify", *artifacts).count("as its manifest says") == 4
 
 
+@pytest.mark.slow
 def test_appended_prompts_compute_and_push_only_what_changed(project):
     project.run("dvc", "push", "-q", "embeddings")
     store = Path(project.environ["HOME"]) / ".local/share/isodense/dvc"

@@ -26,6 +26,7 @@ def state(project):
     return [(project.root / name).read_bytes() for name in ("params.yaml", "dvc.lock")]
 
 
+@pytest.mark.slow
 def test_new_prompts_are_taken_in_and_told_apart(project):
     train = load_prompts(project.root / "data/prompts").split("train").rows
     single = [row for row in train if len(row["prompt"]) == 1]

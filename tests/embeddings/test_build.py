@@ -342,6 +342,7 @@ def test_parts_of_shards_give_the_same_bytes_and_reports(tmp_path, folder, monke
         shutil.rmtree(tmp_path / "cache")
 
 
+@pytest.mark.slow
 def test_processes_give_the_bytes_of_one(tmp_path, folder):
     alone = stage(tmp_path, folder, "alone")
     assert alone.returncode == 0, alone.stderr

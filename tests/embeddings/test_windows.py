@@ -251,6 +251,7 @@ def test_explain_embeds_a_new_text_in_windows_too(tmp_path, folders):
     assert found.distances[0, 0] < 1e-3 < found.distances[0, 1]
 
 
+@pytest.mark.slow
 def test_processes_and_small_parts_give_the_bytes_of_one(tmp_path, folders, monkeypatch):
     publish(tmp_path / "prompts", TEXTS)
     report = run(tmp_path, folders["sentence"], "alone", rows_per_shard=8)

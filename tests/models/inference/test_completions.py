@@ -64,6 +64,7 @@ def test_kept_completions_are_those_of_all_that_shapes_them(
     assert drawn == [1]
 
 
+@pytest.mark.slow
 def test_batches_in_processes_are_those_of_one_go(world: Path, monkeypatch: pytest.MonkeyPatch):
     rows = load_prompts(world / "data/prompts").rows[:12]
     folder, settings = world / "models/policy", SETTINGS | {"batch_tokens": 64}
