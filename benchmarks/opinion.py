@@ -63,9 +63,7 @@ def main() -> None:
         found = []
         for data in map(make, range(args.first, args.first + args.seeds)):
             weighed, labels = estimate(data.graph, params), data.labels.tolist()
-            known = (
-                {"label": label_statistics(weighed.weights, labels)} if len(set(labels)) > 1 else {}
-            )
+            known = {"label": label_statistics(weighed.weights, labels)}
             found.append(judge(weighed, data.graph, params, known))
         cases = Counter(one["case"] for one in found).most_common()
         shown = ", ".join(case if len(cases) == 1 else f"{case} ({times})" for case, times in cases)

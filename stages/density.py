@@ -54,8 +54,7 @@ def main(argv: list[str]) -> str:
         for name, column in (("label", labels), ("source", sources))
         if column
     }
-    several = {name: even for name, even in known.items() if even["labels"] > 1}
-    opinion = judge(found, graph, section, several, kinds, train.counts)
+    opinion = judge(found, graph, section, known, kinds, train.counts)
     near = load_heldout_graph(args.neighbors)
     what = f"the held-out prompts in {args.neighbors}"
     require_same_ids(heldout.ids_sha256, manifest, what, "heldout_ids_sha256")

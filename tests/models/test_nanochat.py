@@ -24,6 +24,7 @@ from isodense.pipeline.artifact import read_manifest
 from isodense.pipeline.errors import ModelError
 from tests.nanochat_files import Encoding, encoding, importable, store, trained, weights
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 DEVELOPMENT = Path(__file__).parents[3] / "shared" / "data" / "nanochat-d2"
 
 
@@ -42,15 +43,6 @@ def tiktoken():
     """Give a stand-in for the package."""
     with importable():
         yield
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Keep tiny products from waiting for a second core."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def lm_head(model):

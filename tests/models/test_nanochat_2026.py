@@ -34,17 +34,9 @@ from tests.nanochat_files import (
 )
 from tests.rl import SECTIONS
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 DEVELOPMENT = Path(__file__).parents[3] / "shared" / "data" / "nanochat-2026"
 SHORT, LONG = 128, SIZES_2026["sequence_len"]  # tokens before one that it sees
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Keep tiny products from waiting for a second core."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -60,7 +60,7 @@ def judge(
     params : DensityParams
     known : mapping of str to mapping
         What :func:`isodense.density.balance.label_statistics` says of known kinds, under the name
-        of each, such as ``label``.
+        of each, such as ``label``. Where there is one kind only, there is nothing to say.
     balanced : list of str, optional
         The kinds whose draws were set by ``balance_by``: what moves is then sought within them.
     counts : ndarray of shape (n,), optional
@@ -103,7 +103,8 @@ def judge(
     }
     for name, even in known.items():
         measures = [one for one in ("entropy_uniform", "entropy", "gap") if one in even]
-        opinion |= {f"{name}_{measure}": even[measure] for measure in measures}
+        if even["labels"] > 1:
+            opinion |= {f"{name}_{measure}": even[measure] for measure in measures}
     opinion = {name: round(value, 4) for name, value in opinion.items()}
     return {"case": _case(opinion), **opinion}
 

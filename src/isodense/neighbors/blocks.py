@@ -15,6 +15,7 @@ import itertools
 import json
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,8 +151,9 @@ class _Block:
     side: Side
     rows: np.ndarray
     name: str
+    slices: list[range]
     left: list[range]  # slices to search
-    known: np.ndarray  # of each row, whether the earlier graph has it
+    last: Last | None
     entry: Entry
 
     @classmethod
@@ -159,13 +161,12 @@ class _Block:
         """Return a block as the cache has it."""
         order = search.order if side.name == "train" else np.arange(len(side.vectors))
         rows, name = order[start : start + size], f"{side.name}-{start // size:05d}"
-        last = search.last
-        known = rows < (len(last.graphs[side.name]) if last else 0)
-        block = cls(side, rows, name, list(search.slices), known, entry)
+        slices = search.slices
+        block = cls(side, rows, name, slices, list(slices), search.last, entry)
         if entry.holds(block._part):
             done = {range(*ends) for ends in load_file(entry.path(block._part))["slices"].tolist()}
-            if done < set(search.slices):
-                block.left = [part for part in search.slices if part not in done]
+            if done < set(slices):
+                block.left = [part for part in slices if part not in done]
                 return block
         entry.discard(block._part)
         return block
@@ -174,42 +175,51 @@ class _Block:
     def _part(self) -> str:
         return f"{self.name}.part.safetensors"
 
-    def asking(self, part: range, last: Last | None) -> np.ndarray:
-        """Return which rows are to be searched for in a slice: the earlier graph knows the rest."""
-        old = last is not None and part.stop <= last.rows
-        return ~self.known if old else np.ones(len(self.rows), dtype=bool)
+    @property
+    def _known(self) -> np.ndarray:
+        """Of each row, whether the earlier graph has it."""
+        return self.rows < (len(self.last.graphs[self.side.name]) if self.last else 0)
 
-    def add(self, part: range, asked: np.ndarray, found: Graph | None, last: Last | None) -> None:
+    def asking(self, part: range) -> np.ndarray:
+        """Return which rows are to be searched for in a slice: the earlier graph knows the rest."""
+        old = self.last is not None and part.stop <= self.last.rows
+        return ~self._known if old else np.ones(len(self.rows), dtype=bool)
+
+    def add(self, part: range, asked: np.ndarray, found: Graph | None) -> None:
         """Keep what a slice has given, and the block itself after the last one."""
-        graph, done = self._so_far(last)
-        if found is not None:
-            new = _filled(len(self.rows), self.side.k)
-            new.indices[asked, : found.k] = found.indices
-            new.distances[asked, : found.k] = found.distances
-            graph = merged(graph, new)
+        graph = self._so_far()
+        if graph is None and found is not None and found.k == self.side.k:
+            graph = found  # of all rows, and nothing to merge it with
+        else:
+            graph = _filled(len(self.rows), self.side.k) if graph is None else graph
+            if found is not None:
+                new = _filled(len(self.rows), self.side.k)
+                new.indices[asked, : found.k] = found.indices
+                new.distances[asked, : found.k] = found.distances
+                graph = merged(graph, new)
         self.left.remove(part)
         arrays = {"rows": self.rows, "indices": graph.indices, "distances": graph.distances}
         if self.left:
-            ends = np.array([*done, (part.start, part.stop)])
+            done = [(one.start, one.stop) for one in self.slices if one not in self.left]
             with self.entry.writing(self._part) as path:
-                save_file(arrays | {"slices": ends}, path)
+                save_file(arrays | {"slices": np.array(done)}, path)
         else:
             with self.entry.writing(f"{self.name}.safetensors") as path:
                 save_file(arrays, path)
             self.entry.discard(self._part)
 
-    def _so_far(self, last: Last | None) -> tuple[Graph, list[tuple[int, int]]]:
-        """Return what has been found, and in which slices."""
+    def _so_far(self) -> Graph | None:
+        """Return what has been found; None before anything was."""
         if self.entry.holds(self._part):
             arrays = load_file(self.entry.path(self._part))
-            done = [(start, stop) for start, stop in arrays["slices"].tolist()]
-            return Graph(arrays["indices"], arrays["distances"]), done
-        graph = _filled(len(self.rows), self.side.k)
-        if last is not None and self.known.any():
-            old, rows = last.graphs[self.side.name], self.rows[self.known]
-            graph.indices[self.known, : old.k] = old.indices[rows]
-            graph.distances[self.known, : old.k] = old.distances[rows]
-        return graph, []
+            return Graph(arrays["indices"], arrays["distances"])
+        known = self._known
+        if self.last is None or not known.any():
+            return None
+        graph, old = _filled(len(self.rows), self.side.k), self.last.graphs[self.side.name]
+        graph.indices[known, : old.k] = old.indices[self.rows[known]]
+        graph.distances[known, : old.k] = old.distances[self.rows[known]]
+        return graph
 
 
 def _search(blocks: list[_Block], search: Search) -> None:
@@ -219,31 +229,21 @@ def _search(blocks: list[_Block], search: Search) -> None:
     def tasks() -> Iterator[Task]:
         for part in search.slices:
             for block in (block for block in blocks if part in block.left):
-                mask = block.asking(part, search.last)
+                mask = block.asking(part)
                 if not mask.any():
-                    block.add(part, mask, None, search.last)
+                    block.add(part, mask, None)
                     continue
                 name = f"{block.name} among rows {part.start} to {part.stop - 1}"
                 asked[name] = block, part, mask
                 rows = block.rows[mask]
                 yield Task(name, len(rows), *search.task(block.side, rows, part))
 
-    total = sum(
-        int(block.asking(part, search.last).sum()) for block in blocks for part in block.left
-    )
-    if search.here:
-        _collect(Workers(search.job), tasks(), total, asked, search.last)
-        return
-    with workers(search.job) as found:
-        _collect(found, tasks(), total, asked, search.last)
-
-
-def _collect(
-    found: Workers, tasks: Iterator[Task], total: int, asked: dict[str, Any], last: Last | None
-) -> None:
-    for task, graph in compute(found, tasks, total, "row"):
-        block, part, mask = asked.pop(task.name)
-        block.add(part, mask, graph, last)
+    total = sum(int(block.asking(part).sum()) for block in blocks for part in block.left)
+    found = nullcontext(Workers(search.job)) if search.here else workers(search.job)
+    with found as ready:
+        for task, graph in compute(ready, tasks(), total, "row"):
+            block, part, mask = asked.pop(task.name)
+            block.add(part, mask, graph)
 
 
 def _filled(rows: int, k: int) -> Graph:

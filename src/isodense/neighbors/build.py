@@ -50,7 +50,7 @@ from isodense.pipeline.storage import require_space
 from isodense.pipeline.tasks import Job
 from isodense.prompts.reader import Columns
 
-EXACT_LIMIT = 60_000  # rows; twenty seconds on 2 cores, and descent takes half of it
+EXACT_LIMIT = 60_000  # rows; some twenty seconds on 2 cores, by what 50,000 take
 HIGHEST = 0.98  # recall_floor up to which descent is faster than the inverted file
 RECIPE = 1  # to be raised with any change to a graph's bytes; see tests/recipes.py
 RECIPES = {"ivf": 2, "pynndescent": 2}  # of methods whose graphs changed alone

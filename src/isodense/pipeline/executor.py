@@ -71,36 +71,33 @@ def compute(
 
 def device_of_workers(device: str) -> str:
     """Return ``"cuda"`` or ``"cpu"`` for the param ``base.device``, where the workers are."""
-    require_executor()
-    if _executor() == "ray" and device == "auto":
-        from isodense.pipeline.cluster import has_gpus
+    if executor() == "local":
+        return resolve_device(device)
+    if device != "auto":
+        return device
+    from isodense.pipeline.cluster import has_gpus
 
-        return "cuda" if has_gpus() else "cpu"
-    return device if _executor() == "ray" else resolve_device(device)
+    return "cuda" if has_gpus() else "cpu"
 
 
-def require_executor() -> None:
-    """Check what the environment says about executors, as far as that starts nothing.
+def executor() -> str:
+    """Return the executor that the environment asks for, ``"local"`` or ``"ray"``; starts nothing.
 
     Raises
     ------
     IsodenseError
-        If it asks for an executor that there is not, or for Ray where that is not installed.
+        If there is none of that name, or Ray is not installed.
     """
-    if _executor() == "ray":
-        require("ray")
-
-
-def _executor() -> str:
     name = os.environ.get("ISODENSE_EXECUTOR", "local")
     if name not in ("local", "ray"):
         raise IsodenseError(f"ISODENSE_EXECUTOR is {name!r}", "set it to local or ray")
+    if name == "ray":
+        require("ray")
     return name
 
 
 def _workers(job: Job) -> Workers:
-    require_executor()
-    if _executor() == "ray":
+    if executor() == "ray":
         from isodense.pipeline.cluster import Cluster
 
         return Cluster(job)

@@ -306,8 +306,7 @@ def _density(
     known = {}
     if prompts.labels_are_kinds and prompts.labels:
         known = {"label": label_statistics(found.weights, prompts.labels)}
-    several = {name: even for name, even in known.items() if even["labels"] > 1}
-    opinion = judge(found, graph, params, several, kinds, prompts.counts)
+    opinion = judge(found, graph, params, known, kinds, prompts.counts)
     held = load_heldout_graph(folder / "neighbors")  # of no prompt
     density_artifact.publish(
         found,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from isodense.doctor.checks.project import Finding, Project
 from isodense.pipeline.errors import IsodenseError, TrainingError
-from isodense.pipeline.executor import require_executor
+from isodense.pipeline.executor import executor
 
 
 def check_params(project: Project) -> Iterator[Finding]:
@@ -51,7 +51,7 @@ def check_launcher(project: Project) -> Iterator[Finding]:
         text = f"ISODENSE_LAUNCH names {launcher[0]!r}, which is not on PATH"
         yield Finding(name, "problem", text, "correct it, or activate the environment it is in")
     try:
-        require_executor()
+        executor()
     except IsodenseError as error:
         yield Finding(name, "problem", error.message, error.hint)
     tasks = os.environ.get("SLURM_NTASKS", "1")
