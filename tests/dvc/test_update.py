@@ -26,8 +26,9 @@ def state(project):
     return [(project.root / name).read_bytes() for name in ("params.yaml", "dvc.lock")]
 
 
-@pytest.mark.slow
-def test_new_prompts_are_taken_in_and_told_apart(project):
+@pytest.fixture(scope="module")
+def updated(project):
+    """Take in three prompts, one of them asked already; return them and what was printed."""
     train = load_prompts(project.root / "data/prompts").split("train").rows
     single = [row for row in train if len(row["prompt"]) == 1]
     longest = max(single, key=lambda row: len(row["text"]))
@@ -36,9 +37,13 @@ def test_new_prompts_are_taken_in_and_told_apart(project):
     more = project.root / "own" / "more.jsonl"
     write(more, [longest["text"] + "!", asked["text"], RARE])
     lines = (project.root / "params.yaml").read_text().splitlines()
-
     output = project.run("isodense", "update", "own/more.jsonl", "--width", "300")
+    return longest, asked, lines, output
 
+
+@pytest.mark.slow
+def test_new_prompts_are_taken_in_and_told_apart(project, updated):
+    longest, asked, lines, output = updated
     assert project.ran(output) == ["download", "prompts", "embeddings", "neighbors", "density"]
     assert "1 of 4 shards computed" in output
     summary, _, _ = output.partition("Running stage")
@@ -60,6 +65,8 @@ def test_new_prompts_are_taken_in_and_told_apart(project):
     ]
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("updated")
 def test_with_nothing_new_it_compares_with_a_revision(project):
     output = project.run("isodense", "update", "--since", "HEAD")
     assert project.ran(output) == []
@@ -78,6 +85,8 @@ def test_a_faulty_file_changes_nothing(project):
 
 
 def test_when_dvc_fails_params_and_lock_are_as_before_and_the_data_comes_back(project):
+    manifest = project.root / "data/examples/manifest.json"
+    rows = json.loads(manifest.read_text())["rows"]
     project.set({"prompts.heldout": 5})  # which the prompts stage refuses
     before = state(project)
     write(project.root / "third.jsonl", ["one more question"])
@@ -86,6 +95,6 @@ def test_when_dvc_fails_params_and_lock_are_as_before_and_the_data_comes_back(pr
     assert "`dvc repro density` failed" in output
     assert "`dvc checkout`" in output
     assert state(project) == before
+    assert json.loads(manifest.read_text())["rows"] == rows + 1
     project.run("dvc", "checkout")
-    pairs = json.loads((project.root / "data/examples/manifest.json").read_text())
-    assert pairs["rows"] == 123
+    assert json.loads(manifest.read_text())["rows"] == rows
