@@ -79,7 +79,7 @@ def describe(solved: np.ndarray, completions: np.ndarray) -> dict[str, Any]:
     --------
     >>> found = describe(np.array([0, 4, 8, 0]), np.array([8, 8, 8, 0]))
     >>> found["pass_rate"], found["unknown"], found["signal"]
-    (0.5, 1, 0.68)
+    (0.5, 1, 0.573333)
     >>> found["never_solved"] == found["sometimes_solved"] == found["always_solved"] == 1 / 3
     True
     """

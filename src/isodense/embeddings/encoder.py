@@ -67,6 +67,14 @@ class Encoder:
         Type of the model's weights and computations; vectors are float32.
     padded : str or None
         Why texts run in padded batches; None if they run in packs.
+
+    Examples
+    --------
+    >>> import isodense
+    >>> encoder = isodense.load_encoder("models/encoder", max_tokens=64)
+    >>> X = encoder.encode(["How do I boil an egg?", "Name a volcano."])
+    >>> X.shape == (2, encoder.dim), X.dtype.name
+    (True, 'float32')
     """
 
     def __init__(
@@ -346,6 +354,14 @@ def load_encoder(
     ModelError
         If the folder is not a whole model, has fewer layers or a shorter context, or asks for an
         unknown pooling, or if the prefix leaves no room for a text.
+
+    Examples
+    --------
+    >>> import isodense
+    >>> encoder = isodense.load_encoder("models/encoder", max_tokens=64)
+    >>> X = encoder.encode(["How do I boil an egg?", "How do I boil eggs?", "Name a volcano."])
+    >>> graph = isodense.knn_graph(X, k=2)
+    >>> weights = isodense.density_weights(graph)
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():

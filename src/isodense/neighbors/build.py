@@ -107,6 +107,15 @@ def knn_graph(
     IsodenseError
         If `X` has rows that are not unit vectors, `k` is not positive, or the recall on the sample
         stays below `recall_floor`.
+
+    Examples
+    --------
+    >>> import isodense
+    >>> graph = isodense.knn_graph(np.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]]), k=1)
+    >>> graph.indices.ravel().tolist()
+    [1, 0, 1]
+    >>> [round(float(distance), 3) for distance in graph.distances.ravel()]
+    [0.632, 0.632, 0.894]
     """
     X = unit_rows(np.array(X, dtype=np.float32))
     if k < 1:

@@ -28,6 +28,12 @@ class Graph:
         Row numbers of the neighbours, by rising (distance, index).
     distances : ndarray of shape (n, k), float32
         Euclidean distances of unit vectors, in [0, 2], in the same order.
+
+    Examples
+    --------
+    >>> graph = Graph(np.array([[1], [0]], np.int32), np.array([[0.6], [0.6]], np.float32))
+    >>> len(graph), graph.k
+    (2, 1)
     """
 
     indices: np.ndarray

@@ -15,6 +15,16 @@ class IsodenseError(Exception):
         What is wrong.
     hint : str, optional
         What to do next.
+
+    Examples
+    --------
+    >>> import isodense
+    >>> try:
+    ...     isodense.draw([0.0, 0.0], size=1)
+    ... except isodense.IsodenseError as error:
+    ...     print(error)
+    weights must be finite, not negative and not all zero
+      -> run `dvc repro density`
     """
 
     def __init__(self, message: str, hint: str = "") -> None:

@@ -120,6 +120,17 @@ class DistributedWeightedSampler(Sampler[int]):
     whole batches of one stream over the processes, and calls `set_epoch` by a counter of its own.
     To resume, call `load_state_dict` and then ``loader.set_epoch(sampler.epoch)`` on the prepared
     loader; see ``docs/stages/sampling.md``.
+
+    Examples
+    --------
+    >>> import isodense
+    >>> w = isodense.load_weights("data/density")
+    >>> sampler = isodense.DistributedWeightedSampler(w, num_samples=8, seed=1)
+    >>> list(sampler) == isodense.draw(w, 8, seed=1).tolist()
+    True
+    >>> second = isodense.DistributedWeightedSampler(w, 8, num_replicas=2, rank=1, seed=1)
+    >>> list(second) == isodense.draw(w, 8, seed=1)[1::2].tolist()
+    True
     """
 
     def __init__(
@@ -268,6 +279,16 @@ def select(
     ------
     IsodenseError
         If the weights cannot be used, do not match the graph, or `size` is out of range.
+
+    Examples
+    --------
+    Of two prompts in one place, only one is chosen:
+
+    >>> import isodense
+    >>> graph = isodense.knn_graph(np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), k=1)
+    >>> chosen = isodense.select(np.ones(3), graph, size=2)
+    >>> 2 in chosen
+    True
     """
     left = _checked(weights)
     if len(left) != len(graph) or not 0 <= size <= np.count_nonzero(left):

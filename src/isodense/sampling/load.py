@@ -1,9 +1,4 @@
-"""Weights from a folder or from another repository: what ``isodense.load_weights`` is.
-
->>> import isodense
->>> w = isodense.load_weights("data/density")        # doctest: +SKIP
->>> w = isodense.load_weights("https://git.example/team/prompts", rev="v1.0")  # doctest: +SKIP
-"""
+"""Weights from a folder or from another repository: what ``isodense.load_weights`` is."""
 
 from __future__ import annotations
 
@@ -46,6 +41,15 @@ def load_weights(
     ArtifactError
         If the artifact is incomplete, its arrays disagree, or a weight is not finite and positive;
         or if it cannot be fetched.
+
+    Examples
+    --------
+    >>> import isodense
+    >>> w = isodense.load_weights("data/density")
+    >>> round(float(w.weights.sum()), 6)
+    1.0
+    >>> team = "https://git.example/team/prompts"
+    >>> w = isodense.load_weights(team, rev="v1.0")  # doctest: +SKIP
     """
     if rev is None and remote is None and not _is_repository(source):
         return weights.load_weights(source)

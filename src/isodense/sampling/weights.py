@@ -1,9 +1,4 @@
-"""Reading the density artifact: what training needs, and nothing else.
-
->>> from isodense.sampling.weights import load_weights
->>> w = load_weights("data/density")                 # doctest: +SKIP
->>> weights = w.align(my_dataset["prompt_id"])       # doctest: +SKIP
-"""
+"""Reading the density artifact: what training needs, and nothing else."""
 
 from __future__ import annotations
 
@@ -55,6 +50,14 @@ class Weights:
     niches : ndarray of shape (n_prompts,), float32, optional
         With how many prompts each shares its weight as paraphrases, itself included; None where
         ``density.paraphrases`` is 0.
+
+    Examples
+    --------
+    >>> import isodense
+    >>> w = isodense.load_weights("data/density")
+    >>> likely = w.weights.argmax()
+    >>> bool(w.density[likely] <= np.median(w.density))
+    True
     """
 
     weights: np.ndarray
@@ -82,6 +85,15 @@ class Weights:
         ------
         ArtifactError
             If a prompt has no weight: it is held out, or of another data set.
+
+        Examples
+        --------
+        >>> import isodense
+        >>> w = isodense.load_weights("data/density")
+        >>> ids = [one.decode() for one in w.prompt_ids[[4, 2, 4]]]
+        >>> first, second, third = w.align(ids)
+        >>> bool(first == third), round(float(first + second + third), 6)
+        (True, 1.0)
         """
         ids = [one if isinstance(one, str) else prompt_id(one) for one in prompts]
         rows, found = self._rows(ids)

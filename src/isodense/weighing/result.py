@@ -52,6 +52,15 @@ class Weighed:
         What the weights do, in words.
     inputs : pyarrow.Table
         The data's columns, those with a name of ours under another one.
+
+    Examples
+    --------
+    >>> import isodense
+    >>> texts = ["How do I boil an egg?", "How do I boil eggs?", "Name a volcano."]
+    >>> w = isodense.weigh(texts, encoder="models/encoder", params={"embeddings.max_tokens": 64})
+    >>> w.table.column_names
+    ['prompt_id', 'row', 'weight', 'density', 'cluster', 'x', 'y', 'prompt']
+    >>> w.table.to_pandas()  # doctest: +SKIP
     """
 
     weights: np.ndarray
