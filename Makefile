@@ -48,7 +48,7 @@ check: .venv/dev
 
 bench: .venv/dev
 	$(PIP) --no-deps sentence-transformers==6.2.0 geosketch==1.3 fbpca==1.0
-	for script in $(filter-out $(addprefix benchmarks/,effect.py intents.py labelled.py encoders.py),$(wildcard benchmarks/*.py)); do \
+	for script in $(filter-out $(addprefix benchmarks/,effect.py intents.py labelled.py encoders.py int8.py lists.py million.py),$(wildcard benchmarks/*.py)); do \
 	  $(BIN)/python $$script || exit 1; done
 
 effect: .venv/dev

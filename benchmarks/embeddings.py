@@ -8,6 +8,7 @@ python benchmarks/embeddings.py speed --hh hh-test.jsonl.gz      # also 600 real
 python benchmarks/embeddings.py memory --prompts 1000000         # writer, publish, verify
 python benchmarks/embeddings.py precision --hh hh-test.jsonl.gz  # of embeddings.precision
 python benchmarks/embeddings.py startup
+python benchmarks/embeddings.py busy                             # beside busy processes
 python benchmarks/embeddings.py windows --hh hh-test.jsonl.gz    # against cutting long prompts
 
 Times are medians of interleaved rounds; the last columns divide by the rate of a float32 matrix
@@ -47,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parts = ("all", "speed", "memory", "startup", "windows", "precision", "write")
+    parts = ("all", "speed", "memory", "startup", "windows", "precision", "busy", "write", "rate")
     parser.add_argument("part", nargs="?", choices=parts, default="all", help=argparse.SUPPRESS)
     parser.add_argument("--hh", type=Path, help="HH-RLHF file to take prompts from")
     parser.add_argument("--rounds", type=int, default=5)
@@ -61,6 +62,10 @@ def main() -> None:
         memory(args.prompts)
     if args.part in ("all", "startup"):
         startup()
+    if args.part == "rate":
+        return print(rate())
+    if args.part in ("all", "busy"):
+        busy(args.rounds)
     if args.part == "precision":
         precision(args.hh, args.rounds)
     if args.part == "windows":
@@ -168,6 +173,45 @@ def precision(hh: Path | None, rounds: int) -> None:
                 flush=True,
             )
     print()
+
+
+def busy(rounds: int) -> None:
+    """Compare how long threads of OpenMP spin, on a free machine and beside others' processes."""
+    counts = {"300000": "libgomp's default", "1000": "isodense's"}
+    print("| prompts/s, 1,000 short | machine free | a busy process for each processor |")
+    print("| --- | ---: | ---: |")
+    rates: dict[tuple[str, bool], list[float]] = {key: [] for key in product(counts, (False, True))}
+    for _ in range(rounds):
+        for count, shared in rates:
+            others = [
+                subprocess.Popen([sys.executable, "-c", "while True: pass"])
+                for _ in range(os.cpu_count() or 1 if shared else 0)
+            ]
+            done = subprocess.run(
+                [sys.executable, __file__, "rate"],
+                env={**os.environ, "GOMP_SPINCOUNT": count},
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            for other in others:
+                other.kill()
+            rates[count, shared].append(float(done.stdout.splitlines()[-1]))
+    for count, name in counts.items():
+        free, shared = (np.median(rates[count, shared]) for shared in (False, True))
+        print(f"| GOMP_SPINCOUNT={count}, {name} | {free:.0f} | {shared:.0f} |", flush=True)
+    print()
+
+
+def rate() -> float:
+    """Return prompts per second."""
+    from isodense import load_encoder
+
+    texts, encoder = short_prompts(1000), load_encoder(ENCODER, device="cpu")
+    encoder.encode(texts[:50])
+    start = time.perf_counter()
+    encoder.encode(texts)
+    return len(texts) / (time.perf_counter() - start)
 
 
 def sgemm(size: int = 2048, times: int = 12) -> float:

@@ -7,11 +7,17 @@ depends only on the modules that it uses.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import Any
 
 if sys.platform == "win32":  # folders are locked with flock
     raise ImportError("isodense runs on Linux and macOS. On Windows, install it in WSL.")
+
+# OpenMP's threads wait for each other by spinning, 300,000 times by default. On a machine whose
+# processors others use too, they spin away the time slices that the awaited thread needs: training
+# and embedding then take 6 to 8 times as long. It is read when torch is loaded.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __version__ = "0.1.0"
 
