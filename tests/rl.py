@@ -70,6 +70,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
         "temperature": 1.0,
         "save_steps": 100,
         "on_weak_reward": "error",
+        "report_to": ["dvclive"],
         "lora": None,
         "grpo": {},
     },

@@ -34,6 +34,7 @@ SECTION = {
     "temperature": 1.0,
     "save_steps": 100,
     "on_weak_reward": "error",
+    "report_to": ["dvclive"],
     "lora": None,
     "grpo": {"lr_scheduler_type": "constant"},
 }

@@ -10,6 +10,8 @@ from isodense.pipeline.config_fields import wrong_names
 from isodense.pipeline.params import CrossFieldError, Params
 from isodense.sampling.schemes import Sampling
 
+Tracker = Literal["dvclive", "trackio", "wandb", "tensorboard", "mlflow"]
+
 OWN_FIELDS = {
     "output_dir": "the stage",
     "seed": "base.seed",
@@ -31,7 +33,7 @@ OWN_FIELDS = {
     "remove_unused_columns": "the stage",
     "logging_steps": "the stage",
     "logging_strategy": "the stage",
-    "report_to": "the stage (dvclive records the run)",
+    "report_to": "train.report_to",
     "disable_tqdm": "the stage",
     "push_to_hub": "the stage",
     "save_strategy": "train.save_steps",
@@ -97,6 +99,9 @@ class TrainParams(Params):
         Steps between checkpoints.
     on_weak_reward : {"error", "warn"}
         What to do with a reward that prefers the right answer no more often than length does.
+    report_to : list of {"dvclive", "trackio", "wandb", "tensorboard", "mlflow"}
+        What records the run: dvclive, which DVC's metrics and plots come from, and trackers that
+        TRL reports to.
     lora : dict or None
         Fields of peft's ``LoraConfig`` by name; None trains all weights.
     grpo : dict
@@ -120,6 +125,7 @@ class TrainParams(Params):
     temperature: float = Field(ge=0.01, le=10.0)
     save_steps: int = Field(ge=1)
     on_weak_reward: Literal["error", "warn"]
+    report_to: list[Tracker]
     lora: dict[str, Any] | None
     grpo: dict[str, Any]
 
@@ -127,6 +133,8 @@ class TrainParams(Params):
     def _fits_together(self) -> Self:
         """Refuse what excludes another, and names of no fields, or of those that the stage sets."""
         faults = []
+        if self.report_to.count("dvclive") != 1 or len({*self.report_to}) < len(self.report_to):
+            faults.append("report_to names dvclive, which DVC reads, and every other tracker once")
         if self.grpo:
             from trl.trainer.grpo_config import GRPOConfig
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 from pathlib import Path
@@ -30,8 +31,8 @@ def make_config(params: TrainParams, seed: int, device: str, folder: Path) -> GR
     Raises
     ------
     TrainingError
-        If the completions of a step cannot be shared out, several GPUs have no launcher, or TRL
-        refuses a setting.
+        If the completions of a step cannot be shared out, several GPUs have no launcher, a tracker
+        is not installed, or TRL refuses a setting.
     """
     from trl.trainer.grpo_config import GRPOConfig
 
@@ -45,9 +46,13 @@ def make_config(params: TrainParams, seed: int, device: str, folder: Path) -> GR
             f"passes of completions_per_pass {per_pass}"
         )
         raise TrainingError(message, "change one of them in section train")
+    run = os.environ.get("DVC_EXP_NAME", folder.name[:8])
+    trackers = _trackers(params, run)
     settings = {
         "activation_checkpointing": params.grpo.get("gradient_checkpointing", False),
         "bf16": device == "cuda",
+        "project": Path.cwd().name,
+        "run_name": run,
         **params.grpo,
         "output_dir": str(folder),
         "seed": seed,
@@ -63,7 +68,7 @@ def make_config(params: TrainParams, seed: int, device: str, folder: Path) -> GR
         "shuffle_dataset": False,
         "remove_unused_columns": False,
         "logging_steps": 1,
-        "report_to": "none",
+        "report_to": trackers or "none",
         "disable_tqdm": True,
         "save_strategy": "steps",
     }
@@ -78,6 +83,23 @@ def make_config(params: TrainParams, seed: int, device: str, folder: Path) -> GR
         launch = "ISODENSE_LAUNCH='accelerate launch --config_file configs/ddp.yaml'"
         raise TrainingError(message, f"set {launch}, or CUDA_VISIBLE_DEVICES to one of them")
     return config
+
+
+def _trackers(params: TrainParams, run: str) -> list[str]:
+    """Return the trackers that TRL reports to; TensorBoard's files go to ``logs/`` by default.
+
+    Raises
+    ------
+    TrainingError
+        If one of them is not installed.
+    """
+    trackers = [name for name in params.report_to if name != "dvclive"]
+    for name in trackers:
+        if importlib.util.find_spec(name) is None:
+            message = f"train.report_to names {name}, which is not installed"
+            raise TrainingError(message, f"pip install {name}, or leave it out")
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path("logs", "tensorboard", run)))
+    return trackers
 
 
 def resumable_every(config: GRPOConfig) -> int:
