@@ -71,11 +71,19 @@ class Project:
         return made
 
     def run(self, *command: str, check: bool = True) -> str:
+        done = self._done(*command, check=check)
+        return done.stdout + done.stderr
+
+    def out(self, *command: str) -> str:
+        """Return what a command writes to its standard output alone."""
+        return self._done(*command).stdout
+
+    def _done(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             command, cwd=self.root, env=self.environ, capture_output=True, text=True, check=False
         )
         assert not check or done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-        return done.stdout + done.stderr
+        return done
 
     def set(self, values: dict[str, object]) -> None:
         path = self.root / "params.yaml"

@@ -9,7 +9,7 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from isodense.cli.main import main
+from isodense.cli.main import main, parser
 from isodense.embeddings.build import embed
 from isodense.embeddings.reader import load_vectors, read_shard_ids
 from isodense.pipeline.artifact import read_manifest, write_manifest
@@ -48,6 +48,21 @@ def test_verify_names_a_damaged_file(flags, capsys):
     assert "density.npy is damaged" in capsys.readouterr().err
     assert main(["verify", folder + "/none"]) == 1
     assert "is not an artifact" in capsys.readouterr().err
+
+
+def test_verify_prints_json(flags, capsys):
+    folder = flags[0][1]
+    assert main(["verify", folder, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    entry = {"folder": folder, "kind": "density", "files": 4}
+    assert found == {"stages": [], "artifacts": [entry]}
+
+
+def test_every_command_that_prints_a_table_prints_json(capsys):
+    silent = {"report", "offline-plots", "completion"}
+    (commands,) = (one.choices for one in parser()._actions if one.choices)
+    options = {name: {*one._option_string_actions} for name, one in commands.items()}
+    assert {name for name in options if "--json" not in options[name]} == silent
 
 
 def test_help_shows_an_example(capsys):
@@ -94,8 +109,8 @@ def changed(folder, change):
     write_manifest(folder, "embeddings", **manifest)
 
 
-def recompute(capsys, data, encoder, count=8):
-    folders = ["--prompts", data / "prompts", "--encoder", encoder]
+def recompute(capsys, data, encoder, count=8, *more):
+    folders = ["--prompts", data / "prompts", "--encoder", encoder, *more]
     return run(capsys, "verify", data / "embeddings", "--recompute", count, *folders)
 
 
@@ -104,6 +119,9 @@ def test_recomputed_vectors_are_the_same(tmp_path, models, capsys):
     status, out, _ = recompute(capsys, data, models[0])
     assert status == 0
     assert "8 prompts embedded again: same" in out
+    found = recompute(capsys, data, models[0], 8, "--json")[1]
+    entry = json.loads(found)["artifacts"][0]
+    assert (entry["recomputed"], entry["verdict"], entry["other_model"]) == (8, "same", False)
     assert "20 prompts embedded again: same" in recompute(capsys, data, models[0], 64)[1]
     assert "files as its manifest says" in out
 

@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from isodense.prompts.conversations import prompt_id
 from isodense.prompts.reader import load_prompts
 
 RARE = "木曜日の朝 ⟨⟩ §§ 0x7f"
@@ -72,6 +73,10 @@ def test_with_nothing_new_it_compares_with_a_revision(project):
     assert project.ran(output) == []
     assert "108 prompts before, 110 now: 2 new" in output
     assert "rank correlation" in output
+    told = json.loads(project.out("isodense", "update", "--since", "HEAD", "--json"))
+    assert (told["before"], told["now"], len(told["new"])) == (108, 110, 2)
+    rarest = max(told["new"], key=lambda one: one["weight_over_mean"])
+    assert rarest["id"] == prompt_id([{"role": "user", "content": RARE}])
 
 
 def test_a_faulty_file_changes_nothing(project):

@@ -27,6 +27,7 @@ COMMANDS = (
     "verify",
     "merge",
     "export",
+    "completion",
 )
 EXAMPLES = """examples:
   isodense weigh prompts.jsonl --output weights.parquet    no project needed

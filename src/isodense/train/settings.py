@@ -93,7 +93,7 @@ def _trackers(params: TrainParams, run: str) -> list[str]:
     TrainingError
         If one of them is not installed.
     """
-    trackers = [name for name in params.report_to if name != "dvclive"]
+    trackers: list[str] = [name for name in params.report_to if name != "dvclive"]
     for name in trackers:
         if importlib.util.find_spec(name) is None:
             message = f"train.report_to names {name}, which is not installed"

@@ -1,8 +1,21 @@
-"""Types of arguments that several commands share."""
+"""Types of arguments that several commands share, and their JSON."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import sys
+from typing import Any
+
+
+def add_json(parser: Any) -> None:
+    """Add ``--json`` to a command."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def print_json(value: Any) -> None:
+    """Print what ``--json`` asks for."""
+    sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
 
 
 def positive(text: str) -> int:

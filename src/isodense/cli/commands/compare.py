@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from isodense.cli.commands._arguments import positive
+from isodense.cli.commands._arguments import add_json, positive, print_json
 from isodense.experiments.arms import ARMS
 
 OUTPUT = Path("reports/compare")
@@ -56,6 +56,7 @@ def add(commands: Any) -> None:
         "pass@1 with reward functions, else of the judge's reward)",
     )
     parser.add_argument("--output", type=Path, default=OUTPUT, help=f"folder to write ({OUTPUT})")
+    add_json(parser)
     parser.set_defaults(run=run)
 
 
@@ -66,4 +67,7 @@ def run(args: argparse.Namespace) -> None:
 
     chosen = (args.arms, args.seeds, args.set_param)
     rows = compare(*chosen, args.output, args.jobs, args.measure)
+    if args.json:
+        print_json([row.as_dict() for row in rows])
+        return
     sys.stdout.write(f"{describe(rows)}\nalso in {args.output}, with a figure\n")

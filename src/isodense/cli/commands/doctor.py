@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import Any
+
+from isodense.cli.commands._arguments import add_json, print_json
 
 ABOUT = "Check the checkout, the machine and the remotes, and say how to mend what is wrong."
 
@@ -21,7 +22,7 @@ def add(commands: Any) -> None:
         "something that would make a stage fail, or lose or spoil what it computes.",
         epilog="example: isodense doctor --json",
     )
-    look.add_argument("--json", action="store_true", help="print JSON")
+    add_json(look)
     look.set_defaults(run=run)
 
 
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
             sys.stdout.flush()
     if args.json:
         found = [dataclasses.asdict(finding) for finding in findings]
-        sys.stdout.write(json.dumps(found, indent=2) + "\n")
+        print_json(found)
     else:
         sys.stdout.write(summary(findings))
     if any(finding.level == "problem" for finding in findings):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from isodense.cli.commands._arguments import positive
+from isodense.cli.commands._arguments import add_json, positive, print_json
 from isodense.pipeline.layout import ARTIFACTS
 
 ABOUT = """Show the weight of a prompt and where it comes from, or that of a new prompt.
@@ -31,7 +30,7 @@ def add(commands: Any) -> None:
     shown = "neighbours and near-duplicates to show at most (10)"
     why.add_argument("--neighbors", type=positive, default=10, metavar="N", help=shown)
     why.add_argument("--width", type=positive, metavar="N", help="columns of a text")
-    why.add_argument("--json", action="store_true", help="print JSON")
+    add_json(why)
     why.add_argument("--data", type=Path, default=Path("data"), help="folder of the artifacts")
     encoder = ARTIFACTS["encoder"].path
     why.add_argument("--encoder", type=Path, default=encoder, help="for a new prompt")
@@ -53,12 +52,10 @@ def run(args: argparse.Namespace) -> None:
     )
     query = _standard_input() if args.prompt == "-" else args.prompt
     report = explain(query, folders, args.neighbors, args.text)
-    text = (
-        json.dumps(report, indent=2, default=str) + "\n"
-        if args.json
-        else _described(report, args.width)
-    )
-    sys.stdout.write(text)
+    if args.json:
+        print_json(report)
+    else:
+        sys.stdout.write(_described(report, args.width))
 
 
 def _standard_input() -> str:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from isodense.cli.commands._arguments import not_negative, positive, share
+from isodense.cli.commands._arguments import add_json, not_negative, positive, print_json, share
 from isodense.cli.trainer_formats import FORMATS, KNOWN
 from isodense.pipeline.errors import IsodenseError
 from isodense.sampling.schemes import SAMPLING
@@ -41,6 +41,7 @@ def add(commands: Any) -> None:
     names = ", ".join(KNOWN)
     truth = f"of verl and openrlhf: where the ground truth is (the data's reward_model, or {names})"
     parser.add_argument("--ground-truth", metavar="COLUMN", help=truth)
+    add_json(parser)
     parser.set_defaults(run=run)
 
 
@@ -63,6 +64,9 @@ def run(args: argparse.Namespace) -> None:
         args.heldout,
         args.ground_truth,
     )
+    if args.json:
+        print_json(report)
+        return
     kind = "draws" if draws else "prompts"
     sys.stdout.write(f"{args.output}: {report['rows']} {kind} as {report['format']}\n")
     if args.heldout:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from isodense.cli.commands._arguments import positive
+from isodense.cli.commands._arguments import add_json, positive, print_json
 from isodense.pipeline.layout import ARTIFACTS
 
 ABOUT = "Print the effective sample size, the most and least weighted prompts, and near-duplicates."
@@ -31,7 +30,7 @@ def add(commands: Any) -> None:
     look.add_argument("--heldout", action="store_true", help=about)
     look.add_argument("--top", type=positive, default=10, help=shown)
     look.add_argument("--width", type=positive, help="columns of a prompt (what there is room for)")
-    look.add_argument("--json", action="store_true", help="print JSON")
+    add_json(look)
     look.set_defaults(run=run)
 
 
@@ -43,6 +42,8 @@ def run(args: argparse.Namespace) -> None:
         found = heldout.closest(args.prompts, args.density, args.neighbors, args.top)
     else:
         found = overview.overview(args.prompts, args.density, args.top)
-    describe = heldout.describe if args.heldout else overview.describe
-    text = json.dumps(found, indent=2) + "\n" if args.json else describe(found, args.width)
-    sys.stdout.write(text)
+    if args.json:
+        print_json(found)
+    else:
+        describe = heldout.describe if args.heldout else overview.describe
+        sys.stdout.write(describe(found, args.width))

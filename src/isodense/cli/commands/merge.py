@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from isodense.cli.commands._arguments import add_json, print_json
+
 
 def add(commands: Any) -> None:
     """Declare the command."""
@@ -19,6 +21,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("parts", type=Path, nargs="+", help="two or more folders")
     parser.add_argument("--output", type=Path, required=True, help="new folder")
+    add_json(parser)
     parser.set_defaults(run=run)
 
 
@@ -27,6 +30,9 @@ def run(args: argparse.Namespace) -> None:
     from isodense.cli.merge import merge
 
     report = merge(args.parts, args.output)
+    if args.json:
+        print_json(report)
+        return
     sys.stdout.write(
         f"{args.output}: {report['rows']} rows in {report['shards']} shards, "
         f"{report['collapsed']} repeated prompts collapsed\n"

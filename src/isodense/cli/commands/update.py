@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isodense.cli.commands._arguments import not_negative, positive
+from isodense.cli.commands._arguments import add_json, not_negative, positive, print_json
 from isodense.pipeline.layout import ARTIFACTS
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def add(commands: Any) -> None:
     grow.add_argument("--since", metavar="REV", help="compare with this git revision")
     grow.add_argument("--top", type=not_negative, default=10, help="prompts to show of a kind (10)")
     grow.add_argument("--width", type=positive, help="columns of a prompt (what there is room for)")
+    add_json(grow)
     grow.set_defaults(run=run)
 
 
@@ -42,7 +43,34 @@ def run(args: argparse.Namespace) -> None:
     from isodense.cli.append import update
 
     found = update(args.files, args.since)
+    if args.json:
+        print_json(measures(found))
+        return
     sys.stdout.write(describe(found, ARTIFACTS["prompts"].path, args.top, args.width))
+
+
+def measures(found: Growth) -> dict[str, Any]:
+    """Return the summary as ``--json`` prints it, every new prompt among it by id."""
+    import numpy as np
+
+    ids = found.prompts.ids
+    near = [
+        {"id": ids[one.row], "other": ids[one.other], "distance": float(one.distance)}
+        for one in found.near_duplicates
+    ]
+    values = np.quantile(found.ratios, QUANTILES) if len(found.ratios) else ()
+    return {
+        "before": found.before,
+        "now": len(found.prompts),
+        "appended": found.appended,
+        "removed": found.removed,
+        "new": [{"id": ids[row], "weight_over_mean": found.weights.get(row)} for row in found.new],
+        "again": [{"id": ids[row], "before": was, "now": now} for row, was, now in found.again],
+        "near_duplicates": near,
+        "ratio_quantiles": {str(at): float(v) for at, v in zip(QUANTILES, values, strict=False)},
+        "rank_correlation": found.agreement,
+        "new_shards": None if found.shards is None else found.shards[0],
+    }
 
 
 def describe(found: Growth, prompts: Path, top: int, width: int | None = None) -> str:

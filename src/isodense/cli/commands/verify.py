@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from isodense.cli.commands._arguments import positive
+from isodense.cli.commands._arguments import add_json, positive, print_json
 from isodense.pipeline.artifact import MANIFEST, read_manifest, verify_files
 from isodense.pipeline.errors import ArtifactError
 from isodense.pipeline.layout import ARTIFACTS
@@ -36,6 +36,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--encoder", type=Path, default=ARTIFACTS["encoder"].path, help="their encoder"
     )
+    add_json(parser)
     parser.set_defaults(run=run)
 
 
@@ -44,24 +45,45 @@ def run(args: argparse.Namespace) -> None:
     if not args.artifacts and not args.against:
         hint = "name artifact folders, or a commit with --against"
         raise ArtifactError("nothing to verify", hint)
+    found: dict[str, Any] = {"stages": [], "artifacts": []}
     if args.against:
         from isodense.cli.against import against
 
         for stage, verdict in against(args.against):
-            sys.stdout.write(f"{stage:<11} {verdict}\n")
+            found["stages"].append({"stage": stage, "verdict": verdict})
+            _say(args, f"{stage:<11} {verdict}")
     for folder in args.artifacts:
-        kind = _kind(folder)
-        manifest = read_manifest(folder, kind)
-        verify_files(folder, manifest)
-        sys.stdout.write(f"{folder}: {kind}, {len(manifest['files'])} files as its manifest says\n")
-        if args.recompute and kind == "embeddings":
-            from isodense.cli.verify import recompute
+        found["artifacts"].append(_verified(folder, args))
+    if args.json:
+        print_json(found)
+    strangers = [one["folder"] for one in found["artifacts"] if one.get("other_model")]
+    if strangers:
+        message = f"{', '.join(strangers)} was not made by the model in {args.encoder}"
+        raise ArtifactError(message, REPULL)
 
-            verdict = recompute(folder, args.prompts, args.encoder, args.recompute)
-            count = min(args.recompute, manifest["rows"])
-            sys.stdout.write(f"{folder}: {count} prompts embedded again: {verdict}\n")
-            if verdict.startswith("different"):
-                raise ArtifactError(f"{folder} was not made by the model in {args.encoder}", REPULL)
+
+def _verified(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Return what an artifact is, its files being those of its manifest."""
+    kind = _kind(folder)
+    manifest = read_manifest(folder, kind)
+    verify_files(folder, manifest)
+    found = {"folder": str(folder), "kind": kind, "files": len(manifest["files"])}
+    _say(args, f"{folder}: {kind}, {found['files']} files as its manifest says")
+    if args.recompute and kind == "embeddings":
+        from isodense.cli.verify import recompute
+
+        verdict = recompute(folder, args.prompts, args.encoder, args.recompute)
+        count = min(args.recompute, manifest["rows"])
+        _say(args, f"{folder}: {count} prompts embedded again: {verdict}")
+        other = verdict.startswith("different")
+        found |= {"recomputed": count, "verdict": verdict, "other_model": other}
+    return found
+
+
+def _say(args: argparse.Namespace, line: str) -> None:
+    """Print a line as it comes, unless JSON is asked for, which comes at the end."""
+    if not args.json:
+        sys.stdout.write(f"{line}\n")
 
 
 def _kind(folder: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 import time
@@ -12,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from isodense.cli.commands._arguments import not_negative, positive, share
+from isodense.cli.commands._arguments import add_json, not_negative, positive, print_json, share
 from isodense.pipeline.errors import IsodenseError
 
 ABOUT = "Weigh prompts inversely to their local density; needs no project."
@@ -68,7 +67,7 @@ def add(commands: Any) -> None:
     )
     kept = "folder that keeps the artifacts, as a project's data folder has them"
     parser.add_argument("--work", type=Path, metavar="DIR", help=kept)
-    parser.add_argument("--json", action="store_true", help="print the measures as JSON")
+    add_json(parser)
     parser.set_defaults(run=run)
 
 
@@ -102,7 +101,7 @@ def run(args: argparse.Namespace) -> None:
     if args.output is not None:
         found.save(args.output)
     if args.json:
-        sys.stdout.write(json.dumps(found.facts, indent=2) + "\n")
+        print_json(found.facts)
         return
     sys.stdout.write(f"{found.opinion}\n")
     sys.stdout.write(_written(args, found.facts["prompts"], time.perf_counter() - start))
