@@ -232,6 +232,9 @@ class RewardFunction:
                 return np.array(scores, dtype=np.float32)
             row = wrong[0]
             message = f"returned {values[row]!r:.200} for completion {row}, prompt {ids[row]}"
+            if _as_list(values[row]) and not isinstance(values[row], str | bytes):
+                hint = "a completion has one reward: return the sum or the mean of its messages'"
+                raise TrainingError(f"{self} {message}", hint)
         raise TrainingError(f"{self} {message}", RETURN)
 
 
