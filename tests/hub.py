@@ -2,8 +2,9 @@
 
 It serves data set and model repositories from local folders through the parts of the Hub's HTTP
 API that ``huggingface_hub``, ``datasets`` and ``transformers`` call: repository info, tree
-listings, ``paths-info`` and ``resolve`` with HEAD, GET, ETag, X-Repo-Commit and Range. No file is
-offered through Xet, so the plain HTTP path is what runs.
+listings, ``paths-info`` and ``resolve`` with HEAD, GET, ETag, X-Repo-Commit and Range; and takes
+commits: creation of data sets and branches, ``preupload``, LFS objects, ``commit``. No file goes
+through Xet, so the plain HTTP path is what runs.
 
 >>> hub.add("owner/name", folder, kind="model", revision="a" * 40)
 >>> hub.faults["model.safetensors"] = Fault(drop_at=100, times=1)
@@ -17,19 +18,24 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import socket
 import threading
+from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 LFS = (".parquet", ".gz", ".safetensors", ".bin", ".gguf")
 API = re.compile(
     r"/api/(datasets|models)/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+)/?(.*))?"
 )
+WRITE = re.compile(r"/api/datasets/([^/]+/[^/]+)/(preupload|commit|branch)/([^/]+)")
+BATCH = re.compile(r"/datasets/([^/]+/[^/]+)\.git/info/lfs/objects/batch")
 RESOLVE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 
 
@@ -72,11 +78,18 @@ class Hub:
         By file name within a repository, or by ``owner/name`` for a whole repository.
     requests : list of tuple of str
         ``(method, path)`` of every request, in order of arrival.
+    writable : Path, optional
+        Folder for the commits it takes; without one it refuses to be written.
+    private : dict of str to bool
+        Data sets that were created, by ``owner/name``, and whether as private ones.
     """
 
     faults: dict[str, Fault] = field(default_factory=dict)
     requests: list[tuple[str, str]] = field(default_factory=list)
     url: str = ""
+    writable: Path | None = None
+    private: dict[str, bool] = field(default_factory=dict)
+    _stored: dict[str, bytes] = field(default_factory=dict)
     _repos: dict[tuple[str, str], dict[str, Path]] = field(default_factory=dict)
 
     def add(
@@ -94,6 +107,45 @@ class Hub:
         revisions = self._repos.setdefault((kind + "s", repo), {})
         revisions[revision] = revisions["main"] = folder
         return revision
+
+    def branch(self, repo: str, name: str) -> None:
+        """Begin a branch of a data set at its newest commit."""
+        revisions = self._repos["datasets", repo]
+        revisions.setdefault(name, revisions["main"])
+
+    def create(self, repo: str, private: bool) -> None:
+        """Create an empty data set, unless it is there."""
+        if not self.knows("datasets", repo):
+            (self.writable / repo).mkdir(parents=True)
+            self.add(repo, self.writable / repo)
+            self.private[repo] = private
+
+    def store(self, content: bytes) -> None:
+        """Keep an object of LFS."""
+        self._stored[hashlib.sha256(content).hexdigest()] = content
+
+    def stores(self, oid: str) -> bool:
+        """Return whether an object of LFS is kept."""
+        return oid in self._stored
+
+    def commit(self, repo: str, branch: str, lines: list[dict[str, Any]]) -> str:
+        """Take a commit as the Hub's API words it, and return its hash."""
+        revisions = self._repos["datasets", repo]
+        commit = f"{sum(map(len, self._repos.values())):040x}"
+        folder = self.writable / commit
+        shutil.copytree(revisions[branch], folder)
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "deletedFile":
+                (folder / value["path"]).unlink()
+            elif line["key"] in ("file", "lfsFile"):
+                target = folder / value["path"]
+                target.parent.mkdir(parents=True, exist_ok=True)
+                plain = line["key"] == "file"
+                content = b64decode(value["content"]) if plain else self._stored[value["oid"]]
+                target.write_bytes(content)
+        revisions[commit] = revisions[branch] = folder
+        return commit
 
     def environ(self, home: str | Path) -> dict[str, str]:
         """Return the environment variables that point a subprocess at this stand-in."""
@@ -115,7 +167,7 @@ class Hub:
         folder = revisions.get(revision)
         if folder is None:
             return None
-        commit = next(sha for sha, path in revisions.items() if path == folder and sha != "main")
+        commit = next(sha for sha, path in revisions.items() if path == folder and len(sha) == 40)
         return commit, folder
 
     def knows(self, kind: str, repo: str) -> bool:
@@ -158,10 +210,22 @@ class _Handler(BaseHTTPRequestHandler):
         self._body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self._route()
 
+    def do_PUT(self) -> None:
+        self.hub.store(self.rfile.read(int(self.headers["Content-Length"])))
+        self._route()
+
     def _route(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append((self.command, path))
-        if match := API.fullmatch(path):
+        if self.command == "PUT" or path == "/api/validate-yaml":
+            self._json({})
+        elif path == "/api/repos/create":
+            self._create()
+        elif match := WRITE.fullmatch(path):
+            self._write(*match.groups())
+        elif BATCH.fullmatch(path):
+            self._batch()
+        elif match := API.fullmatch(path):
             kind, repo, verb, revision, rest = match.groups()
             self._api(kind, repo, verb or "revision", revision or "main", rest or "")
         elif match := RESOLVE.fullmatch(path):
@@ -193,8 +257,49 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             names = sorted(path.relative_to(folder).as_posix() for path in _files(folder))
             siblings = [{"rfilename": name} for name in names]
-            facts = {"id": repo, "sha": commit, "private": False, "gated": False, "disabled": False}
+            private = self.hub.private.get(repo, False)
+            facts = {
+                "id": repo,
+                "sha": commit,
+                "private": private,
+                "gated": False,
+                "disabled": False,
+            }
             self._json({**facts, "tags": [], "downloads": 0, "likes": 0, "siblings": siblings})
+
+    def _create(self) -> None:
+        if self.hub.writable is None:
+            return self._error(403, "")
+        asked = json.loads(self._body)
+        repo = f"{asked['organization']}/{asked['name']}"
+        self.hub.create(repo, asked.get("visibility") == "private")
+        self._json({"url": f"{self.hub.url}/datasets/{repo}", "name": repo})
+
+    def _write(self, repo: str, verb: str, branch: str) -> None:
+        if verb == "branch":
+            self.hub.branch(repo, branch)
+            self._json({})
+        elif verb == "preupload":
+            names = [file["path"] for file in json.loads(self._body)["files"]]
+            mode = {True: "lfs", False: "regular"}
+            modes = [
+                {"path": name, "uploadMode": mode[name.endswith(LFS)], "shouldIgnore": False}
+                for name in names
+            ]
+            self._json({"files": modes})
+        else:
+            lines = [json.loads(line) for line in self._body.splitlines()]
+            commit = self.hub.commit(repo, branch, lines)
+            url = f"{self.hub.url}/datasets/{repo}/commit/{commit}"
+            self._json({"success": True, "commitOid": commit, "commitUrl": url})
+
+    def _batch(self) -> None:
+        """Say where to send each object, and nothing of those that are stored."""
+        objects = json.loads(self._body)["objects"]
+        for one in objects:
+            if not self.hub.stores(one["oid"]):
+                one["actions"] = {"upload": {"href": f"{self.hub.url}/lfs/{one['oid']}"}}
+        self._json({"transfer": "basic", "objects": objects})
 
     def _wanted(self) -> list[str]:
         if "json" in self.headers.get("Content-Type", ""):

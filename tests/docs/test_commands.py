@@ -22,7 +22,7 @@ from tests.tables import stored_rows
 BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOT_RUN = {"text", "yaml", "json"}  # output and data
 BACK = "git checkout -q . && dvc checkout -q"
-OWN_REWARD = "-S reward.kind=function -S 'reward.functions=[rewards.gsm8k:correct]'"
+OWN_REWARD = "dvc exp run -S reward.kind=function -S 'reward.functions=[rewards.gsm8k:correct]'"
 STAND_INS = {  # line, less its comment: (what runs instead, why)
     "uvx isodense weigh prompts.jsonl --output weights.parquet": (
         "isodense weigh data/raw/problems.jsonl --output weights.parquet --encoder models/encoder "
@@ -41,6 +41,10 @@ STAND_INS = {  # line, less its comment: (what runs instead, why)
     "dvc exp run -S train.sampling=uniform -S train.seed=1": (
         f"dvc exp run -S train.sampling=uniform -S train.seed=1 train && {BACK}",
         "time: without the evaluation",
+    ),
+    "isodense push hf://team/prompt-weights --private": (
+        "isodense push hf://team/prompt-weights --private --dry-run pushed",
+        "no Hub; tests/cli/test_push.py has a stand-in for it",
     ),
     OWN_REWARD: (
         f"{OWN_REWARD} prompts && {BACK}",

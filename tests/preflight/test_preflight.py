@@ -129,7 +129,7 @@ def test_difficulty_needs_to_know_what_solves_a_prompt(project: Project):
 
 def test_a_reward_that_is_fitted_needs_pairs(project: Project):
     project.write(rows(pairs=False))
-    expected = "problem: reward.kind head needs preference pairs, this data has none"
+    expected = "warning: reward.kind head needs preference pairs, this data has none"
     assert said(project.findings(), "reward") == [expected]
     shutil.rmtree(project.root / "examples")  # only the prompts were pulled
     assert project.findings() == []
@@ -272,15 +272,15 @@ def test_a_ground_truth_that_the_data_lacks_is_a_problem(project: Project):
 
 @pytest.mark.slow
 def test_a_problem_stops_the_pipeline_unless_it_need_not_get_that_far(project: Project):
-    project.write(rows(pairs=False))
+    project.configure(evaluate={"answer": "anwser"})
     done = project.run()
     assert done.returncode == 1
-    assert "problem in stage reward: reward.kind head needs preference pairs" in done.stderr
+    assert "problem in stage evaluate: evaluate.answer names 'anwser'" in done.stderr
     assert "ISODENSE_PREFLIGHT=warn" in done.stderr
     warned = project.run(ISODENSE_PREFLIGHT="warn")
     assert warned.returncode == 0
     assert f"{COUNT} prompts: problems: 1, warnings: 0" in warned.stderr
-    assert "needs preference pairs" in warned.stderr
+    assert "evaluate.answer names 'anwser'" in warned.stderr
 
 
 def test_a_function_that_lacks_its_column_is_named(project: Project, monkeypatch):

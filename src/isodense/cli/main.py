@@ -27,6 +27,7 @@ COMMANDS = (
     "verify",
     "merge",
     "export",
+    "push",
     "completion",
 )
 EXAMPLES = """examples:

@@ -35,16 +35,17 @@ def write_parquet(rows: Callable[[], Iterator[list[Row]]], measures: set[str], p
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = _schema(rows(), measures)
+    schema = arrow_schema(rows(), measures)
     with pq.ParquetWriter(path, schema) as writer:
         for block in rows():
             arrays = [
-                _array([row.get(field.name) for row in block], field.type) for field in schema
+                arrow_array([row.get(field.name) for row in block], field.type) for field in schema
             ]
             writer.write_table(pa.table(arrays, schema=schema))
 
 
-def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
+def arrow_array(values: list[Any], kind: pa.DataType) -> pa.Array:
+    """Return the values of a column in a type of :func:`arrow_schema`."""
     import pyarrow as pa
 
     if kind != pa.json_():
@@ -53,7 +54,7 @@ def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
     return pa.ExtensionArray.from_storage(kind, pa.array(texts, kind.storage_type))
 
 
-def _schema(blocks: Iterable[list[Row]], measures: set[str]) -> pa.Schema:
+def arrow_schema(blocks: Iterable[list[Row]], measures: set[str]) -> pa.Schema:
     """Return the schema of all rows."""
     import pyarrow as pa
 

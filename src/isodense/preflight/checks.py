@@ -69,11 +69,16 @@ def examine(inputs: Inputs) -> Iterator[Finding]:
 
 
 def check_pairs(inputs: Inputs) -> Iterator[Finding]:
-    """Whether a reward that is fitted on pairs has any."""
+    """Whether a reward that is fitted on pairs has any.
+
+    No problem: whoever has prompts alone begins with their weights, and the stage says it again
+    before it computes anything.
+    """
     kind = inputs.reward.kind
     if kind in FITTED and not inputs.pairs:
         text = f"reward.kind {kind} needs preference pairs, this data has none"
-        yield Finding("problem", "reward", text, "set reward.kind: function or model")
+        hint = "weights need no reward (`dvc repro density`); to train, set function or model"
+        yield Finding("warning", "reward", text, hint)
 
 
 def check_columns(inputs: Inputs) -> Iterator[Finding]:

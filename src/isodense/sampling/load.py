@@ -1,4 +1,4 @@
-"""Weights from a folder or from another repository: what ``isodense.load_weights`` is."""
+"""Weights from a folder, another repository or the Hub: what ``isodense.load_weights`` is."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from isodense.pipeline.artifact import MANIFEST
 from isodense.pipeline.errors import ArtifactError
 from isodense.sampling import weights
+from isodense.sampling.hub import SCHEME, fetch_from_hub
 from isodense.sampling.remote import ADDRESS, fetch
 from isodense.sampling.weights import Weights
 
@@ -24,7 +25,8 @@ def load_weights(
     source : str or Path
         The artifact's folder. With `rev`, or where it is the address of a git repository
         (``https://…``, ``git@host:…``), the repository that has it: see
-        :func:`isodense.sampling.remote.fetch`.
+        :func:`isodense.sampling.remote.fetch`. ``hf://owner/name`` is a data set of the Hugging
+        Face Hub that ``isodense push`` has written.
     rev : str, optional
         A tag, branch or commit of the repository.
     path : str
@@ -50,10 +52,14 @@ def load_weights(
     1.0
     >>> team = "https://git.example/team/prompts"
     >>> w = isodense.load_weights(team, rev="v1.0")  # doctest: +SKIP
+    >>> w = isodense.load_weights("hf://team/prompt-weights")  # doctest: +SKIP
     """
-    if rev is None and remote is None and not _is_repository(source):
+    if str(source).startswith(SCHEME):
+        folder = fetch_from_hub(str(source), path, rev)
+    elif rev is None and remote is None and not _is_repository(source):
         return weights.load_weights(source)
-    folder = fetch(source, path, rev, remote)
+    else:
+        folder = fetch(source, path, rev, remote)
     try:
         return weights.load_weights(folder)
     except ArtifactError as error:

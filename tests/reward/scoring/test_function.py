@@ -214,7 +214,7 @@ def test_args_that_do_not_fit_are_named(project: Path, spec, told: str):
         ("return ['1.0', 1.0]", "returned '1.0' for completion 0"),
         ("return 'good'", "returned 'good', not a list"),
         ("return None", "returned None, not a list"),
-        ("return [[1.0], [2.0]]", r"returned \[1.0\] for completion 0(.|\n)*sum or the mean of its"),
+        ("return [[1.0], [2.0]]", r"returned \[1.0\] for completion 0(.|\n)*sum or the mean"),
         ("return lambda: 1", "returned <function"),
         ("return [int(p[0]['content'] == 'a' or p[0]['x']) for p in prompts]",
          rf"raised KeyError: 'x' \(rewards.py, line 2\) for prompt {ids_of(rows('b'))[0]}"),

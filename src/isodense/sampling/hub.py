@@ -1,0 +1,79 @@
+"""Weights that ``isodense push`` has put on the Hugging Face Hub, at a revision.
+
+Only the artifact is fetched, not the table beside it; ``huggingface_hub`` keeps it in its cache, so
+a revision is fetched once, and a commit that is there needs no network.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from isodense.pipeline.errors import ArtifactError, IsodenseError
+from isodense.pipeline.hub_errors import clear_errors
+
+SCHEME = "hf://"
+ADDRESS = re.compile(r"hf://(?:datasets/)?([\w.-]+/[\w.-]+)(?:@(.+))?")
+FOLDER = "data/density"  # of the repository, as of a project
+HINT = (
+    "check the connection, HF_ENDPOINT (a mirror) and HF_HUB_OFFLINE, then again: what was fetched "
+    "is kept"
+)
+
+
+def parse(address: str) -> tuple[str, str | None]:
+    """Return repository and revision of an address, ``hf://owner/name`` or ``…@revision``.
+
+    Raises
+    ------
+    IsodenseError
+        If it is no such address.
+    """
+    found = ADDRESS.fullmatch(address)
+    if found is None:
+        message = f"{address} is no data set of the Hub"
+        raise IsodenseError(message, "write it as hf://owner/name, or hf://owner/name@revision")
+    return found[1], found[2]
+
+
+def fetch_from_hub(address: str, path: str = FOLDER, rev: str | None = None) -> Path:
+    """Fetch an artifact of a data set on the Hub and return the folder that it is in.
+
+    Parameters
+    ----------
+    address : str
+        ``hf://owner/name``, with ``@revision`` or without.
+    path : str
+        Where the artifact is in it.
+    rev : str, optional
+        A branch, tag or commit, by default that of the address, or the newest.
+
+    Returns
+    -------
+    Path
+        A folder in the cache of ``huggingface_hub``. Not to be changed.
+
+    Raises
+    ------
+    DataError
+        If there is no such data set or revision, or it cannot be fetched.
+    ArtifactError
+        If the data set has no such folder.
+    """
+    import huggingface_hub
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
+
+    repo, at = parse(address)
+    rev = rev or at
+    if os.environ.get("CI"):
+        disable_progress_bars()
+    with clear_errors(repo, f"revision {rev or 'main'!r}", HINT):
+        snapshot = huggingface_hub.snapshot_download(
+            repo, repo_type="dataset", revision=rev, allow_patterns=[f"{path}/*"]
+        )
+    folder = Path(snapshot, path)
+    if not folder.is_dir():
+        message = f"{SCHEME}{repo} has no {path} at {rev or 'main'}"
+        raise ArtifactError(message, "name a data set that `isodense push` has written")
+    return folder

@@ -1,0 +1,235 @@
+"""Weights go to the Hub and come back: against a stand-in, through ``huggingface_hub`` itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+import isodense
+from isodense.cli.main import main
+from isodense.cli.push import write_table
+from isodense.map.reader import load_coordinates
+from isodense.pipeline.errors import ArtifactError, DataError, IsodenseError
+from isodense.prompts.reader import load_prompts
+from tests.hub import Fault
+
+ADDRESS = "hf://team/prompt-weights"
+
+
+@pytest.fixture
+def mine(finished, hub, tmp_path, monkeypatch):
+    """Give a copy of a project's data and a Hub that may be written."""
+    hub.writable = tmp_path / "hub"
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    shutil.copytree(finished.root / "data", tmp_path / "mine/data")
+    monkeypatch.chdir(tmp_path / "mine")
+    return tmp_path / "mine/data"
+
+
+def push(capsys, *words):
+    assert main(["push", ADDRESS, *words, "--json"]) == 0, capsys.readouterr().err
+    return json.loads(capsys.readouterr().out)
+
+
+def table(hub, commit):
+    return pq.read_table(hub.find("datasets", "team/prompt-weights", commit)[1] / "weights.parquet")
+
+
+def test_what_was_pushed_is_loaded_as_it_was(mine, hub, capsys):
+    commit = push(capsys)["commit"]
+    own, found = isodense.load_weights("data/density"), isodense.load_weights(ADDRESS, rev=commit)
+    for name in ("weights", "density", "clusters", "prompt_ids"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(own, name))
+    assert found.metadata == own.metadata
+    assert isodense.load_weights(f"{ADDRESS}@{commit}").metadata == own.metadata
+
+
+def test_the_table_says_the_same_and_no_text(mine, hub, capsys):
+    rows = table(hub, push(capsys)["commit"])
+    prompts, coordinates = load_prompts("data/prompts"), load_coordinates("data/map")[0]
+    own = isodense.load_weights("data/density")
+    names = ["prompt_id", "row", "weight", "density", "cluster", "x", "y"]
+    assert rows.column_names == names
+    places = rows["row"].to_pylist()
+    assert rows["prompt_id"].to_pylist() == [prompts.ids[place] for place in places]
+    assert prompts.split("train").ids == [prompts.ids[place] for place in places]
+    np.testing.assert_array_equal(rows["weight"].to_numpy(), own.weights)
+    np.testing.assert_array_equal(rows["x"].to_numpy(), coordinates[places, 0])
+
+
+def test_prompts_go_along_where_that_is_asked_for(mine, hub, capsys, tmp_path):
+    commit = push(capsys, "--with-prompts")["commit"]
+    folder = hub.find("datasets", "team/prompt-weights", commit)[1]
+    loaded = datasets.load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
+    train = load_prompts("data/prompts").split("train")
+    assert loaded["prompt"][3] == train.rows[3]["prompt"]
+    assert loaded["text"][:] == train.texts
+    assert len(loaded) == len(train)
+
+
+def test_the_card_has_figures_source_and_a_use_that_runs(mine, hub, capsys):
+    commit = push(capsys, "--with-prompts")["commit"]
+    text = (hub.find("datasets", "team/prompt-weights", commit)[1] / "README.md").read_text()
+    front = yaml.safe_load(text.split("---")[1])
+    assert front["license"] == "apache-2.0"
+    assert front["configs"][0]["data_files"] == [{"split": "train", "path": "weights.parquet"}]
+    own = isodense.load_weights("data/density")
+    assert f"| training prompts | {len(own.weights)} |" in text
+    assert f"| effective sample size | {own.metadata['ess']:,.0f} (" in text
+    assert "| density.k | 50 |" in text
+    code = re.search(r"## Use\n\n```python\n(.*?)```", text, re.DOTALL)[1]
+    my_data = {"prompt": load_prompts("data/prompts").split("train").ids[:5]}
+    scope = {"my_data": my_data}
+    exec(code, scope)  # noqa: S102
+    assert scope["weights"].sum() == pytest.approx(1)
+    assert len(scope["rows"]) == 4096
+
+
+def test_a_second_push_is_a_commit_that_replaces_the_first(mine, hub, capsys):
+    first = push(capsys)["commit"]
+    before = isodense.load_weights(ADDRESS).weights
+    (mine / "density/stray.npy").touch()
+    changed = np.load(mine / "density/density_weights.npy")[::-1]
+    _rewrite(mine / "density", changed)
+    second = push(capsys, "-m", "steeper")["commit"]
+    assert first != second
+    np.testing.assert_array_equal(isodense.load_weights(ADDRESS, rev=second).weights, changed)
+    np.testing.assert_array_equal(isodense.load_weights(ADDRESS, rev=first).weights, before)
+    folder = hub.find("datasets", "team/prompt-weights", "main")[1]
+    assert not (folder / "data/density/stray.npy").exists()
+
+
+def _rewrite(folder, weights):
+
+    path, manifest = (
+        folder / "density_weights.npy",
+        json.loads((folder / "manifest.json").read_text()),
+    )
+    np.save(path, weights)
+    manifest["files"][path.name]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_branch_leaves_the_main_one(mine, hub, capsys):
+    commit = push(capsys)["commit"]
+    assert main(["push", f"{ADDRESS}@trial", "--json"]) == 0
+    capsys.readouterr()
+    assert hub.find("datasets", "team/prompt-weights", "main")[0] == commit
+    isodense.load_weights(ADDRESS, rev="trial")
+
+
+def test_a_data_set_is_private_where_that_is_asked_for(mine, hub, capsys):
+    push(capsys, "--private")
+    assert hub.private == {"team/prompt-weights": True}
+    push(capsys, "--private")
+
+
+def test_nothing_goes_into_a_public_data_set_that_was_to_be_private(mine, hub, capsys):
+    first = push(capsys)["commit"]
+    assert main(["push", ADDRESS, "--private"]) == 1
+    assert "exists and is public: nothing was sent" in capsys.readouterr().err
+    assert hub.find("datasets", "team/prompt-weights", "main")[0] == first
+
+
+def test_a_commit_that_is_there_needs_no_network(mine, hub, capsys, monkeypatch):
+    commit = push(capsys)["commit"]
+    isodense.load_weights(ADDRESS, rev=commit)
+    asked = len(hub.requests)
+    code = (
+        f"import isodense; print(len(isodense.load_weights({ADDRESS!r}, rev={commit!r}).weights))"
+    )
+    environ = {**hub.environ(mine.parent.parent), "HF_HUB_OFFLINE": "1"}
+    environ["HF_HUB_CACHE"] = str(mine.parent.parent / "hf")
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **environ},
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.stdout == f"{len(isodense.load_weights('data/density').weights)}\n", done.stderr
+    assert len(hub.requests) == asked
+
+
+def test_nothing_is_sent_of_a_dry_run(mine, hub, capsys, tmp_path):
+    found = push(capsys, "--dry-run", str(tmp_path / "dry"))
+    assert not hub.requests
+    isodense.load_weights(tmp_path / "dry/data/density")
+    assert found["bytes"] == sum(
+        path.stat().st_size for path in (tmp_path / "dry").rglob("*") if path.is_file()
+    )
+
+
+# --- what goes wrong ------------------------------------------------------------------------------
+
+
+def test_a_hub_that_refuses_is_an_error_that_says_how_to_log_in(mine, hub, capsys):
+    hub.writable = None
+    assert main(["push", ADDRESS]) == 1
+    said = capsys.readouterr().err
+    assert "hf://team/prompt-weights cannot be written: the Hub refuses it (403)" in said
+    assert "hf auth login" in said
+
+
+@pytest.mark.parametrize("address", ["team/prompt-weights", "hf://prompt-weights", "hf://a/b/c"])
+def test_an_address_that_is_none_is_refused_before_anything_is_sent(mine, hub, capsys, address):
+    assert main(["push", address]) == 1
+    assert "write it as hf://owner/name" in capsys.readouterr().err
+    assert not hub.requests
+
+
+def test_a_map_of_other_prompts_is_not_published(mine, hub, capsys):
+    manifest = json.loads((mine / "map/manifest.json").read_text()) | {"ids_sha256": "0" * 64}
+    (mine / "map/manifest.json").write_text(json.dumps(manifest))
+    assert main(["push", ADDRESS]) == 1
+    assert "coordinates" in capsys.readouterr().err
+    assert not hub.requests
+
+
+def test_what_cannot_be_loaded_says_why(mine, hub, capsys, tmp_path):
+    with pytest.raises(DataError, match="no such repository"):
+        isodense.load_weights("hf://team/none")
+    with pytest.raises(IsodenseError, match="write it as hf://"):
+        isodense.load_weights("hf://none")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/README.md").touch()
+    hub.add("team/other", tmp_path / "other")
+    with pytest.raises(ArtifactError, match="has no data/density at main"):
+        isodense.load_weights("hf://team/other")
+    commit = push(capsys)["commit"]
+    with pytest.raises(DataError, match="revision 'v9'"):
+        isodense.load_weights(ADDRESS, rev="v9")
+    hub.faults["team/prompt-weights"] = Fault(status=403)
+    with pytest.raises(DataError, match="gated"):
+        isodense.load_weights(ADDRESS, rev=commit)
+
+
+def test_damage_on_the_way_is_noticed(mine, hub, capsys):
+    commit = push(capsys)["commit"]
+    path = hub.find("datasets", "team/prompt-weights", commit)[1] / "data/density/density.npy"
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    with pytest.raises(ArtifactError, match=r"density\.npy"):
+        isodense.load_weights(ADDRESS, rev=commit)
+
+
+def test_rows_that_stay_are_not_sent_again(tmp_path):
+    """A hundredth of the rows comes into the middle: Xet, which cuts by content, finds the rest."""
+    hf_xet = pytest.importorskip("hf_xet")
+    rng = np.random.default_rng(0)
+    texts = [rng.bytes(60).hex() for _ in range(101_000)]
+    grown = [*texts[:50_000], *texts[-1000:], *texts[50_000:100_000]]
+    sent = []
+    for rows in (texts[:100_000], grown):
+        write_table(pa.table({"text": rows}), tmp_path / "table.parquet")
+        commit = hf_xet.XetSession().new_upload_commit(endpoint=f"local://{tmp_path}/store")
+        commit.start_upload_file(str(tmp_path / "table.parquet"))
+        sent.append(commit.wait_to_finish().dedup_metrics.new_bytes)
+    assert sent[0] > 5_000_000
+    assert sent[1] < 0.1 * sent[0]  # a half of it where pages are cut by count
