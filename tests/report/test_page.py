@@ -262,7 +262,8 @@ def test_prompts_are_inert_and_nothing_is_fetched(page):
 def test_the_weights_begin_with_an_opinion_on_them(whole, page):
     opinion = json.loads((whole / "data" / "density" / "manifest.json").read_text())["opinion"]
     said = between(page.text, "What the weights do", "Duplicate clusters")
-    assert said.strip().startswith(" ".join(sentences(opinion)))
+    assert " ".join(sentences(opinion)) in said
+    assert said.index("Regions that are drawn") < said.index(sentences(opinion)[0])
 
 
 def test_the_most_weighted_come_first_and_the_copies_last(page):
@@ -307,18 +308,23 @@ def test_the_map_holds_every_prompt_in_its_place(page):
     assert (asked == np.arange(count) + 1).all()
     held = np.isin(np.arange(count), ASIDE)
     assert (np.isnan(weight) == held).all()
-    assert (np.frombuffer(block, np.uint8, count, 24 * count) == held).all()
+    assert (np.frombuffer(block, np.uint8, count, 20 * count) == held).all()
+    region = np.frombuffer(block, np.uint8, count, 21 * count)
+    assert set(region) == set(range(len(names["regions"])))
+    assert len(names["places"]) == len(names["regions"]) > 1
+    ids = np.frombuffer(block, np.uint8, 16 * count, 22 * count).reshape(count, 16)
+    assert [bytes(one).hex() for one in ids] == [row["id"] for row in rows(True, ASIDE)]
     assert weight[~held].mean() == pytest.approx(1, abs=1e-5)
     assert weight[30:33].sum() < 1.5  # the copies weigh about as much as one prompt
     source, label = (
-        np.frombuffer(block, "<u2", count, 20 * count + 2 * count * place) for place in (0, 1)
+        np.frombuffer(block, "<u2", count, 16 * count + 2 * count * place) for place in (0, 1)
     )
     assert names["sources"] == ["one", "one + two"]
     assert (source == np.arange(count) % 2).all()
     assert [names["labels"][number] for number in label[:4]] == [
         f"<b>{n % 3}</b>" for n in range(4)
     ]
-    texts = block[25 * count :].decode().split("\n")
+    texts = block[38 * count :].decode().split("\n")
     assert len(texts) == count
     assert texts[-1] == f"prompt {count - 1}"
     assert max(map(len, texts)) <= 100
@@ -388,7 +394,7 @@ def test_kinds_of_prompts_stand_beside_the_plain_mean(tmp_path):
                      for place, end in enumerate(ends)}  # fmt: skip
     found["gain"] |= {"reward": 0.0, "reward_over_labels": -0.5, "reward_worst_quarter": None}
     rows = {(row["name"], row["over"]): row for row in kinds(found)}
-    assert next(iter(rows)) == ("reward", "all prompts alike")
+    assert next(iter(rows)) == ("reward", "all labels alike")
     assert rows["pass@1", "all labels alike"] == {
         "name": "pass@1",
         "over": "all labels alike",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import struct
 import zlib
@@ -13,7 +14,7 @@ from isodense.map.reader import COORDINATES
 from isodense.pipeline.artifact import ids_sha256, publishing, write_manifest
 from isodense.report.page import Sources, write_report
 from tests.browser import PHONE, Page, browser
-from tests.report.test_page import ASIDE, everything, write_artifacts
+from tests.report.test_page import ASIDE, HELD, TRAIN, everything, rows, write_artifacts
 from tests.tables import write_prompts
 from tests.weights import write_weights
 
@@ -157,6 +158,81 @@ def test_one_label_can_be_picked_out(desk):
     assert desk.tab.locator("#map-only").is_hidden()
 
 
+def listed(page: Page) -> list[str]:
+    """Return the prompts that are listed below the map."""
+    page.tab.wait_for_timeout(300)
+    return page.tab.locator("#map-found li").all_inner_texts()
+
+
+def test_a_search_lists_prompts_by_text_label_and_id(chromium, path):
+    page = Page(chromium, path, **DESK)
+    page.wait(READY)
+    page.tab.fill("#map-search", "PROMPT 21")
+    assert listed(page) == ["prompt 21"]
+    assert page.tab.locator("#map-count").inner_text() == "1 prompts"
+    page.tab.locator("#map-found li").click()
+    assert "prompt 21" in page.tab.locator("#map-prompt").inner_text()
+    page.tab.fill("#map-search", "<b>1</b>")  # a label
+    assert len(listed(page)) == sum(row % 3 == 1 for row in range(TRAIN + HELD))
+    page.tab.fill("#map-search", rows(True, ASIDE)[7]["id"])
+    assert listed(page) == ["prompt 7"]
+    page.tab.fill("#map-search", "no such words")
+    assert listed(page) == []
+    page.tab.click("#map-clear")
+    assert not page.tab.locator("#map-list").is_visible()
+    assert not page.faults
+
+
+def test_what_a_lasso_encloses_is_listed_and_saved(chromium, path, tmp_path):
+    page = Page(chromium, path, accept_downloads=True, **DESK)
+    page.wait(READY)
+    frame(page)
+    page.tab.evaluate(
+        """() => {
+          const map = [...Bokeh.index].find((v) => document.getElementById("map").contains(v.el));
+          map.model.toolbar.active_drag = map.model.toolbar.tools.find(
+            (tool) => tool.type === "LassoSelectTool");
+        }"""
+    )
+    (left, top), (right, bottom) = place(page, 12), place(page, 3)  # of 6 to a line, from below
+    corners = [
+        (left - 9, top - 9),
+        (right - 9, top - 9),
+        (right - 9, bottom + 9),
+        (left - 9, bottom + 9),
+    ]
+    page.tab.mouse.move(*corners[0])
+    page.tab.mouse.down()
+    for corner in (*corners[1:], corners[0]):
+        page.tab.mouse.move(*corner, steps=8)
+    page.tab.mouse.up()
+    expected = [0, 1, 2, 6, 7, 8, 12, 13, 14]
+    assert len(listed(page)) == len(expected)
+    with page.tab.expect_download() as kept:
+        page.tab.click("#map-save")
+    kept.value.save_as(tmp_path / "some.jsonl")
+    found = [json.loads(line) for line in (tmp_path / "some.jsonl").read_text().splitlines()]
+    assert [row["row"] for row in found] == expected
+    ids = [row["id"] for row in rows(True, ASIDE)]
+    assert [row["id"] for row in found] == [ids[row] for row in expected]
+
+
+def test_filters_hide_and_a_search_looks_at_what_is_left(chromium, path):
+    page = Page(chromium, path, **DESK)
+    page.wait(READY)
+    page.tab.click("#map-filters summary")
+    groups = page.tab.locator("#map-filters legend").all_inner_texts()
+    assert groups == ["region", "label", "source"]
+    page.tab.locator("#map-filters fieldset", has_text="label").locator("label").nth(1).click()
+    page.tab.fill("#map-search", "prompt")
+    found = listed(page)
+    assert found
+    assert len(found) < TRAIN + HELD
+    assert "some prompts are hidden" in page.tab.locator("#map-filters summary").inner_text()
+    page.tab.locator("#map-filters fieldset", has_text="label").locator("label").nth(1).click()
+    assert len(listed(page)) > len(found)
+
+
 def test_prompts_are_inert_and_nothing_is_fetched_or_complained_of(desk, path):
     assert desk.faults == []
     assert desk.asked == [path.as_uri()]
@@ -269,7 +345,7 @@ def test_without_labels_there_is_no_colouring_by_them(chromium, tmp_path):
     page = Page(chromium, tmp_path / "index.html", **DESK)
     page.wait(READY)
     options = page.tab.locator("#map-color option").all_inner_texts()
-    assert options == ["weight", "source", "split"]
+    assert options == ["weight", "region", "source", "split"]
     assert page.faults == []
 
 

@@ -45,10 +45,10 @@ MEASURES = (  # of both policies: metric, name on the page, format, what it says
 
 
 def evaluation_cards(found: dict[str, Any] | None) -> Iterator[Card]:
-    """Yield what is measured on held-out prompts: over prompts, and over labels where known."""
-    shown = [(f"held-out {name}", key, form) for key, (name, form) in MEASURED.items()]
-    shown += [(f"{name}, {OVER}", f"{key}_over_labels", form) for name, key, form in shown]
-    for name, key, form in shown if found else ():
+    """Yield what is measured on held-out prompts: over labels where known, then over prompts."""
+    plain = [(f"held-out {name}", key, form) for key, (name, form) in MEASURED.items()]
+    even = [(f"{name}, {OVER}", f"{key}_over_labels", form) for name, key, form in plain]
+    for name, key, form in (*even, *plain) if found else ():
         values = [found[policy].get(key) for policy in POLICIES] if found else []
         if found is None or None in values:
             continue
@@ -108,7 +108,7 @@ def kinds(found: dict[str, Any]) -> list[dict[str, str]]:
             "interval": _interval(found["gain"], f"{key}{end}", f"+{form}"),
         }
         for key, (name, form) in MEASURED.items()
-        for end in (["", *known] if known else [])
+        for end in ([*known, ""] if known else [])
         if f"{key}{end}" in found["gain"]
     ]
 

@@ -11,13 +11,21 @@ from typing import Any
 import numpy as np
 
 from isodense.report.prompts import Prompts, one_line
+from isodense.report.regions import Region
 
 LONGEST = 100  # characters of a prompt that hovering shows
 NAMES = 65_535  # different sources or labels that are kept apart
+WHOLE_IDS = 200_000  # prompts up to which the page has whole ids, for lists; else half of each
+NO_REGION = 255
 OTHERS = "(others)"
 
 
-def packed_map(prompts: Prompts, coordinates: np.ndarray) -> tuple[dict[str, Any], str]:
+def packed_map(
+    prompts: Prompts,
+    coordinates: np.ndarray,
+    regions: Sequence[Region] = (),
+    region: np.ndarray | None = None,
+) -> tuple[dict[str, Any], str]:
     """Return what the script draws the map from.
 
     Parameters
@@ -25,31 +33,46 @@ def packed_map(prompts: Prompts, coordinates: np.ndarray) -> tuple[dict[str, Any
     prompts : Prompts
     coordinates : ndarray of shape (n, 2), float32
         Coordinates of the prompts on the map.
+    regions : sequence of Region
+    region : ndarray of shape (n,), int64, optional
+        Number of each prompt's region, -1 for none.
 
     Returns
     -------
     names : dict
-        ``rows``, and ``sources`` and ``labels``, most frequent first, that the columns number.
+        ``rows``; ``id_bytes`` of each prompt; ``sources`` and ``labels``, most frequent first, and
+        ``regions``, that the columns number; ``places``, where each region's name is written.
     block : str
         Base64 of gzip of the columns, one after another, little-endian, in this order: x, y and
-        weight over the mean weight (NaN: held out), float32; count, uint32; the first four bytes
-        of the id; source and label, uint16; whether held out, uint8; the texts, a line each.
+        weight over the mean weight (NaN: held out), float32; count, uint32; source and label,
+        uint16; whether held out and the region (255: none), uint8; the first bytes of the id; the
+        texts, a line each.
     """
     sources, source = _numbered(prompts.sources)
     labels, label = _numbered(prompts.labels)
+    size = 16 if len(prompts) <= WHOLE_IDS else 8
+    number = np.full(len(prompts), -1) if region is None else region
     columns = (
         coordinates[:, 0].astype("<f4"),
         coordinates[:, 1].astype("<f4"),
         prompts.relative.astype("<f4"),
         np.minimum(prompts.counts, 2**32 - 1).astype("<u4"),
-        np.frombuffer(bytes.fromhex("".join(name[:8] for name in prompts.ids)), dtype=np.uint8),
         source,
         label,
         prompts.heldout.astype(np.uint8),
+        np.where(number < 0, NO_REGION, number).astype(np.uint8),
+        np.frombuffer(bytes.fromhex("".join(one[: 2 * size] for one in prompts.ids)), np.uint8),
     )
     texts = "\n".join(one_line(text, LONGEST) for text in prompts.texts)
     block = b"".join(column.tobytes() for column in columns) + texts.encode()
-    names = {"rows": len(prompts), "sources": sources, "labels": labels}
+    names = {
+        "rows": len(prompts),
+        "id_bytes": size,
+        "sources": sources,
+        "labels": labels,
+        "regions": [one.name for one in regions],
+        "places": [[one.x, one.y] for one in regions],
+    }
     return names, base64.b64encode(gzip.compress(block, 6, mtime=0)).decode()
 
 

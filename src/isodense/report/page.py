@@ -40,6 +40,7 @@ from isodense.report.images import write_images
 from isodense.report.map import packed_map
 from isodense.report.prompts import Prompts, clusters, extremes, load, nearest_train, shown
 from isodense.report.provenance import artifact, flat, read, versions
+from isodense.report.regions import Region, changes, regions_of
 from isodense.sampling.weights import Weights, load_weights
 
 EXAMPLES = 12  # held-out prompts whose completions are shown
@@ -113,10 +114,14 @@ def write_report(
     if sources.neighbors is not None:
         near = nearest_train(prompts, sources.neighbors, radius)
     coordinates, names, block = None, None, ""
+    regions: list[Region] = []
     if sources.map is not None:
         coordinates, manifest = load_coordinates(sources.map)
         require_same_ids(prompts.ids_sha256, manifest, f"the coordinates in {sources.map}")
-        names, block = packed_map(prompts, coordinates)
+        region = None
+        if sources.neighbors is not None:
+            regions, region = regions_of(prompts, sources.neighbors, coordinates)
+        names, block = packed_map(prompts, coordinates, regions, region)
     train = prompts.train
     charts = {
         "weights": weight_charts(
@@ -149,6 +154,8 @@ def write_report(
         cards=_cards(prompts, weights, metrics),
         charts=charts,
         opinion=sentences(weights.metadata.get("opinion", {})),
+        regions=regions,
+        changes=changes(regions),
         balance_by=by,
         balance=shares(load_kinds(sources.prompts, by), weights.weights) if by else [],
         rows=len(prompts),

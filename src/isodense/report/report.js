@@ -10,11 +10,15 @@ const LISTED = 1000; // sources or labels that can be picked out
 const SINGLE = 10000; // points drawn one by one; more of them are drawn as pixels
 const REACH = 4; // pixels around the pointer in which a point is looked for
 const COLUMNS = [["x", Float32Array], ["y", Float32Array], ["weight", Float32Array],
-                 ["count", Uint32Array], ["id", Uint8Array, 4], ["source", Uint16Array],
-                 ["label", Uint16Array], ["heldout", Uint8Array]]; // as report/map.py packs them
+                 ["count", Uint32Array], ["source", Uint16Array], ["label", Uint16Array],
+                 ["heldout", Uint8Array], ["region", Uint8Array],
+                 ["id", Uint8Array]]; // as report/map.py packs them; of an id several bytes
+const CHOICES = 40; // names of a filter
+const FOUND = 200; // prompts that are listed of those found
 
 const byId = (id) => document.getElementById(id);
 const ink = () => getComputedStyle(document.documentElement).getPropertyValue("--ink").trim();
+const page = () => getComputedStyle(document.documentElement).getPropertyValue("--page").trim();
 const css = ([r, g, b, alpha = 1]) => `rgba(${r},${g},${b},${alpha})`;
 const packed = ([r, g, b, alpha = 1]) =>
   ((r << 24) | (g << 16) | (b << 8) | Math.round(255 * alpha)) >>> 0;
@@ -124,7 +128,7 @@ async function chart(spec) {
   await Bokeh.Plotting.show(fig, byId(spec.id));
 }
 
-async function unpacked(id, rows) {
+async function unpacked(id, { rows, id_bytes }) {
   const text = byId(id).textContent;
   const zipped = Uint8Array.fromBase64 ? Uint8Array.fromBase64(text)
     : Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
@@ -132,12 +136,12 @@ async function unpacked(id, rows) {
   const buffer = await new Response(stream).arrayBuffer();
   const columns = {};
   let offset = 0;
-  for (const [name, type, each = 1] of COLUMNS) {
-    columns[name] = new type(buffer, offset, rows * each);
+  for (const [name, type] of COLUMNS) {
+    columns[name] = new type(buffer, offset, rows * (name === "id" ? id_bytes : 1));
     offset += columns[name].byteLength;
   }
   const texts = new TextDecoder().decode(new Uint8Array(buffer, offset));
-  return { ...columns, texts: texts.split("\n"), rows };
+  return { ...columns, texts: texts.split("\n"), rows, idBytes: id_bytes };
 }
 
 function mixed(weight) { // blue below the mean weight, grey at it, orange above
@@ -172,6 +176,7 @@ function colorings(points, names) {
                      ["mean weight", GREY], ["2 ×", mixed(2)],
                      ["isolated: 3 × or more", mixed(3)], heldout],
     },
+    region: named("region", names.regions),
     source: named("source", names.sources),
     label: named("label", names.labels),
     split: {
@@ -194,11 +199,12 @@ function bounds(values) {
 
 // For each cell of a grid the last row in it (-1: none), those that are not faint before others, and
 // its colour, the stronger the more rows are in the cell.
-function raster(points, colors, [x0, x1, y0, y1], width, height) {
+function raster(points, colors, visible, [x0, x1, y0, y1], width, height) {
   const owner = new Int32Array(width * height).fill(-1);
   const rows = new Uint16Array(width * height);
   const across = width / (x1 - x0), up = height / (y1 - y0);
   for (let i = 0; i < points.rows; i++) {
+    if (!visible[i]) continue;
     const column = Math.floor((points.x[i] - x0) * across);
     const line = Math.floor((points.y[i] - y0) * up);
     if (column < 0 || column >= width || line < 0 || line >= height) continue;
@@ -231,9 +237,10 @@ function nearestCell({ owner, width, height, side }, column, line) {
   return best;
 }
 
-function nearestPoint(points, x, y, perX, perY) { // within the reach of a finger
+function nearestPoint(points, visible, x, y, perX, perY) { // within the reach of a finger
   let best = -1, least = (4 * REACH) ** 2;
   for (let i = 0; i < points.rows; i++) {
+    if (!visible[i]) continue;
     const distance = ((points.x[i] - x) * perX) ** 2 + ((points.y[i] - y) * perY) ** 2;
     if (distance < least) [best, least] = [i, distance];
   }
@@ -243,11 +250,101 @@ function nearestPoint(points, x, y, perX, perY) { // within the reach of a finge
 function described(points, names, row) {
   const split = points.heldout[row] ? "held out, never drawn"
     : `weight ${points.weight[row].toFixed(2)} × mean`;
-  const id = [...points.id.subarray(4 * row, 4 * row + 4)]
-    .map((byte) => byte.toString(16).padStart(2, "0")).join("");
+  const id = idOf(points, row).slice(0, 8);
   const label = names.labels[points.label[row]];
   return [[points.texts[row], true], [`${split} · ${points.count[row]} occurrence${points.count[row] === 1 ? "" : "s"}`],
-          [[names.sources[points.source[row]], label, `id ${id}…`].filter(Boolean).join(" · ")]];
+          [[names.sources[points.source[row]], label, names.regions[points.region[row]], `id ${id}…`]
+            .filter(Boolean).join(" · ")]];
+}
+
+function idOf({ id, idBytes }, row) { // the whole id, or its first half where there are very many
+  return [...id.subarray(idBytes * row, idBytes * (row + 1))]
+    .map((byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+// What search, lasso and box give: a Uint8Array of 1 for each row that is meant.
+function searched(points, names, query) {
+  const wanted = query.toLowerCase();
+  const meant = (list) => list.map((name) => name.toLowerCase().includes(wanted));
+  const [sources, labels, regions] = [names.sources, names.labels, names.regions].map(meant);
+  const start = /^[0-9a-f]{6,}…?$/.test(wanted) ? wanted.replace("…", "") : null;
+  points.lower ??= points.texts.map((text) => text.toLowerCase());
+  return Uint8Array.from({ length: points.rows }, (_, i) =>
+    points.lower[i].includes(wanted) || sources[points.source[i]] || labels[points.label[i]]
+    || regions[points.region[i]] || (start && idOf(points, i).startsWith(start)) ? 1 : 0);
+}
+
+function enclosed(points, { type, x, y, x0, x1, y0, y1 }) {
+  const [xs, ys] = type === "rect" ? [[x0, x1, x1, x0], [y0, y0, y1, y1]] : [x, y];
+  const [left, right] = [Math.min(...xs), Math.max(...xs)];
+  return Uint8Array.from({ length: points.rows }, (_, i) => {
+    const [px, py] = [points.x[i], points.y[i]];
+    if (px < left || px > right) return 0;
+    let inside = 0; // how often a ray to the right crosses the outline
+    for (let a = 0, b = xs.length - 1; a < xs.length; b = a++) {
+      if ((ys[a] > py) !== (ys[b] > py)
+          && px < (xs[b] - xs[a]) * (py - ys[a]) / (ys[b] - ys[a]) + xs[a]) inside ^= 1;
+    }
+    return inside;
+  });
+}
+
+function copied(text) { // where a page is a file, browsers offer nothing newer
+  const area = element("textarea", text, { position: "fixed", opacity: 0 });
+  area.value = text;
+  document.body.append(area);
+  area.select();
+  document.execCommand("copy");
+  area.remove();
+}
+
+function saved(text, name) {
+  const link = element("a", "");
+  link.href = URL.createObjectURL(new Blob([text], { type: "application/jsonl" }));
+  link.download = name;
+  link.click();
+  URL.revokeObjectURL(link.href);
+}
+
+// Check boxes for the commonest names of labels, sources and regions; `changed` gets what is ticked.
+function filters(box, points, names, changed) {
+  const ticked = { region: new Set(), label: new Set(), source: new Set() };
+  const lists = { region: names.regions, label: names.labels, source: names.sources };
+  for (const [column, list] of Object.entries(lists)) {
+    if (list.length < 2) continue;
+    const counts = new Uint32Array(Math.max(256, list.length));
+    for (const number of points[column]) counts[number]++;
+    const group = element("fieldset", "");
+    group.append(element("legend", column));
+    list.slice(0, CHOICES).forEach((name, number) => {
+      const tick = Object.assign(element("input", ""), { type: "checkbox" });
+      const label = element("label", "");
+      label.append(tick, ` ${name || "(none)"} (${counts[number].toLocaleString("en")})`);
+      tick.addEventListener("change", () => {
+        ticked[column][tick.checked ? "add" : "delete"](number);
+        changed(ticked);
+      });
+      group.append(label);
+    });
+    if (list.length > CHOICES) group.append(element("span", `${list.length - CHOICES} more: search them`));
+    box.append(group);
+  }
+  box.parentElement.hidden = !box.children.length;
+}
+
+// The names of regions at their places, the larger before those that they would cover.
+function placed(names, fig, view) {
+  const perX = fig.inner_width / (view[1] - view[0]), perY = fig.inner_height / (view[3] - view[2]);
+  const kept = [];
+  names.places.forEach(([x, y], number) => {
+    const [px, py] = [(x - view[0]) * perX, (y - view[2]) * perY];
+    const half = 3.7 * names.regions[number].length;
+    const fits = px > half && px < fig.inner_width - half && py > 9 && py < fig.inner_height - 9;
+    const free = kept.every((one) => Math.abs(one.py - py) > 16 || Math.abs(one.px - px) > one.half + half);
+    if (fits && free) kept.push({ number, px, py, half, x, y });
+  });
+  return { x: kept.map((one) => one.x), y: kept.map((one) => one.y),
+           text: kept.map((one) => names.regions[one.number]) };
 }
 
 function wheelAfterClick(box) { // until then the wheel scrolls the page past the map
@@ -258,9 +355,11 @@ function wheelAfterClick(box) { // until then the wheel scrolls the page past th
 }
 
 async function map(names) {
-  const points = await unpacked("map-data", names.rows);
+  const points = await unpacked("map-data", names);
   const ways = colorings(points, names);
   const colors = new Uint32Array(points.rows);
+  const visible = new Uint8Array(points.rows).fill(1); // what the filters let through
+  let chosen = null; // what search, lasso or box mean
   const [x, y] = [bounds(points.x), bounds(points.y)];
   const fig = figure({
     height: Math.min(620, Math.round(window.innerHeight * 0.6)),
@@ -278,6 +377,12 @@ async function map(names) {
   const pixels = new Bokeh.ColumnDataSource({ data: { image: [], x: [], y: [], w: [], h: [] } });
   const cells = fig.image_rgba({ image: { field: "image" }, x: { field: "x" }, y: { field: "y" },
     dw: { field: "w" }, dh: { field: "h" }, source: pixels });
+  const named = new Bokeh.ColumnDataSource({ data: { x: [], y: [], text: [] } });
+  const words = fig.text({ field: "x" }, { field: "y" }, { field: "text" }, { source: named,
+    text_align: "center", text_baseline: "middle", text_font_size: "12px", text_font_style: "bold",
+    padding: 2, border_radius: 3, border_line_color: null, background_fill_alpha: 0.72 });
+  fig.add_tools(new Bokeh.LassoSelectTool({ renderers: [], continuous: false }),
+                new Bokeh.BoxSelectTool({ renderers: [], continuous: false }));
   let shown = null;
 
   const atDot = (source, i) => described(points, names, source.data.row[i]);
@@ -292,7 +397,7 @@ async function map(names) {
 
   fig.on_event("tap", ({ x: px, y: py }) => { // also for fingers, and to be copied
     const { x_range, y_range } = fig;
-    const row = nearestPoint(points, px, py, fig.inner_width / (x_range.end - x_range.start),
+    const row = nearestPoint(points, visible, px, py, fig.inner_width / (x_range.end - x_range.start),
                              fig.inner_height / (y_range.end - y_range.start));
     byId("map-prompt").replaceChildren(...(row < 0 ? [] : [tooltip(described(points, names, row))]));
   });
@@ -304,6 +409,7 @@ async function map(names) {
     let count = 0;
     for (let i = 0; i < points.rows; i++) {
       const [px, py] = [points.x[i], points.y[i]];
+      if (!visible[i]) continue;
       if (px >= view[0] && px <= view[1] && py >= view[2] && py <= view[3] && ++count <= SINGLE) {
         rows.push(i);
       }
@@ -315,7 +421,7 @@ async function map(names) {
       const side = Math.max(1, Math.round(3 - Math.log10(count / SINGLE)));
       const width = Math.max(1, Math.round(fig.inner_width / side));
       const height = Math.max(1, Math.round(fig.inner_height / side));
-      const made = raster(points, colors, view, width, height);
+      const made = raster(points, colors, visible, view, width, height);
       const image = Object.assign(made.image, { dimension: 2, shape: [height, width] });
       shown = { owner: made.owner, view, width, height, side };
       pixels.data = { image: [image], x: [view[0]], y: [view[2]],
@@ -324,7 +430,9 @@ async function map(names) {
     dots.visible = few;
     cells.visible = !few;
     singles.data = { x: pick(points.x), y: pick(points.y), row: few ? rows : [],
-                     color: few ? rows.map((i) => css(ways[select.value].of(i, picked()))) : [] };
+                     color: few ? rows.map((i) => css(colorOf(i, picked()))) : [] };
+    named.data = placed(names, fig, view);
+    words.glyph.setv({ text_color: ink(), background_fill_color: page() });
     byId("map").dataset.drawn = few ? "points" : "pixels";
   }
 
@@ -337,9 +445,11 @@ async function map(names) {
 
   const select = byId("map-color"), only = byId("map-only");
   const picked = () => Number(only.value || -1); // number of the one name that is shown, -1: all
+  const colorOf = (i, name) =>
+    (chosen && !chosen[i] ? FAINT : ways[select.value].of(i, name));
   function recolor() {
     const way = ways[select.value], name = picked();
-    for (let i = 0; i < points.rows; i++) colors[i] = packed(way.of(i, name));
+    for (let i = 0; i < points.rows; i++) colors[i] = packed(colorOf(i, name));
     legend(byId("map-legend"), way.legend(name).map(([text, color]) => [text, css(color)]));
   }
   function offer() { // the names of the way of colouring that was chosen
@@ -349,6 +459,36 @@ async function map(names) {
       Object.assign(element("option", name), { value })));
     only.hidden = listed.length < 2;
   }
+  const search = byId("map-search");
+  const rowsFound = () => {
+    const rows = [];
+    for (let i = 0; i < points.rows; i++) if (chosen[i] && visible[i]) rows.push(i);
+    return rows;
+  };
+  function choose(found) { // null: nothing in particular
+    chosen = found;
+    const rows = found ? rowsFound() : [];
+    byId("map-list").hidden = !found;
+    byId("map-count").textContent = `${rows.length.toLocaleString("en")} prompts`
+      + (rows.length > FOUND ? `, the first ${FOUND} of them:` : "");
+    byId("map-found").replaceChildren(...rows.slice(0, FOUND).map((row) => {
+      const entry = element("li", points.texts[row]);
+      entry.addEventListener("click", () =>
+        byId("map-prompt").replaceChildren(tooltip(described(points, names, row))));
+      return entry;
+    }));
+    recolor();
+    draw();
+  }
+  function filtered(ticked) {
+    const active = Object.entries(ticked).filter(([, numbers]) => numbers.size);
+    for (let i = 0; i < points.rows; i++) {
+      visible[i] = active.every(([column, numbers]) => numbers.has(points[column][i])) ? 1 : 0;
+    }
+    byId("map-filtered").textContent = active.length ? " (some prompts are hidden)" : "";
+    choose(chosen);
+  }
+
   offer();
   recolor();
   await Bokeh.Plotting.show(fig, byId("map"));
@@ -357,6 +497,26 @@ async function map(names) {
   fig.properties.inner_height.change.connect(later);
   select.addEventListener("change", () => { offer(); recolor(); draw(); });
   only.addEventListener("change", () => { recolor(); draw(); });
+  fig.on_event("selectiongeometry", ({ geometry, final }) => {
+    if (!final) return;
+    search.value = "";
+    choose(enclosed(points, geometry));
+  });
+  let typing = 0;
+  search.addEventListener("input", () => {
+    clearTimeout(typing);
+    const query = search.value.trim();
+    typing = setTimeout(() => choose(query ? searched(points, names, query) : null), 150);
+  });
+  const idKey = points.idBytes === 16 ? "id" : "id_start";
+  byId("map-copy").addEventListener("click", () =>
+    copied(rowsFound().map((row) => idOf(points, row)).join("\n")));
+  byId("map-save").addEventListener("click", () => saved(rowsFound().map((row) =>
+    JSON.stringify({ row, [idKey]: idOf(points, row), text: points.texts[row] }) + "\n").join(""),
+    "prompts.jsonl"));
+  byId("map-clear").addEventListener("click", () => { search.value = ""; choose(null); });
+  filters(document.querySelector("#map-filters .filters"), points, names, filtered);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", later);
   wheelAfterClick(byId("map"));
   draw();
 }

@@ -19,6 +19,7 @@ from isodense.pipeline.layout import (
     SERIES,
 )
 
+DEFAULT = Path("isodense-report.html")
 ABOUT = "Write the report of what this checkout holds, with its git revision and dvc.lock."
 
 
@@ -32,19 +33,39 @@ def add(commands: Any) -> None:
         "prompts and density have to be there.",
         epilog="example: isodense report --output friday.html",
     )
-    where = Path("isodense-report.html")
-    page.add_argument("--output", type=Path, default=where, help=f"file to write ({where})")
+    where = DEFAULT
+    page.add_argument("--output", type=Path, help=f"file to write ({where})")
+    table = "write the map as a Parquet table instead, or besides: embedding-atlas FILE --x x --y y"
+    page.add_argument("--atlas", type=Path, metavar="FILE", help=table)
     page.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write the page."""
+    """Write the page, the table, or both."""
+    if args.atlas is not None:
+        _write_table(args.atlas)
+        if args.output is None:
+            return
+    _write_page(args.output or DEFAULT)
+
+
+def _write_table(out: Path) -> None:
+    from isodense.report.atlas import write_atlas
+
+    prompts, density, neighbors, where = (
+        ARTIFACTS[name].path for name in ("prompts", "density", "neighbors", "map")
+    )
+    rows = write_atlas(prompts, density, neighbors, where, out)
+    sys.stdout.write(f"{out}: {rows:,} prompts; embedding-atlas {out} --x x --y y shows them\n")
+
+
+def _write_page(output: Path) -> None:
     from isodense.experiments.lockfile import outdated_outputs
     from isodense.report.page import Sources, write_report
     from isodense.report.provenance import checkout
 
-    if args.output.resolve() == PAGE.resolve():
-        message = f"{args.output} is an output of `dvc repro report`, which DVC guards"
+    if output.resolve() == PAGE.resolve():
+        message = f"{output} is an output of `dvc repro report`, which DVC guards"
         raise IsodenseError(message, "name another file with --output")
     outdated = outdated_outputs(Path("dvc.lock"))
 
@@ -65,6 +86,6 @@ def run(args: argparse.Namespace) -> None:
         manifests=[file for file in manifests if file.exists()],
         realised=there(REALISED),
     )
-    write_report(sources, args.output, checkout=checkout(Path()))
-    size = args.output.stat().st_size / 1e6
-    sys.stdout.write(f"{args.output}: {size:.1f} MB, opens in any browser without a network\n")
+    write_report(sources, output, checkout=checkout(Path()))
+    size = output.stat().st_size / 1e6
+    sys.stdout.write(f"{output}: {size:.1f} MB, opens in any browser without a network\n")
