@@ -162,6 +162,8 @@ def test_nothing_is_sent_of_a_dry_run(mine, hub, capsys, tmp_path):
     found = push(capsys, "--dry-run", str(tmp_path / "dry"))
     assert not hub.requests
     isodense.load_weights(tmp_path / "dry/data/density")
+    assert main(["push", ADDRESS, "--dry-run", str(tmp_path / "dry")]) == 1
+    assert "dry exists already" in capsys.readouterr().err
     assert found["bytes"] == sum(
         path.stat().st_size for path in (tmp_path / "dry").rglob("*") if path.is_file()
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -55,6 +56,26 @@ def test_modules_that_the_policy_lacks_are_said_before_training(inputs: Inputs, 
     assert "train.lora" in finding.hint
     assert len(found(wrong, tmp_path)) == 1  # what failed is tried again
     assert found(wrong, tmp_path, launched=True) == []  # there it is the launcher's processes'
+
+
+def test_a_tracker_has_to_be_installed_and_is_told_nothing_of_a_trial(
+    inputs: Inputs, tmp_path: Path, monkeypatch
+):
+    tracked = with_train(inputs, report_to=["dvclive", "mlflow"])
+    real, told = importlib.util.find_spec, []
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: name != "mlflow" and real(name, *rest)
+    )
+    monkeypatch.setattr(
+        "isodense.train.grpo.make_trainer", lambda *given: told.append(given[2].report_to)
+    )
+    found(tracked, tmp_path)
+    assert not told
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: name == "mlflow" or real(name, *rest)
+    )
+    found(tracked, tmp_path)
+    assert told == [[]]
 
 
 def test_a_layer_that_is_not_there_is_said(inputs: Inputs, tmp_path: Path, monkeypatch):

@@ -75,6 +75,8 @@ def push(
     """
     repo, branch = parse(address)
     if dry_run is not None:
+        if dry_run.exists():
+            raise IsodenseError(f"{dry_run} exists already", "name a new one, or remove this one")
         dry_run.mkdir(parents=True)
         return _write(dry_run, repo, data, with_prompts)
     with TemporaryDirectory() as name:

@@ -168,6 +168,7 @@ def try_step(inputs: Inputs, rows: list[dict[str, Any]], device: str) -> None:
         "num_generations": GROUP,
         "completions_per_pass": GROUP,
         "max_completion_tokens": TOKENS,
+        "report_to": ["dvclive"],  # a trial is no run
         "grpo": {"optim": "sgd", **inputs.train.grpo},
     }
     with tempfile.TemporaryDirectory() as folder:
