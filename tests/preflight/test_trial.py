@@ -64,10 +64,10 @@ def test_a_tracker_has_to_be_installed_and_is_told_nothing_of_a_trial(
     tracked = with_train(inputs, report_to=["dvclive", "mlflow"])
     real, told = importlib.util.find_spec, []
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: name != "mlflow" and real(name, *rest)
+        "isodense.train.grpo.make_trainer", lambda *given: told.append(given[2].report_to)
     )
     monkeypatch.setattr(
-        "isodense.train.grpo.make_trainer", lambda *given: told.append(given[2].report_to)
+        importlib.util, "find_spec", lambda name, *a: None if name == "mlflow" else real(name, *a)
     )
     found(tracked, tmp_path)
     assert not told
