@@ -53,8 +53,7 @@ def main() -> None:
     lists = run.fit()
     rows = run.sort(lists)
     run.search(lists, rows, run.probes(lists, args.sample, args.aim), args.blocks)
-    if not args.blocks:
-        run.audit(args.sample)
+    run.audit(args.sample)
 
 
 class Run:
@@ -125,9 +124,9 @@ class Run:
             self.log("sorted by list")
         return OnDisk(path, DIM)
 
-    def exact(self, seed: int, sample: int) -> tuple[np.ndarray, np.ndarray, Graph]:
-        """Return rows of a sample, their vectors and exact neighbours, read piece by piece."""
-        rows = np.sort(np.random.default_rng(seed).choice(self.rows, sample, replace=False))
+    def exact(self, rows: np.ndarray) -> tuple[np.ndarray, Graph]:
+        """Return the vectors of a sample of rows and their exact neighbours, piece by piece."""
+        sample = len(rows)
         queries = np.concatenate([OnDisk(self.made, DIM).read(row, row + 1) for row in rows])
         best = Graph.empty(sample, 0)
         for number, X in enumerate(self.read()):
@@ -141,13 +140,13 @@ class Run:
             best = Graph(
                 np.take_along_axis(indices, order, 1), np.take_along_axis(distances, order, 1)
             )
-        return rows, queries, best
+        return queries, best
 
     def probes(self, lists: Lists, sample: int, aim: float) -> int:
         """Return how many lists to probe."""
         path = self.folder / "probes.json"
         if not path.exists():
-            _, queries, exact = self.exact(1, sample)
+            queries, exact = self.exact(_sample(np.arange(self.rows), sample, seed=1))
             probes, reached = enough_probes(lists, queries, exact.indices, aim)
             path.write_text(json.dumps({"probes": probes}))
             self.log(f"{probes} of {len(lists):,} lists give recall {reached:.4f} on a sample")
@@ -181,20 +180,26 @@ class Run:
         return self.folder / f"block-{start:09d}.safetensors"
 
     def audit(self, sample: int) -> None:
-        """Print the recall on rows that it was not tuned on."""
-        rows, _, exact = self.exact(2, sample)
+        """Print the recall on rows that it was not tuned on, of the blocks that were searched."""
         lists = self.fit()
+        starts = [start for start in range(0, self.rows, ROWS) if self.block(start).exists()]
+        searched = np.concatenate([lists.order[start : start + ROWS] for start in starts])
+        rows = _sample(searched, sample, seed=2)
+        _, exact = self.exact(rows)
         place = np.flatnonzero(np.isin(lists.order, rows))
         found = Graph.empty(len(rows), self.k)
-        for start in range(0, self.rows, ROWS):
+        for start in starts:
             inside = place[(place >= start) & (place < start + ROWS)]
-            block, where = (
-                load_file(self.block(start)),
-                np.searchsorted(rows, lists.order[inside]),
-            )
+            block = load_file(self.block(start))
+            where = np.searchsorted(rows, lists.order[inside])
             found.indices[where] = block["indices"][inside - start]
             found.distances[where] = block["distances"][inside - start]
-        self.log(f"audited recall {recall(found, exact):.4f} on {len(rows)} rows")
+        share = f"of {len(searched):,} of {self.rows:,} rows"
+        self.log(f"audited recall {recall(found, exact):.4f} on {len(rows)} {share}")
+
+
+def _sample(rows: np.ndarray, size: int, seed: int) -> np.ndarray:
+    return np.sort(np.random.default_rng(seed).choice(rows, size, replace=False))
 
 
 def piece(number: int, rows: int) -> np.ndarray:
