@@ -23,6 +23,7 @@ NEAREST = 10  # neighbours of a prompt that the communities are found in
 MOST = 40  # regions; smaller communities are in none
 LEAST = 0.002  # share of the prompts that makes a region
 SAMPLE = 2000  # prompts of a region whose words are counted, evenly spread over it
+ALIKE = 0.05  # of the draws by uniform sampling: a change that is not told of
 NAMING = 3  # words of a name
 SEED = 0  # of the order in which Leiden looks at prompts
 
@@ -140,8 +141,8 @@ def changes(regions: list[Region], shown: int = 2) -> str:
     if len(regions) < 2:
         return ""
     order = sorted(regions, key=lambda one: -one.factor)
-    up = [one for one in order if one.factor > 1][:shown]
-    down = [one for one in reversed(order) if one.factor < 1][:shown]
+    up = [one for one in order if one.factor > 1 + ALIKE][:shown]
+    down = [one for one in reversed(order) if one.factor < 1 - ALIKE][:shown]
     parts = [
         f"{way} often than uniformly: "
         + ", ".join(f"{one.name} ({one.factor:.1f} ×)" for one in some)
