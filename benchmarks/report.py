@@ -1,7 +1,7 @@
 """The report's size, the seconds to write it, and the seconds until a browser shows it.
 
-Prompts are synthetic sentences around seeded cluster centres, as many as asked; the neighbour graph
-is a random one with distances like those of clusters, since only its size matters here.
+Prompts are synthetic sentences around seeded cluster centres, as many as asked; nine in ten
+neighbours are random prompts of the same cluster, at distances like those of clusters.
 
 Run ``python benchmarks/report.py``; chromium is driven headless, with software rendering.
 """
@@ -45,6 +45,7 @@ WORDS = (
     "learn guitar recipe for soup translate into french email boss late train ticket price weather"
 ).split()
 K = 20
+SAME = 0.9  # of the neighbours that are of the same cluster
 
 
 def make(folder: Path, count: int) -> Sources:
@@ -63,7 +64,7 @@ def make(folder: Path, count: int) -> Sources:
         [name for name, held in zip(ids, heldout, strict=True) if held == kept]
         for kept in (False, True)
     ]
-    write_graph(folder, *apart, rng)
+    write_graph(folder, *apart, cluster[~heldout], rng)
     return Sources(
         folder / "prompts", folder / "density", folder / "neighbors", folder / "map"
     )  # fmt: skip
@@ -74,11 +75,11 @@ def write_prompts(
 ) -> None:
     """Write sentences of 4 to 39 random words."""
     lengths = rng.integers(4, 40, len(ids))
-    words = np.array(WORDS)
+    words = np.array(WORDS * 2)
     rows = (
         {
             "id": name,
-            "text": " ".join(words[rng.integers(0, len(words), length)]),
+            "text": " ".join(words[rng.integers(0, 30, length) + number % 48]),
             "count": int(length % 3 + 1),
             "sources": {"synthetic": 1},
             "split": "heldout" if held else "train",
@@ -91,7 +92,11 @@ def write_prompts(
 
 
 def write_graph(
-    folder: Path, train: list[str], heldout: list[str], rng: np.random.Generator
+    folder: Path,
+    train: list[str],
+    heldout: list[str],
+    cluster: np.ndarray,
+    rng: np.random.Generator,
 ) -> None:
     """Write a random neighbour graph and the density that the stage finds in it."""
 
@@ -100,6 +105,11 @@ def write_graph(
         return Graph(rng.integers(0, len(train), (rows, K)).astype(np.int32), distances)
 
     graph, others = random(len(train)), random(len(heldout))
+    order, sizes = np.argsort(cluster, kind="stable"), np.bincount(cluster)
+    start = np.cumsum(sizes) - sizes
+    inside = start[cluster, None] + (rng.random((len(train), K)) * sizes[cluster, None]).astype(int)
+    near = rng.random((len(train), K)) < SAME
+    graph.indices[near] = order[inside[near]]
     arrays = {
         INDICES: graph.indices,
         DISTANCES: graph.distances,
@@ -116,7 +126,7 @@ def write_graph(
     found = estimate(graph, density)
     inputs = content_sha256(manifest)
     nothing = np.zeros(len(heldout))
-    publish(found, nothing, nothing > 0, train, density, manifest, inputs, folder / "density")
+    publish(found, nothing, nothing > 0, train, density, {}, manifest, inputs, folder / "density")
 
 
 def opened(path: Path) -> dict[str, float]:
@@ -135,9 +145,40 @@ def opened(path: Path) -> dict[str, float]:
         page.tab.mouse.wheel(0, -400)
         page.tab.evaluate("new Promise(r => requestAnimationFrame(() => setTimeout(r, 0)))")
         seconds["zoom"] = time.perf_counter() - start
+        seconds["search"] = looked_for(page)
+        seconds["lasso"] = encircled(page)
         if page.faults:
             raise SystemExit("\n".join(page.faults))
     return seconds
+
+
+def looked_for(page: Page) -> float:
+    """Return the seconds from typing a word to the prompts found, the page's pause included."""
+    start = time.perf_counter()
+    page.tab.fill("#map-search", "egg")
+    page.wait("!document.getElementById('map-list').hidden")
+    page.tab.evaluate("new Promise(r => requestAnimationFrame(() => setTimeout(r, 0)))")
+    return time.perf_counter() - start
+
+
+def encircled(page: Page) -> float:
+    """Return the seconds from the end of a lasso of 60 corners to the prompts in it."""
+    page.tab.locator("#map-clear").click()
+    page.tab.evaluate("document.getElementById('map').scrollIntoView({block: 'center'})")
+    page.tab.locator("[title='Lasso Select']").click()
+    box = page.tab.locator("#map").bounding_box()
+    angle = np.linspace(0, 6, 60)
+    x = box["x"] + box["width"] * (0.5 + 0.3 * np.cos(angle))
+    y = box["y"] + box["height"] * (0.5 + 0.3 * np.sin(angle))
+    page.tab.mouse.move(x[0], y[0])
+    page.tab.mouse.down()
+    for each in zip(x[1:], y[1:], strict=True):
+        page.tab.mouse.move(*each)
+    start = time.perf_counter()
+    page.tab.mouse.up()
+    page.wait("!document.getElementById('map-list').hidden")
+    page.tab.evaluate("new Promise(r => requestAnimationFrame(() => setTimeout(r, 0)))")
+    return time.perf_counter() - start
 
 
 def hovered(page: Page) -> float:
@@ -160,8 +201,9 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[2_000, 1_000_000])
     args = parser.parse_args()
     print(f"python {platform.python_version()}, {platform.machine()}\n")
-    print("| prompts | write, s | MB | map shown, s | all shown, s | hover, s | zoom, s |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    print("| prompts | write, s | MB | map shown, s | all shown, s | hover, s | zoom, s "
+          "| search, s | lasso, s |")  # fmt: skip
+    print("| ---: " * 9 + "|")
     for size in args.sizes:
         with tempfile.TemporaryDirectory() as scratch:
             sources = make(Path(scratch), size)
@@ -171,7 +213,7 @@ def main() -> None:
             wrote = time.perf_counter() - start
             size_mb = page.stat().st_size / 1e6
             seen = opened(page)
-        times = " | ".join(f"{seen[name]:.2f}" for name in ("map", "all", "hover", "zoom"))
+        times = " | ".join(f"{value:.2f}" for value in seen.values())
         print(f"| {size:,} | {wrote:.1f} | {size_mb:.1f} | {times} |", flush=True)
     print(f"\npeak memory {peak_rss() / 2**30:.1f} GiB")
 

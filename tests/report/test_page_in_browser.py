@@ -170,12 +170,17 @@ def test_a_search_lists_prompts_by_text_label_and_id(chromium, path):
     page.tab.fill("#map-search", "PROMPT 21")
     assert listed(page) == ["prompt 21"]
     assert page.tab.locator("#map-count").inner_text() == "1 prompts"
+    assert page.tab.evaluate("document.getElementById('map').dataset.rings") == "1"
     page.tab.locator("#map-found li").click()
     assert "prompt 21" in page.tab.locator("#map-prompt").inner_text()
     page.tab.fill("#map-search", "<b>1</b>")  # a label
     assert len(listed(page)) == sum(row % 3 == 1 for row in range(TRAIN + HELD))
     page.tab.fill("#map-search", rows(True, ASIDE)[7]["id"])
     assert listed(page) == ["prompt 7"]
+    page.tab.fill("#map-search", "prompt 3")  # of several texts one after another, and the last
+    assert listed(page) == [f"prompt {row}" for row in (30, 31, 32, 33)]
+    page.tab.fill("#map-search", "window.hit=1")
+    assert len(listed(page)) == 1
     page.tab.fill("#map-search", "no such words")
     assert listed(page) == []
     page.tab.click("#map-clear")

@@ -18,7 +18,8 @@ from isodense.neighbors.build import knn_graph
 from isodense.neighbors.graph import Graph
 from isodense.report.atlas import write_atlas
 from isodense.report.prompts import Prompts
-from isodense.report.regions import changes, communities, find_regions, named, words
+from isodense.report.regions import changes, communities, find_regions
+from isodense.report.words import distinctive
 from tests.report.test_page import ASIDE, HELD, TRAIN, rows, write_artifacts
 
 SIZES = (24, 18, 14)
@@ -64,6 +65,7 @@ def test_each_crowd_is_a_region_with_its_own_words_share_and_place():
     assert [one.prompts for one in found] == list(SIZES)
     for one, theme in zip(found, THEMES, strict=True):
         assert {*one.name.split(" · ")} <= {*theme.split()}
+        assert one.name.split(" · ") == one.words[:3]
     assert [(one.x, one.y) for one in found] == [(0, 0), (5, 0), (0, 5)]
     np.testing.assert_allclose([one.uniform for one in found], np.array(SIZES) / sum(SIZES))
     np.testing.assert_allclose([one.factor for one in found], np.array([0.5, 1, 2.5]) / mean)
@@ -84,14 +86,31 @@ def test_a_graph_without_neighbours_is_one_region():
     assert communities(Graph.empty(3, 0)).tolist() == [0, 0, 0]
 
 
-def test_words_are_those_of_any_script():
-    assert list(words("Don't boil the EGGS, a 3rd time")) == ["boil", "eggs", "rd", "time"]
-    assert list(words("机器学习 データ")) == ["机器", "器学", "学习", "デー", "ータ"]
-    assert list(words("Как сварить яйцо")) == ["как", "сварить", "яйцо"]
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        (["这是机器学习的问题", "机器学习很难"], {"机器学习"}),
+        (["データベースを作る", "データベースとは何"], {"データベース"}),
+        (["Как сварить яйцо", "яйцо вкрутую"], {"яйцо"}),
+        (["अंडा कैसे उबालें", "अंडा उबालना"], {"अंडा"}),
+        (["ডিম সেদ্ধ", "ডিম ভাজা"], {"ডিম"}),
+        (["달걀 삶는 법", "달걀 요리"], {"달걀"}),
+    ],
+)
+def test_words_of_other_scripts(texts, words):
+    first, second = distinctive([texts, ["name a volcano", "a volcano in Italy"]])
+    assert words <= set(first)
+    assert second[0] == "volcano"
 
 
-def test_texts_without_words_have_no_name():
-    assert named([["12 + 3"], ["4 * 5"]]) == ["–", "–"]
+def test_one_long_text_does_not_name_a_class():
+    eggs = ["boil eggs", "fry eggs", "spam " * 100]
+    assert distinctive([eggs, ["name a volcano"]])[0][0] == "eggs"
+
+
+def test_texts_without_words_have_no_words():
+    assert distinctive([["12 + 3", "..."], ["4 * 5"]]) == [[], []]
+    assert distinctive([]) == []
     assert changes([]) == ""
 
 

@@ -10,7 +10,9 @@ import numpy as np
 
 from isodense.density.plots import BLUE, GREY, ORANGE, label_shares
 from isodense.pipeline.errors import DataError
+from isodense.report.prompts import one_line
 
+NAME = 100  # characters of a label
 BARS = 40  # of a histogram
 PLACES = 400  # at which a curve is given
 LINE = 2000  # points of a line at most, so that a long training does not make a large page
@@ -173,6 +175,31 @@ def realised_charts(path: Path) -> list[dict[str, Any]]:
         for kind, said in names.items()
         if (mine := [row for row in rows if row["kind"] == kind])
     ]
+
+
+def realised_shares(path: Path) -> list[dict[str, Any]]:
+    """Return the shares of each label, the largest nominal one first; None where not known.
+
+    Parameters
+    ----------
+    path : Path
+        ``realised.csv`` of training.
+    """
+    rows = [row for row in _table(path, ",") if row["kind"] == "label"]
+    shares = [_column(rows, f"{name}_share", "train") for name in ("nominal", "draw", "realised")]
+    found = [
+        {
+            "name": one_line(row["name"], NAME),
+            "prompts": int(row["prompts"]),
+            **{
+                key: "–" if np.isnan(share) else f"{share:.1%}"
+                for key, share in zip(("nominal", "drawn", "realised"), each, strict=True)
+            },
+            "order": -each[0],
+        }
+        for row, *each in zip(rows, *shares, strict=True)
+    ]
+    return sorted(found, key=lambda row: row["order"])
 
 
 def _realised(kind: str, title: str, x: str, rows: list[dict[str, str]]) -> dict[str, Any]:

@@ -78,6 +78,10 @@ def _clean_gain(found: dict[str, Any], key: str, form: str) -> str:
 
 def measures(found: dict[str, Any]) -> list[dict[str, str]]:
     """Return the rows of base against trained; what was not measured is a dash."""
+    even = [
+        (f"{key}_over_labels", f"{name}, {OVER}", form, "mean over the labels, each as much as any")
+        for key, (name, form) in MEASURED.items()
+    ]
     solved = [
         (f"pass_at_{k}", f"pass@{k}", ".1%", f"chance that one of {k} completions is solved")
         for k in sorted(int(name[8:]) for name in found["trained"] if PASS_AT.fullmatch(name))
@@ -91,7 +95,7 @@ def measures(found: dict[str, Any]) -> list[dict[str, str]]:
                 for policy in POLICIES
             },
         }
-        for key, name, form, note in (MEASURES[0], *solved, *MEASURES[1:])
+        for key, name, form, note in (*even, MEASURES[0], *solved, *MEASURES[1:])
         if key in found["trained"]
     ]
 

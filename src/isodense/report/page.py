@@ -32,6 +32,7 @@ from isodense.report.charts import (
     decile_charts,
     heldout_chart,
     realised_charts,
+    realised_shares,
     training_charts,
     weight_charts,
 )
@@ -153,6 +154,7 @@ def write_report(
         notices=_notices(metrics, sources.manifests),
         cards=_cards(prompts, weights, metrics),
         charts=charts,
+        realised=[] if sources.realised is None else realised_shares(sources.realised),
         opinion=sentences(weights.metadata.get("opinion", {})),
         regions=regions,
         changes=changes(regions),

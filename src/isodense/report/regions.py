@@ -1,19 +1,14 @@
 """Regions of the map: communities of the neighbour graph, named by their own words.
 
 Communities are found by the Leiden algorithm (Traag, Waltman & van Eck, *Scientific Reports* 9,
-2019; igraph has it), on each prompt's nearest neighbours. The words of a region are those that are
-frequent in it and rare in the others, by class-based TF-IDF: tf · log(1 + A / f), with tf the share
-of a word in the region, f its number in all, and A the mean number of words of a region
-(Grootendorst, *BERTopic*, arXiv 2203.05794, 2022).
+2019; igraph has it), on each prompt's nearest neighbours. :mod:`isodense.report.words` says which
+words are a region's own.
 """
 
 from __future__ import annotations
 
 import random
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +17,15 @@ import numpy as np
 from isodense.neighbors.graph import Graph, load_graph, load_heldout_graph
 from isodense.pipeline.artifact import ids_sha256, require_same_ids
 from isodense.report.prompts import Prompts, one_line
+from isodense.report.words import distinctive
 
 NEAREST = 10  # neighbours of a prompt that the communities are found in
 MOST = 40  # regions; smaller communities are in none
 LEAST = 0.002  # share of the prompts that makes a region
 SAMPLE = 2000  # prompts of a region whose words are counted, evenly spread over it
-WORDS = 3  # of a name
-LIFT = 1.5  # how much more frequent than in all a word of a name is
+ALIKE = 0.05  # of the draws by uniform sampling: a change that is not told of
+NAMING = 3  # words of a name
 SEED = 0  # of the order in which Leiden looks at prompts
-UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"  # kana and Han: words have no spaces between
-LETTER = rf"[^\W\d_{UNSPACED}]"
-RUNS = re.compile(rf"[{UNSPACED}]+|{LETTER}+(?:['’]{LETTER}+)?")
 
 
 @dataclass(frozen=True)
@@ -42,7 +35,9 @@ class Region:
     Attributes
     ----------
     name : str
-        Its words.
+        The first of its words; a dash where it has none of its own.
+    words : list of str
+        What sets it apart, the most telling first.
     prompts : int
         Training prompts.
     uniform, weighted : float
@@ -54,6 +49,7 @@ class Region:
     """
 
     name: str
+    words: list[str]
     prompts: int
     uniform: float
     weighted: float
@@ -114,11 +110,11 @@ def find_regions(
     numbers[train] = number[found]
     numbers[prompts.heldout] = number[found[heldout.indices[:, 0]]] if heldout.k else -1
     members = [train[numbers[train] == one] for one in range(len(kept[:MOST]))]
-    names = named([[prompts.texts[row] for row in _spread(rows)] for rows in members])
+    words = distinctive([[prompts.texts[row] for row in _spread(rows)] for rows in members])
     total = prompts.relative[train].sum()
     regions = [
-        _region(prompts, coordinates, rows, name, len(train), total)
-        for rows, name in zip(members, names, strict=True)
+        _region(prompts, coordinates, rows, mine, len(train), total)
+        for rows, mine in zip(members, words, strict=True)
     ]
     return regions, numbers
 
@@ -140,53 +136,13 @@ def communities(graph: Graph) -> np.ndarray:
     return np.array(found.membership)
 
 
-def named(texts: list[list[str]]) -> list[str]:
-    """Return a name for each class of texts: the words that set it apart.
-
-    Examples
-    --------
-    >>> named([["boil an egg", "fry an egg"], ["a volcano in Iceland", "is this volcano active"]])
-    ['egg · boil · fry', 'volcano · active · iceland']
-    """
-    from sklearn.feature_extraction.text import CountVectorizer
-
-    if not any(word for group in texts for text in group for word in words(text)):
-        return ["–"] * len(texts)
-    counter = CountVectorizer(analyzer=words)
-    counts = counter.fit_transform([" ".join(group) for group in texts]).toarray().astype(float)
-    vocabulary = counter.get_feature_names_out()
-    total, mean = counts.sum(axis=0), counts.sum() / len(texts)
-    frequency = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
-    score = frequency * np.log(1 + mean / total)
-    score[frequency < LIFT * total / total.sum()] = 0  # frequent everywhere
-    best = np.argsort(-score, axis=1, kind="stable")[:, :WORDS]
-    return [
-        " · ".join(vocabulary[word] for word in row if score[group, word]) or "–"
-        for group, row in enumerate(best)
-    ]
-
-
-def words(text: str) -> Iterator[str]:
-    """Yield the words of a text; of kana and Han, pairs of characters.
-
-    Left out are English stop words, contractions and single letters.
-    """
-    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
-
-    for run in RUNS.findall(text.casefold()):
-        if re.match(f"[{UNSPACED}]", run):
-            yield from map("".join, pairwise(run)) if len(run) > 1 else (run,)
-        elif len(run) > 1 and run.isalpha() and run not in ENGLISH_STOP_WORDS:
-            yield run
-
-
 def changes(regions: list[Region], shown: int = 2) -> str:
     """Return what the weights change, in a sentence; nothing of fewer than two regions."""
     if len(regions) < 2:
         return ""
     order = sorted(regions, key=lambda one: -one.factor)
-    up = [one for one in order if one.factor > 1][:shown]
-    down = [one for one in reversed(order) if one.factor < 1][:shown]
+    up = [one for one in order if one.factor > 1 + ALIKE][:shown]
+    down = [one for one in reversed(order) if one.factor < 1 - ALIKE][:shown]
     parts = [
         f"{way} often than uniformly: "
         + ", ".join(f"{one.name} ({one.factor:.1f} ×)" for one in some)
@@ -200,7 +156,7 @@ def _region(
     prompts: Prompts,
     coordinates: np.ndarray,
     rows: np.ndarray,
-    name: str,
+    words: list[str],
     count: int,
     total: float,
 ) -> Region:
@@ -208,7 +164,8 @@ def _region(
     middle = rows[np.argmin(np.hypot(*(coordinates[rows] - (x, y)).T))]
     weighted = float(prompts.relative[rows].sum() / total)
     example = one_line(prompts.texts[middle], 120)
-    return Region(name, len(rows), len(rows) / count, weighted, example, float(x), float(y))
+    name, uniform = " · ".join(words[:NAMING]) or "–", len(rows) / count
+    return Region(name, words, len(rows), uniform, weighted, example, float(x), float(y))
 
 
 def _spread(rows: np.ndarray) -> Any:

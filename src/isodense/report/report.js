@@ -18,6 +18,9 @@ const FOUND = 200; // prompts that are listed of those found
 
 const byId = (id) => document.getElementById(id);
 const ink = () => getComputedStyle(document.documentElement).getPropertyValue("--ink").trim();
+const FONT = 12; // pixels, of the names of regions
+const RINGED = 2000; // prompts found that get a ring, at most
+const font = () => getComputedStyle(document.documentElement).getPropertyValue("--font").trim();
 const page = () => getComputedStyle(document.documentElement).getPropertyValue("--page").trim();
 const css = ([r, g, b, alpha = 1]) => `rgba(${r},${g},${b},${alpha})`;
 const packed = ([r, g, b, alpha = 1]) =>
@@ -264,29 +267,57 @@ function idOf({ id, idBytes }, row) { // the whole id, or its first half where t
 
 // What search, lasso and box give: a Uint8Array of 1 for each row that is meant.
 function searched(points, names, query) {
-  const wanted = query.toLowerCase();
-  const meant = (list) => list.map((name) => name.toLowerCase().includes(wanted));
-  const [sources, labels, regions] = [names.sources, names.labels, names.regions].map(meant);
-  const start = /^[0-9a-f]{6,}…?$/.test(wanted) ? wanted.replace("…", "") : null;
-  points.lower ??= points.texts.map((text) => text.toLowerCase());
-  return Uint8Array.from({ length: points.rows }, (_, i) =>
-    points.lower[i].includes(wanted) || sources[points.source[i]] || labels[points.label[i]]
-    || regions[points.region[i]] || (start && idOf(points, i).startsWith(start)) ? 1 : 0);
+  const wanted = query.toLowerCase(), found = new Uint8Array(points.rows);
+  points.lower ??= points.texts.join("\n").toLowerCase(); // one search in a million texts
+  points.starts ??= lineStarts(points.lower, points.rows);
+  const { lower, starts } = points;
+  for (let at = lower.indexOf(wanted), row = 0; at >= 0; at = lower.indexOf(wanted, starts[row])) {
+    let past = points.rows; // the row lies before it
+    while (past - row > 1) {
+      const middle = (row + past) >> 1;
+      if (starts[middle] <= at) row = middle; else past = middle;
+    }
+    found[row] = 1;
+    if (++row === points.rows) break;
+  }
+  for (const [column, list] of [["source", names.sources], ["label", names.labels],
+                                ["region", names.regions]]) {
+    const meant = list.map((name) => name.toLowerCase().includes(wanted));
+    if (!meant.includes(true)) continue;
+    for (let i = 0; i < points.rows; i++) if (meant[points[column][i]]) found[i] = 1;
+  }
+  if (/^[0-9a-f]{6,}…?$/.test(wanted)) {
+    const start = wanted.replace("…", "").slice(0, 2 * points.idBytes); // of which there may be half
+    const first = parseInt(start.slice(0, 2), 16);
+    for (let i = 0; i < points.rows; i++) {
+      if (points.id[points.idBytes * i] === first && idOf(points, i).startsWith(start)) found[i] = 1;
+    }
+  }
+  return found;
+}
+
+function lineStarts(text, rows) {
+  const starts = new Uint32Array(rows);
+  for (let row = 1; row < rows; row++) starts[row] = text.indexOf("\n", starts[row - 1]) + 1;
+  return starts;
 }
 
 function enclosed(points, { type, x, y, x0, x1, y0, y1 }) {
   const [xs, ys] = type === "rect" ? [[x0, x1, x1, x0], [y0, y0, y1, y1]] : [x, y];
   const [left, right] = [Math.min(...xs), Math.max(...xs)];
-  return Uint8Array.from({ length: points.rows }, (_, i) => {
-    const [px, py] = [points.x[i], points.y[i]];
-    if (px < left || px > right) return 0;
+  const [low, high] = [Math.min(...ys), Math.max(...ys)];
+  const found = new Uint8Array(points.rows);
+  for (let i = 0; i < points.rows; i++) {
+    const px = points.x[i], py = points.y[i];
+    if (px < left || px > right || py < low || py > high) continue;
     let inside = 0; // how often a ray to the right crosses the outline
     for (let a = 0, b = xs.length - 1; a < xs.length; b = a++) {
       if ((ys[a] > py) !== (ys[b] > py)
           && px < (xs[b] - xs[a]) * (py - ys[a]) / (ys[b] - ys[a]) + xs[a]) inside ^= 1;
     }
-    return inside;
-  });
+    found[i] = inside;
+  }
+  return found;
 }
 
 function copied(text) { // where a page is a file, browsers offer nothing newer
@@ -332,16 +363,25 @@ function filters(box, points, names, changed) {
   box.parentElement.hidden = !box.children.length;
 }
 
-// The names of regions at their places, the larger before those that they would cover.
-function placed(names, fig, view) {
+// How wide each text is on the map, in pixels, from the middle to an end.
+function halfWidths(texts) {
+  const pen = document.createElement("canvas").getContext("2d");
+  pen.font = `bold ${FONT}px ${font()}`;
+  return texts.map((text) => pen.measureText(text).width / 2 + 3); // and the padding
+}
+
+// The names of regions at their places, the larger before those that they would cover; moved inwards
+// where the sides of the map would cut them.
+function placed(names, halves, fig, view) {
   const perX = fig.inner_width / (view[1] - view[0]), perY = fig.inner_height / (view[3] - view[2]);
   const kept = [];
   names.places.forEach(([x, y], number) => {
-    const [px, py] = [(x - view[0]) * perX, (y - view[2]) * perY];
-    const half = 3.7 * names.regions[number].length;
-    const fits = px > half && px < fig.inner_width - half && py > 9 && py < fig.inner_height - 9;
+    const [at, py] = [(x - view[0]) * perX, (y - view[2]) * perY];
+    const half = halves[number], last = fig.inner_width - half;
+    const px = Math.min(Math.max(at, half), last);
+    const fits = at > 0 && at < fig.inner_width && last > half && py > 9 && py < fig.inner_height - 9;
     const free = kept.every((one) => Math.abs(one.py - py) > 16 || Math.abs(one.px - px) > one.half + half);
-    if (fits && free) kept.push({ number, px, py, half, x, y });
+    if (fits && free) kept.push({ number, px, py, half, x: view[0] + px / perX, y });
   });
   return { x: kept.map((one) => one.x), y: kept.map((one) => one.y),
            text: kept.map((one) => names.regions[one.number]) };
@@ -377,10 +417,15 @@ async function map(names) {
   const pixels = new Bokeh.ColumnDataSource({ data: { image: [], x: [], y: [], w: [], h: [] } });
   const cells = fig.image_rgba({ image: { field: "image" }, x: { field: "x" }, y: { field: "y" },
     dw: { field: "w" }, dh: { field: "h" }, source: pixels });
+  const halves = halfWidths(names.regions);
   const named = new Bokeh.ColumnDataSource({ data: { x: [], y: [], text: [] } });
   const words = fig.text({ field: "x" }, { field: "y" }, { field: "text" }, { source: named,
-    text_align: "center", text_baseline: "middle", text_font_size: "12px", text_font_style: "bold",
+    text_align: "center", text_baseline: "middle", text_font_size: `${FONT}px`,
+    text_font: font(), text_font_style: "bold",
     padding: 2, border_radius: 3, border_line_color: null, background_fill_alpha: 0.72 });
+  const ringed = new Bokeh.ColumnDataSource({ data: { x: [], y: [] } });
+  const rings = fig.scatter({ field: "x" }, { field: "y" }, { source: ringed, size: 9,
+    fill_color: null, line_width: 1.5 }); // one of a million is hard to see without
   fig.add_tools(new Bokeh.LassoSelectTool({ renderers: [], continuous: false }),
                 new Bokeh.BoxSelectTool({ renderers: [], continuous: false }));
   let shown = null;
@@ -405,14 +450,13 @@ async function map(names) {
   function draw() {
     const { x_range, y_range } = fig;
     const view = [x_range.start, x_range.end, y_range.start, y_range.end];
-    const rows = [];
+    const rows = [], found = [];
     let count = 0;
     for (let i = 0; i < points.rows; i++) {
       const [px, py] = [points.x[i], points.y[i]];
-      if (!visible[i]) continue;
-      if (px >= view[0] && px <= view[1] && py >= view[2] && py <= view[3] && ++count <= SINGLE) {
-        rows.push(i);
-      }
+      if (!visible[i] || px < view[0] || px > view[1] || py < view[2] || py > view[3]) continue;
+      if (++count <= SINGLE) rows.push(i);
+      if (chosen && chosen[i] && found.length <= RINGED) found.push(i);
     }
     const few = count <= SINGLE;
     rows.sort((a, b) => (colors[a] & 255) - (colors[b] & 255)); // the faint below the others
@@ -431,7 +475,12 @@ async function map(names) {
     cells.visible = !few;
     singles.data = { x: pick(points.x), y: pick(points.y), row: few ? rows : [],
                      color: few ? rows.map((i) => css(colorOf(i, picked()))) : [] };
-    named.data = placed(names, fig, view);
+    const rung = found.length <= RINGED ? found : []; // more would hide one another
+    ringed.data = { x: Float64Array.from(rung, (i) => points.x[i]),
+                    y: Float64Array.from(rung, (i) => points.y[i]) };
+    rings.glyph.line_color = ink();
+    byId("map").dataset.rings = rung.length;
+    named.data = placed(names, halves, fig, view);
     words.glyph.setv({ text_color: ink(), background_fill_color: page() });
     byId("map").dataset.drawn = few ? "points" : "pixels";
   }
