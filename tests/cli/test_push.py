@@ -97,6 +97,27 @@ def test_the_card_has_figures_source_and_a_use_that_runs(mine, hub, capsys):
     assert len(scope["rows"]) == 4096
 
 
+def test_the_card_names_no_encoder_and_no_commit_that_are_not_of_these_weights(
+    mine, finished, tmp_path, capsys
+):
+    root = tmp_path / "project"
+    shutil.copytree(finished.root, root, symlinks=True)
+    assert "| encoder | tiny-encoder |" in card_of(root / "data", tmp_path / "one", capsys)
+    shutil.copytree(root / "data", root / "other")  # as `isodense weigh --work other` leaves it
+    manifest = json.loads((root / "other/embeddings/manifest.json").read_text())
+    manifest["inputs"]["encoder"] = "0" * 64
+    (root / "other/embeddings/manifest.json").write_text(json.dumps(manifest))
+    text = card_of(root / "other", tmp_path / "two", capsys)
+    assert "| encoder |" not in text
+    assert "git commit" not in text
+
+
+def card_of(data, out, capsys):
+    assert main(["push", ADDRESS, "--data", str(data), "--dry-run", str(out)]) == 0
+    capsys.readouterr()
+    return (out / "README.md").read_text()
+
+
 def test_a_second_push_is_a_commit_that_replaces_the_first(mine, hub, capsys):
     first = push(capsys)["commit"]
     before = isodense.load_weights(ADDRESS).weights

@@ -124,14 +124,17 @@ def _meanings(columns: list[str]) -> list[tuple[str, str]]:
 
 def _made(weights: Weights, manifests: dict[str, dict[str, Any]], data: Path) -> str:
     encoder = manifests.get("encoder", {}).get("params", {})
-    name = " ".join(str(encoder[key]) for key in ("name", "version") if encoder.get(key))
-    rows = [("encoder", name)] if name else []
+    name = str(encoder.get("name", ""))
+    if encoder.get("source") == "folder":  # whose path is nobody else's business
+        name = Path(name).name
+    rows = [("encoder", f"{name} {encoder.get('version') or ''}".strip())] if name else []
     embedded = manifests.get("embeddings", {}).get("params", {})
     rows += [(f"embeddings.{name}", f"{value}") for name, value in flat(embedded)]
     used = weights.metadata["params"]
     rows += [(f"density.{name}", f"{value}") for name, value in flat(used)]
-    in_project = (data.parent / "dvc.lock").is_file()
-    revision = git(data.parent, "rev-parse", "HEAD") if in_project else None
+    lock = data.parent / "dvc.lock"
+    pinned = lock.is_file() and f"path: {data.name}/density" in lock.read_text(encoding="utf-8")
+    revision = git(data.parent, "rev-parse", "HEAD") if pinned else None
     rows += [("git commit of the project", revision)] if revision else []
     rows += [
         (f"sha256 of {name}", content_sha256(manifest)) for name, manifest in manifests.items()
@@ -162,15 +165,16 @@ def _revision(section: Any) -> str:
 def _manifests(data: Path) -> dict[str, dict[str, Any]]:
     """Return the manifests that are there of what the weights come from."""
     places = {name: data / name for name in ("examples", "prompts", "embeddings", "neighbors")}
-    places["encoder"] = next(
-        (one for one in (data / "encoder", data.parent / "models/encoder") if one.exists()), data
-    )
-    places["density"] = data / "density"
-    return {
+    places |= {"density": data / "density", "encoder": data.parent / "models/encoder"}
+    found = {
         name: read(folder / MANIFEST)
         for name, folder in places.items()
         if (folder / MANIFEST).is_file()
     }
+    used = found.get("embeddings", {}).get("inputs", {}).get("encoder")
+    if "encoder" in found and content_sha256(found["encoder"]) != used:
+        del found["encoder"]  # that of other vectors
+    return found
 
 
 def _table(title: str, head: tuple[str, str], rows: list[tuple[str, str]]) -> str:
