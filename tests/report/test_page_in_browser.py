@@ -220,6 +220,9 @@ def test_what_a_lasso_encloses_is_listed_and_saved(chromium, path, tmp_path):
     assert [row["row"] for row in found] == expected
     ids = [row["id"] for row in rows(True, ASIDE)]
     assert [row["id"] for row in found] == [ids[row] for row in expected]
+    assert [row["label"] for row in found] == [f"<b>{row % 3}</b>" for row in expected]
+    assert [row["weight"] is None for row in found] == [row in ASIDE for row in expected]
+    assert {row["source"] for row in found} == {"one", "one + two"}
 
 
 def test_filters_hide_and_a_search_looks_at_what_is_left(chromium, path):

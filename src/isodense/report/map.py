@@ -15,7 +15,6 @@ from isodense.report.regions import Region
 
 LONGEST = 100  # characters of a prompt that hovering shows
 NAMES = 65_535  # different sources or labels that are kept apart
-WHOLE_IDS = 200_000  # prompts up to which the page has whole ids, for lists; else half of each
 NO_REGION = 255
 OTHERS = "(others)"
 
@@ -40,17 +39,16 @@ def packed_map(
     Returns
     -------
     names : dict
-        ``rows``; ``id_bytes`` of each prompt; ``sources`` and ``labels``, most frequent first, and
+        ``rows``; ``sources`` and ``labels``, most frequent first, and
         ``regions``, that the columns number; ``places``, where each region's name is written.
     block : str
         Base64 of gzip of the columns, one after another, little-endian, in this order: x, y and
         weight over the mean weight (NaN: held out), float32; count, uint32; source and label,
-        uint16; whether held out and the region (255: none), uint8; the first bytes of the id; the
+        uint16; whether held out and the region (255: none), uint8; the 16 bytes of the id; the
         texts, a line each.
     """
     sources, source = _numbered(prompts.sources)
     labels, label = _numbered(prompts.labels)
-    size = 16 if len(prompts) <= WHOLE_IDS else 8
     number = np.full(len(prompts), -1) if region is None else region
     columns = (
         coordinates[:, 0].astype("<f4"),
@@ -61,13 +59,12 @@ def packed_map(
         label,
         prompts.heldout.astype(np.uint8),
         np.where(number < 0, NO_REGION, number).astype(np.uint8),
-        np.frombuffer(bytes.fromhex("".join(one[: 2 * size] for one in prompts.ids)), np.uint8),
+        np.frombuffer(bytes.fromhex("".join(prompts.ids)), np.uint8),
     )
     texts = "\n".join(one_line(text, LONGEST) for text in prompts.texts)
     block = b"".join(column.tobytes() for column in columns) + texts.encode()
     names = {
         "rows": len(prompts),
-        "id_bytes": size,
         "sources": sources,
         "labels": labels,
         "regions": [one.name for one in regions],

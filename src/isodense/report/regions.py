@@ -132,7 +132,7 @@ def communities(graph: Graph) -> np.ndarray:
     edges = np.unique(low * rows + high)
     made = igraph.Graph(n=rows, edges=np.column_stack(np.divmod(edges, rows)))
     igraph.set_random_number_generator(random.Random(SEED))
-    found = made.community_leiden("modularity", n_iterations=4)
+    found = made.community_leiden("modularity", n_iterations=2)
     return np.array(found.membership)
 
 

@@ -12,7 +12,8 @@ const REACH = 4; // pixels around the pointer in which a point is looked for
 const COLUMNS = [["x", Float32Array], ["y", Float32Array], ["weight", Float32Array],
                  ["count", Uint32Array], ["source", Uint16Array], ["label", Uint16Array],
                  ["heldout", Uint8Array], ["region", Uint8Array],
-                 ["id", Uint8Array]]; // as report/map.py packs them; of an id several bytes
+                 ["id", Uint8Array]]; // as report/map.py packs them; of an id 16 bytes
+const ID = 16;
 const CHOICES = 40; // names of a filter
 const FOUND = 200; // prompts that are listed of those found
 
@@ -131,7 +132,7 @@ async function chart(spec) {
   await Bokeh.Plotting.show(fig, byId(spec.id));
 }
 
-async function unpacked(id, { rows, id_bytes }) {
+async function unpacked(id, rows) {
   const text = byId(id).textContent;
   const zipped = Uint8Array.fromBase64 ? Uint8Array.fromBase64(text)
     : Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
@@ -140,11 +141,11 @@ async function unpacked(id, { rows, id_bytes }) {
   const columns = {};
   let offset = 0;
   for (const [name, type] of COLUMNS) {
-    columns[name] = new type(buffer, offset, rows * (name === "id" ? id_bytes : 1));
+    columns[name] = new type(buffer, offset, rows * (name === "id" ? ID : 1));
     offset += columns[name].byteLength;
   }
   const texts = new TextDecoder().decode(new Uint8Array(buffer, offset));
-  return { ...columns, texts: texts.split("\n"), rows, idBytes: id_bytes };
+  return { ...columns, texts: texts.split("\n"), rows };
 }
 
 function mixed(weight) { // blue below the mean weight, grey at it, orange above
@@ -260,8 +261,8 @@ function described(points, names, row) {
             .filter(Boolean).join(" · ")]];
 }
 
-function idOf({ id, idBytes }, row) { // the whole id, or its first half where there are very many
-  return [...id.subarray(idBytes * row, idBytes * (row + 1))]
+function idOf({ id }, row) {
+  return [...id.subarray(ID * row, ID * (row + 1))]
     .map((byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
@@ -287,10 +288,10 @@ function searched(points, names, query) {
     for (let i = 0; i < points.rows; i++) if (meant[points[column][i]]) found[i] = 1;
   }
   if (/^[0-9a-f]{6,}…?$/.test(wanted)) {
-    const start = wanted.replace("…", "").slice(0, 2 * points.idBytes); // of which there may be half
+    const start = wanted.replace("…", "");
     const first = parseInt(start.slice(0, 2), 16);
     for (let i = 0; i < points.rows; i++) {
-      if (points.id[points.idBytes * i] === first && idOf(points, i).startsWith(start)) found[i] = 1;
+      if (points.id[ID * i] === first && idOf(points, i).startsWith(start)) found[i] = 1;
     }
   }
   return found;
@@ -395,7 +396,7 @@ function wheelAfterClick(box) { // until then the wheel scrolls the page past th
 }
 
 async function map(names) {
-  const points = await unpacked("map-data", names);
+  const points = await unpacked("map-data", names.rows);
   const ways = colorings(points, names);
   const colors = new Uint32Array(points.rows);
   const visible = new Uint8Array(points.rows).fill(1); // what the filters let through
@@ -557,11 +558,13 @@ async function map(names) {
     const query = search.value.trim();
     typing = setTimeout(() => choose(query ? searched(points, names, query) : null), 150);
   });
-  const idKey = points.idBytes === 16 ? "id" : "id_start";
+  const told = (row) => ({ row, id: idOf(points, row), text: points.texts[row],
+    weight: points.heldout[row] ? null : points.weight[row], label: names.labels[points.label[row]],
+    source: names.sources[points.source[row]], region: names.regions[points.region[row]] });
   byId("map-copy").addEventListener("click", () =>
     copied(rowsFound().map((row) => idOf(points, row)).join("\n")));
   byId("map-save").addEventListener("click", () => saved(rowsFound().map((row) =>
-    JSON.stringify({ row, [idKey]: idOf(points, row), text: points.texts[row] }) + "\n").join(""),
+    JSON.stringify(told(row)) + "\n").join(""),
     "prompts.jsonl"));
   byId("map-clear").addEventListener("click", () => { search.value = ""; choose(null); });
   filters(document.querySelector("#map-filters .filters"), points, names, filtered);
