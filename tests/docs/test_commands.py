@@ -134,6 +134,7 @@ def test_every_stand_in_stands_for_a_line():
     assert used == set(STAND_INS)
 
 
+@pytest.mark.slow
 @needs_venv
 def test_the_commands_of_the_readme_run(ran):
     output, project = ran("README.md")
