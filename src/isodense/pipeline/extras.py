@@ -17,7 +17,7 @@ from isodense.pipeline.errors import IsodenseError
 EXTRAS = {  # by the name that is imported; pyproject.toml has the distributions
     "train": ("accelerate", "dvclive", "gguf", "peft", "sacrebleu", "trl", "vendi_score"),
     "hub": ("datasets",),
-    "report": ("bokeh", "igraph", "jinja2", "matplotlib", "regex"),
+    "report": ("bokeh", "igraph", "jinja2", "matplotlib"),
     "pipeline": ("dvc", "dvc_data", "dvc_objects", "pathspec"),
     "math": ("math_verify",),
     "ray": ("ray",),
