@@ -93,6 +93,21 @@ def test_a_group_counts_as_one_neighbour(groups, size):
     np.testing.assert_allclose(np.exp(found.density), expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize("n", [80, 150, 500])
+def test_in_a_small_set_of_many_dimensions_no_more_is_counted_than_there_is(n):
+    """The nearest fifty are most of the set, and the integral over all space counts many more."""
+    X = unit(np.random.default_rng(n).normal(size=(n, 40)))
+    graph, one, clusters = knn_graph(X, n - 1), np.ones(n), np.arange(n)
+    scales = estimate(graph.first(50), PARAMS).scales
+    near, _ = soft_counts(graph.first(50), clusters, one, scales, n)
+    exact, _ = soft_counts(graph, clusters, one, scales, n)
+    values = np.exp(-(graph.distances.astype(float) ** 2) / (2 * scales.width**2))
+    listed = values[:, :50].sum(axis=1)
+    assert (near >= listed).all()
+    assert (near <= listed + (n - 50) * values[:, 49] + 1e-9).all()
+    assert 1 <= np.median(near / exact) < 3  # without the bound 9 to 19
+
+
 def test_a_group_counts_as_one_neighbour_beyond_k_too():
     X, group = with_groups(5, 300, 10, 600, 0.0, dim=4)
     found = estimate(knn_graph(X, 100), PARAMS.model_copy(update={"k": 100, "dup": 0.0}))

@@ -3,7 +3,8 @@
 And, by a kernel that ends within r₀, how many there are that say the same in other words. The graph
 holds the nearest k. What the kernel would count beyond them follows from the distance
 r_k to the last and from the intrinsic dimension, so that a crowd larger than k is told from one
-of k. A duplicate cluster counts as one prompt.
+of k; it is no more than if all others were as near as that. A duplicate cluster counts as one
+prompt.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ def soft_counts(
         np.exp(np.negative(scaled, out=scaled), out=scaled)
         counts[rows] = np.einsum("ij,ij->i", shares, scaled)
         if graph.k < n - 1:
-            counts[rows] += _beyond(inside[rows], last, scales.dimension)
+            most = (n - graph.k) * np.exp(-last)  # as if all were as near as the last neighbour
+            counts[rows] += np.minimum(_beyond(inside[rows], last, scales.dimension), most)
 
     _in_blocks(count, len(graph))
     return np.minimum(counts, n), inside > 0
