@@ -81,6 +81,12 @@ def test_json_holds_the_measures_and_nothing_else(weigh):
     assert not Path("weights.parquet").exists()
 
 
+def test_a_report_is_html_by_its_name(weigh):
+    status, _, err = weigh("prompts.jsonl", "--report", "report.pdf")
+    assert status == 1
+    assert "report.pdf does not end in .html" in err
+
+
 def test_a_report_of_a_file(weigh):
     status, out, err = weigh("prompts.jsonl", "--report", "report.html")
     assert status == 0, err

@@ -28,7 +28,7 @@ COLUMNS = {
     "row": "its place among the prompts, held-out ones included, from 0",
     "weight": "probability of drawing the prompt; sums to 1",
     "density": "log soft count of the distinct prompts around it",
-    "cluster": "duplicate cluster: prompts of one number are near-duplicates, or linked by some",
+    "cluster": "duplicate cluster: near-duplicates share a number, other prompts have their own",
     "paraphrases": "with how many prompts it shares its weight as paraphrases, itself included",
     "x": "place on the map",
     "y": "place on the map",
@@ -129,9 +129,11 @@ def _made(weights: Weights, manifests: dict[str, dict[str, Any]], data: Path) ->
         name = Path(name).name
     rows = [("encoder", f"{name} {encoder.get('version') or ''}".strip())] if name else []
     embedded = manifests.get("embeddings", {}).get("params", {})
-    rows += [(f"embeddings.{name}", f"{value}") for name, value in flat(embedded)]
+    rows += [
+        (f"embeddings.{name}", f"{value}") for name, value in flat(embedded) if value is not None
+    ]
     used = weights.metadata["params"]
-    rows += [(f"density.{name}", f"{value}") for name, value in flat(used)]
+    rows += [(f"density.{name}", f"{value}") for name, value in flat(used) if value is not None]
     lock = data.parent / "dvc.lock"
     pinned = lock.is_file() and f"path: {data.name}/density" in lock.read_text(encoding="utf-8")
     revision = git(data.parent, "rev-parse", "HEAD") if pinned else None

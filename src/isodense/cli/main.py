@@ -41,6 +41,7 @@ EXAMPLES = """examples:
   isodense compare --arms uniform density --seeds 3 -S train.max_steps=200
   isodense verify data/density data/embeddings
   isodense merge part1/data part2/data --output merged
+  isodense push hf://team/prompt-weights  weights as a data set of the Hugging Face Hub
   isodense export --format verl --draws 4096 --output plan.parquet --heldout heldout.parquet
 """
 

@@ -51,6 +51,6 @@ def run(args: argparse.Namespace) -> None:
         print_json(found)
         return
     where = args.dry_run or found["url"]
-    sys.stdout.write(f"{where}: {found['rows']:,} prompts, {found['bytes'] / 1e6:.1f} MB\n")
+    sys.stdout.write(f"{where}: {found['rows']:,} prompts, {found['bytes'] / 1e3:,.0f} kB\n")
     if args.dry_run is None:
         sys.stdout.write(f'w = isodense.load_weights("{args.address}", rev="{found["commit"]}")\n')

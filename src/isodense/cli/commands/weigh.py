@@ -79,6 +79,9 @@ def run(args: argparse.Namespace) -> None:
     start = time.perf_counter()
     if args.output is not None:
         require_suffix(args.output)
+    if args.report is not None and args.report.suffix.lower() not in (".html", ".htm"):
+        message = f"{args.report} does not end in .html, which the report is"
+        raise IsodenseError(message, "name a file that does")
     for made in filter(None, (args.output, args.report)):
         if made.exists() and Path(args.data).exists() and made.samefile(args.data):
             raise IsodenseError(f"{made} holds the data", "name another file to write")
