@@ -12,6 +12,7 @@ import pytest
 from rich.cells import cell_len
 
 from isodense.cli.commands import inspect as command
+from isodense.cli.main import main
 from isodense.density.balance import effective_sample_size
 from isodense.density.opinion import sentences
 from isodense.inspect.overview import overview
@@ -45,6 +46,12 @@ def run(capsys, data, *words):
     args = parser.parse_args(["inspect", *words, *flags])
     args.run(args)
     return capsys.readouterr().out
+
+
+def test_one_folder_names_all_artifacts(data, capsys):
+    expected = run(capsys, data, "--json")
+    assert main(["inspect", "--data", str(data), "--json"]) == 0
+    assert capsys.readouterr().out == expected
 
 
 def test_both_ends_are_the_largest_and_smallest_weights(data):

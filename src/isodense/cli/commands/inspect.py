@@ -10,6 +10,7 @@ from typing import Any
 from isodense.cli.commands._arguments import add_json, positive, print_json
 from isodense.pipeline.layout import ARTIFACTS
 
+NAMES = ("prompts", "density", "neighbors")
 ABOUT = "Print the effective sample size, the most and least weighted prompts, and near-duplicates."
 
 
@@ -22,9 +23,10 @@ def add(commands: Any) -> None:
         "expected in an epoch; the shared weight of a duplicate cluster is the sum over all in it.",
         epilog="example: isodense inspect --top 50 --width 160",
     )
-    for name in ("density", "prompts", "neighbors"):
-        default = ARTIFACTS[name].path
-        look.add_argument(f"--{name}", type=Path, default=default, help=f"({default})")
+    where = "folder of the artifacts, or what `isodense weigh --work` kept (data)"
+    look.add_argument("--data", type=Path, default=Path("data"), help=where)
+    for name in NAMES:
+        look.add_argument(f"--{name}", type=Path, help=f"({ARTIFACTS[name].path})")
     shown = "prompts at each end, duplicate clusters or pairs to show (10)"
     about = "show the held-out prompts that are closest to a training prompt instead"
     look.add_argument("--heldout", action="store_true", help=about)
@@ -38,10 +40,11 @@ def run(args: argparse.Namespace) -> None:
     """Print the overview, or the closest pairs across the split."""
     from isodense.inspect import heldout, overview
 
+    prompts, density, neighbors = (getattr(args, name) or args.data / name for name in NAMES)
     if args.heldout:
-        found = heldout.closest(args.prompts, args.density, args.neighbors, args.top)
+        found = heldout.closest(prompts, density, neighbors, args.top)
     else:
-        found = overview.overview(args.prompts, args.density, args.top)
+        found = overview.overview(prompts, density, args.top)
     if args.json:
         print_json(found)
     else:
