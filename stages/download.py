@@ -17,7 +17,7 @@ from isodense.download.params import DownloadParams
 from isodense.pipeline import params, stage
 from isodense.pipeline.artifact import write_json
 from isodense.pipeline.runtime import BaseParams
-from isodense.pipeline.watched import require_tracked, warn_unwatched
+from isodense.pipeline.watched import link_untracked, warn_unwatched
 
 
 def main(argv: list[str]) -> str:
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> str:
     section = params.load(args.params, "download", DownloadParams)
     if "local" in section.sources:
         for name in ("files", "heldout"):
-            require_tracked(getattr(section.local, name), f"download.local.{name}")
+            link_untracked(getattr(section.local, name), f"download.local.{name}")
             warn_unwatched(getattr(section.local, name), args.raw, f"download.local.{name}")
     metrics = publish(section, lambda source: base.rng(f"download.{source}"), args.out)
     write_json(args.metrics, metrics)

@@ -44,13 +44,13 @@ def test_nothing_is_stale_and_experiments_show_their_own_numbers(project):
     project.run("dvc", "checkout", "-q")
 
 
-def test_an_experiment_elsewhere_names_the_file_that_it_lacks(project):
+def test_an_experiment_elsewhere_reads_a_file_that_nobody_tracks_and_says_so(project):
     (project.root / "mine.jsonl").write_text('{"prompt": "2+2?", "answer": "4"}\n' * 9)
     settings = ("download.sources=[local]", "download.local.files=[mine.jsonl]")
     changes = [word for setting in settings for word in ("-S", setting)]
-    said = project.run("dvc", "exp", "run", "--temp", *changes, "download", check=False)
-    assert "error: mine.jsonl: is not in this experiment's folder" in said
-    assert "-> `git add mine.jsonl`" in said
+    said = project.run("dvc", "exp", "run", "--temp", "-n", "own", *changes, "download")
+    assert "mine.jsonl is tracked by neither git nor DVC" in said
+    assert "9 examples" in said
     (project.root / "mine.jsonl").unlink()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from isodense.pipeline.errors import DataError
-from isodense.pipeline.watched import experiment_origin, require_tracked
+from isodense.pipeline.watched import experiment_origin, link_untracked, require_tracked
 
 
 @pytest.fixture
@@ -47,6 +47,18 @@ def test_a_file_that_only_the_users_own_folder_has_is_named(copy: Path, name: st
         require_tracked([name], "download.local.files")
     assert str(caught.value).startswith(f"{lacking}: ")
     assert caught.value.hint.startswith(f"`git add {lacking}`, or `dvc add`")
+
+
+@pytest.mark.parametrize("name", ["data/raw/b.jsonl", "data/**/*.jsonl", "data/raw", "d.jsonl"])
+def test_a_file_that_the_copy_lacks_is_read_where_it_is(copy: Path, name: str, caplog):
+    own = copy.parents[3]
+    link_untracked([name], "download.local.files")
+    wanted = {path.relative_to(own) for path in own.glob(name) for path in [path] if path.is_file()}
+    for place in wanted or {Path("data/raw/b.jsonl")}:
+        assert (copy / place).read_text() == (own / place).read_text()
+    assert "`git add` or `dvc add` it" in caplog.text
+    link_untracked([name], "download.local.files")  # a second time there is nothing to do
+    require_tracked([name], "download.local.files")
 
 
 def test_absolute_names_and_the_project_itself_lack_nothing(copy: Path, monkeypatch):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from isodense.pipeline.errors import DataError
@@ -64,14 +64,41 @@ def require_tracked(names: Iterable[str | Path], param: str) -> None:
     DataError
         Naming a file that the user's own folder has and the copy lacks.
     """
-    own = experiment_origin()
-    if own is None:
-        return
-    relative = [Path(name) for name in names if not Path(name).expanduser().is_absolute()]
-    if place := next(filter(None, (_untracked(name, own) for name in relative)), None):
+    for place in lacking(names):
         message = "is not in this experiment's folder, which has what git and DVC track"
         hint = f"`git add {place}`, or `dvc add` a large one; without --queue and --temp it is read"
         raise DataError(f"{message} ({param})", place, hint=hint)
+
+
+def link_untracked(names: Iterable[str | Path], param: str) -> None:
+    """Link the user's files that an experiment's copy of the project lacks into it.
+
+    DVC hashes what a link leads to, so the experiment notes what it has read. It does not hold the
+    files: a warning says how it would.
+
+    Parameters
+    ----------
+    names, param
+        As for :func:`require_tracked`.
+    """
+    own = experiment_origin()
+    for place in list(lacking(names)):
+        Path(place).parent.mkdir(parents=True, exist_ok=True)
+        Path(place).symlink_to(own / place if own else place)
+        message = "%s: %s is tracked by neither git nor DVC. It is read where it is; others cannot "
+        log.warning(
+            message + "repeat this experiment before you `git add` or `dvc add` it", param, place
+        )
+
+
+def lacking(names: Iterable[str | Path]) -> Iterator[str]:
+    """Yield the files that the user's own folder has and this copy lacks, by relative names."""
+    own = experiment_origin()
+    if own is None:
+        return
+    for name in map(Path, names):
+        if not name.expanduser().is_absolute():
+            yield from _untracked(name, own)
 
 
 def experiment_origin() -> Path | None:
@@ -83,15 +110,14 @@ def experiment_origin() -> Path | None:
     return None if own == Path.cwd().resolve() else own
 
 
-def _untracked(name: Path, own: Path) -> str | None:
-    """Return the first file that is meant by a name in `own`, and is not there in this folder."""
+def _untracked(name: Path, own: Path) -> Iterator[str]:
+    """Yield the files that are meant by a name in `own`, and are not there in this folder."""
     for found in sorted(own.glob(str(name))) if name.parts else ():
         inside = sorted(path for path in found.rglob("*") if path.is_file()) or [found]
         for path in inside:
             place = os.path.relpath(path, own)
             if not Path(place).exists():
-                return place
-    return None
+                yield place
 
 
 def _in_linked_folder(path: Path, folder: Path) -> bool:
