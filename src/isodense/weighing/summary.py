@@ -74,6 +74,6 @@ def training_lines(path: Path, draws: int) -> str:
         "import datasets, isodense, trl\n\n"
         f'data = datasets.load_dataset("{reader}", data_files="{path.as_posix()}", split="train")\n'
         f'plan = data.select(isodense.draw(data["weight"], size={draws}, seed=0))\n'
-        "args = trl.GRPOConfig(shuffle_dataset=False, num_train_epochs=1)  # the plan, once\n"
-        "trl.GRPOTrainer(model, reward, args=args, train_dataset=plan).train()\n"
+        "trl.GRPOTrainer(model, reward, train_dataset=plan, "
+        "args=trl.GRPOConfig(shuffle_dataset=False, num_train_epochs=1)).train()\n"
     )
