@@ -208,6 +208,16 @@ def test_an_address_that_is_none_is_refused_before_anything_is_sent(mine, hub, c
     assert not hub.requests
 
 
+def test_a_data_set_of_something_else_keeps_its_card(mine, hub, capsys, tmp_path):
+    (tmp_path / "theirs").mkdir()
+    for name in ("README.md", "train.csv"):
+        (tmp_path / "theirs" / name).write_text("theirs")
+    first = hub.add("team/prompt-weights", tmp_path / "theirs")
+    assert main(["push", ADDRESS]) == 1
+    assert "holds other data (train.csv): nothing was sent" in capsys.readouterr().err
+    assert hub.find("datasets", "team/prompt-weights", "main")[0] == first
+
+
 def test_a_map_of_other_prompts_is_not_published(mine, hub, capsys):
     manifest = json.loads((mine / "map/manifest.json").read_text()) | {"ids_sha256": "0" * 64}
     (mine / "map/manifest.json").write_text(json.dumps(manifest))

@@ -179,6 +179,7 @@ def _upload(
         raise IsodenseError(message, "make it private on its page, or leave out --private")
     if branch is not None:
         api.create_branch(repo, branch=branch, repo_type="dataset", exist_ok=True)
+    _require_ours(repo, set(api.list_repo_files(repo, repo_type="dataset", revision=branch)))
     found = api.upload_folder(
         repo_id=repo,
         folder_path=folder,
@@ -188,6 +189,14 @@ def _upload(
         delete_patterns=f"{FOLDER}/*",
     )
     return {"url": str(found.commit_url), "commit": found.oid}
+
+
+def _require_ours(repo: str, there: set[str]) -> None:
+    """Raise if a data set holds other files than weights: their card would be written over."""
+    other = sorted(there - {".gitattributes", "README.md"})
+    if other and not {TABLE, f"{FOLDER}/{MANIFEST}"} <= there:
+        message = f"{SCHEME}{repo} holds other data ({other[0]}): nothing was sent"
+        raise IsodenseError(message, "name a new data set for the weights")
 
 
 @contextmanager
