@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +12,9 @@ from filelock import FileLock
 
 from tests.hub import Hub, running
 from tests.project import Project, finish
+
+# `make test` activates no environment: what a test starts (`python`, `dvc`, `ray`) is this one's
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 
 @pytest.fixture
