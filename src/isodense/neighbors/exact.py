@@ -25,7 +25,7 @@ from isodense.pipeline.stage import progress
 
 SPARE = 8  # candidates beyond k
 TILE = 2048  # rows scored at once on a CPU; 16 times as many on a GPU
-CHUNK = 256  # float64 distances computed at once; they fit a core's cache
+CHUNK = 128  # float64 distances computed at once; they fit a core's cache
 MERGED = 1024  # queries whose buffers are merged at once
 CROWDED = 16  # queries scored again at once: each may have very many candidates
 
@@ -220,12 +220,14 @@ def _on_cpu(X: np.ndarray, size: int) -> Scorer:
 
     def score(queries: np.ndarray, own: np.ndarray) -> Arrays:
         best, memory = Best(len(queries), size), np.empty(len(queries) * widest, dtype=np.float32)
-        start, width = 0, max(TILE // 8, size)
-        while start < len(X):  # narrow first tiles raise the threshold for the others cheaply
+        start, width = 0, max(TILE // 2, size)
+        while start < len(X):
             part = X[start : start + width]
             tile = memory[: len(queries) * len(part)].reshape(len(queries), len(part))
             np.matmul(queries, part.T, out=tile)
             _exclude(tile, own, start)
+            if not start:
+                best.expect(tile)
             best.add(tile, np.arange(start, start + len(part)))
             start, width = start + width, min(2 * width, widest)
         best.merge()
@@ -251,6 +253,18 @@ class Best:
         self._threshold = np.full(queries, -np.inf, dtype=np.float32)
         self._buffer: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self._counts = np.zeros(queries, dtype=np.int64)
+
+    def expect(self, tile: np.ndarray) -> None:
+        """Let nothing in that a first tile, of as many rows as are kept or more, has better ones of.
+
+        Parameters
+        ----------
+        tile : ndarray of shape (m, n), float32
+            Scores of all queries; not kept.
+        """
+        place = tile.shape[1] - self.rows.shape[1]
+        kth = np.partition(tile, place, axis=1)[:, place]
+        self._threshold = np.nextafter(kth, np.float32(-np.inf))
 
     def add(self, tile: np.ndarray, rows: np.ndarray, queries: np.ndarray | None = None) -> None:
         """Add scores.
