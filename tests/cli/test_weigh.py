@@ -119,9 +119,34 @@ def test_neither_the_data_nor_a_project_is_overwritten(weigh, tmp_path):
     before = Path("prompts.jsonl").read_bytes()
     status, _, err = weigh("prompts.jsonl", "--output", "./prompts.jsonl")
     assert (status, Path("prompts.jsonl").read_bytes()) == (1, before)
-    assert "prompts.jsonl holds the data" in err
+    assert "prompts.jsonl is, or would be, among the data in prompts.jsonl" in err
     Path("dvc.yaml").touch()
     assert "is a folder of a project" in weigh("prompts.jsonl", "--work", "data")[2]
+
+
+@pytest.mark.parametrize("data", ["all", "all/*.jsonl", "./all/"])
+def test_no_file_of_a_folder_or_pattern_is_overwritten_or_read_as_data_later(weigh, data):
+    Path("all").mkdir()
+    before = Path("prompts.jsonl").read_bytes()
+    Path("all/a.jsonl").write_bytes(before)
+    status, _, err = weigh(data, "--output", "all/a.jsonl")
+    assert (status, Path("all/a.jsonl").read_bytes()) == (1, before)
+    assert f"all/a.jsonl is, or would be, among the data in {data}" in err
+    if "*" not in data:
+        assert weigh(data, "--output", "all/weights.parquet")[0] == 1
+
+
+@pytest.mark.parametrize("option", ["--output=folder.csv", "--report=folder.html"])
+def test_a_place_that_cannot_be_written_is_named_before_anything_is_computed(weigh, option):
+    Path(option.partition("=")[2]).mkdir()
+    status, _, err = weigh("prompts.jsonl", option)
+    assert status == 1
+    assert err.startswith("isodense: error: no file can be written as folder.")
+    assert ": it is a folder\n  -> name another file" in err
+    status, _, err = weigh("prompts.jsonl", option.replace("=", "=prompts.jsonl/"))
+    assert status == 1
+    assert err.startswith("isodense: error: no file can be written as prompts.jsonl/")
+    assert ": prompts.jsonl is not a folder" in err
 
 
 def test_a_missing_encoder_is_named(weigh):

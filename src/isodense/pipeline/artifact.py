@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from isodense.pipeline.errors import ArtifactError
-from isodense.pipeline.storage import beside, staged, storing, sync
+from isodense.pipeline.storage import beside, require_place, staged, storing, sync
 
 FORMAT_VERSION = 1
 VERSIONS = {
@@ -77,6 +77,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     It is a name of its own, so runs side by side may write the same file.
     """
     path = Path(path)
+    require_place(path)
     with storing(path.parent), beside(path) as folder:
         staging = folder / path.name
         yield staging

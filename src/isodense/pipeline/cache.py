@@ -40,7 +40,7 @@ from filelock import FileLock, Timeout
 
 from isodense.pipeline.artifact import sha256_file
 from isodense.pipeline.errors import IsodenseError, StorageError
-from isodense.pipeline.storage import beside, storing
+from isodense.pipeline.storage import beside, storing, unwritable
 
 FORMAT_VERSION = 2
 DAY = 86_400  # seconds
@@ -265,15 +265,9 @@ def require_writable(folder: Path, variable: str = "ISODENSE_CACHE") -> None:
     StorageError
         Naming what is in the way, and the variable.
     """
-    nearest = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
-    if not nearest.is_dir():
-        fault = f"{nearest} is not a folder"
-    elif not os.access(nearest, os.W_OK | os.X_OK):
-        fault = f"{nearest} cannot be written"
-    else:
-        return
-    hint = f"set {variable} to a folder that you can write, or correct this one"
-    raise StorageError(f"the cache is to be in {folder}, but {fault}", hint)
+    if fault := unwritable(folder):
+        hint = f"set {variable} to a folder that you can write, or correct this one"
+        raise StorageError(f"the cache is to be in {folder}, but {fault}", hint)
 
 
 def days_kept() -> float:

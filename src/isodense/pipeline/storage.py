@@ -79,6 +79,27 @@ def storing(folder: Path) -> Iterator[None]:
         raise found from error
 
 
+def unwritable(folder: Path) -> str | None:
+    """Return what is in the way of writing a folder, or of making it, or None."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not nearest.is_dir():
+        return f"{nearest} is not a folder"
+    return None if os.access(nearest, os.W_OK | os.X_OK) else f"{nearest} cannot be written"
+
+
+def require_place(path: Path) -> None:
+    """Raise unless a file can be written there.
+
+    Raises
+    ------
+    StorageError
+        Naming what is in the way.
+    """
+    fault = "it is a folder" if path.is_dir() else unwritable(path.parent)
+    if fault:
+        raise StorageError(f"no file can be written as {path}: {fault}", "name another file")
+
+
 def require_space(what: str, needs: Mapping[Path, int]) -> None:
     """Raise unless the disks have room for what is going to be written.
 

@@ -6,6 +6,7 @@ Nothing is imported to recognise an object: a table has ``column_names`` (``data
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -76,6 +77,24 @@ def parts_of(data: Any, split: str, config: str | None) -> tuple[str, Iterator[P
             raise DataError(f"has no split {split!r}", "the data", hint=hint)
         data = data[split]
     return "data", iter([Part("data", lambda _: _rows(data), is_file=False)])
+
+
+def holds(data: str, path: Path) -> bool:
+    """Return whether a file is among the data, or would be once it is written.
+
+    Parameters
+    ----------
+    data : str
+        What :func:`parts_of` takes.
+    path : Path
+        The file.
+    """
+    here = Path(data).expanduser()
+    if here.is_dir():
+        inside = path.resolve().is_relative_to(here.resolve())
+        return inside and _is_named_as_file(path.name)
+    read = [here] if here.exists() else files.expand([data]) if glob.has_magic(data) else []
+    return path.exists() and any(path.samefile(one) for one in read)
 
 
 def _is_named_as_file(name: str) -> bool:

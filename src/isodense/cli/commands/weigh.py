@@ -73,6 +73,8 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Weigh the prompts, write what is asked for, and say what the weights do."""
+    from isodense.pipeline.storage import require_place
+    from isodense.weighing.data import holds
     from isodense.weighing.result import require_suffix
     from isodense.weighing.weigh import weigh
 
@@ -83,8 +85,10 @@ def run(args: argparse.Namespace) -> None:
         message = f"{args.report} does not end in .html, which the report is"
         raise IsodenseError(message, "name a file that does")
     for made in filter(None, (args.output, args.report)):
-        if made.exists() and Path(args.data).exists() and made.samefile(args.data):
-            raise IsodenseError(f"{made} holds the data", "name another file to write")
+        require_place(made)
+        if holds(args.data, made):
+            message = f"{made} is, or would be, among the data in {args.data}"
+            raise IsodenseError(message, "name a file elsewhere")
     with _steps_on_stderr():
         found = weigh(
             args.data,
