@@ -82,6 +82,8 @@ class Hub:
         Folder for the commits it takes; without one it refuses to be written.
     private : dict of str to bool
         Data sets that were created, by ``owner/name``, and whether as private ones.
+    commits : int
+        How many were made.
     """
 
     faults: dict[str, Fault] = field(default_factory=dict)
@@ -89,6 +91,7 @@ class Hub:
     url: str = ""
     writable: Path | None = None
     private: dict[str, bool] = field(default_factory=dict)
+    commits: int = 0
     _stored: dict[str, bytes] = field(default_factory=dict)
     _repos: dict[tuple[str, str], dict[str, Path]] = field(default_factory=dict)
 
@@ -129,8 +132,12 @@ class Hub:
         return oid in self._stored
 
     def commit(self, repo: str, branch: str, lines: list[dict[str, Any]]) -> str:
-        """Take a commit as the Hub's API words it, and return its hash."""
+        """Take a commit as the Hub's API words it, and return its hash; empty if it comes late."""
         revisions = self._repos["datasets", repo]
+        parent = lines[0]["value"].get("parentCommit")
+        if parent not in (None, self.find("datasets", repo, branch)[0]):
+            return ""
+        self.commits += 1
         commit = f"{sum(map(len, self._repos.values())):040x}"
         folder = self.writable / commit
         shutil.copytree(revisions[branch], folder)
@@ -280,16 +287,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.branch(repo, branch)
             self._json({})
         elif verb == "preupload":
+            folder = self.hub.find("datasets", repo, branch)[1]
             names = [file["path"] for file in json.loads(self._body)["files"]]
-            mode = {True: "lfs", False: "regular"}
-            modes = [
-                {"path": name, "uploadMode": mode[name.endswith(LFS)], "shouldIgnore": False}
-                for name in names
-            ]
-            self._json({"files": modes})
+            self._json({"files": [_preupload(folder, name) for name in names]})
         else:
             lines = [json.loads(line) for line in self._body.splitlines()]
             commit = self.hub.commit(repo, branch, lines)
+            if not commit:
+                return self._error(412, "")
             url = f"{self.hub.url}/datasets/{repo}/commit/{commit}"
             self._json({"success": True, "commitOid": commit, "commitUrl": url})
 
@@ -380,6 +385,13 @@ def _etag(content: bytes, name: str) -> str:
     if name.endswith(LFS):
         return hashlib.sha256(content).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()  # noqa: S324
+
+
+def _preupload(folder: Path, name: str) -> dict[str, object]:
+    """Return how the Hub wants a file, and the hash of the one that it has."""
+    path, mode = folder / name, "lfs" if name.endswith(LFS) else "regular"
+    known = {"oid": _etag(path.read_bytes(), name)} if path.is_file() else {}
+    return {"path": name, "uploadMode": mode, "shouldIgnore": False, **known}
 
 
 def _entry(folder: Path, path: Path) -> dict[str, object]:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from huggingface_hub import HfApi
 
 import isodense
 from isodense.cli.main import main
@@ -133,7 +134,6 @@ def test_a_second_push_is_a_commit_that_replaces_the_first(mine, hub, capsys):
 
 
 def _rewrite(folder, weights):
-
     path, manifest = (
         folder / "density_weights.npy",
         json.loads((folder / "manifest.json").read_text()),
@@ -141,6 +141,32 @@ def _rewrite(folder, weights):
     np.save(path, weights)
     manifest["files"][path.name]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
     (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_push_is_one_commit_and_none_where_nothing_is_new(mine, hub, capsys, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.hf_api.is_xet_available", lambda: True)  # as installed
+    first = push(capsys)
+    assert (hub.commits, first["new"]) == (1, True)
+    again = push(capsys)
+    assert (hub.commits, again["new"], again["commit"]) == (1, False, first["commit"])
+    assert main(["push", ADDRESS]) == 0
+    assert "nothing new, so no commit was made" in capsys.readouterr().out
+
+
+def test_of_two_pushes_at_once_one_is_refused(mine, hub, capsys, monkeypatch):
+    first = push(capsys)["commit"]
+    _rewrite(mine / "density", np.load(mine / "density/density_weights.npy")[::-1])
+    whole = HfApi.create_commit
+
+    def overtaken(*args, **kwargs):
+        hub.commit("team/prompt-weights", "main", [{"key": "header", "value": {}}])
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(HfApi, "create_commit", overtaken)
+    assert main(["push", ADDRESS]) == 1
+    assert "another commit has come in between\n  -> see what it is" in capsys.readouterr().err
+    own = isodense.load_weights(ADDRESS, rev=first).weights
+    np.testing.assert_array_equal(isodense.load_weights(ADDRESS).weights, own)
 
 
 def test_a_branch_leaves_the_main_one(mine, hub, capsys):
