@@ -278,6 +278,28 @@ def test_damage_on_the_way_is_noticed(mine, hub, capsys):
         isodense.load_weights(ADDRESS, rev=commit)
 
 
+def test_what_was_damaged_in_the_cache_is_fetched_again_once_the_folder_named_is_gone(
+    mine, hub, capsys, tmp_path
+):
+    commit = push(capsys)["commit"]
+    density = np.array(isodense.load_weights(ADDRESS, rev=commit).density)
+    kept = next((tmp_path / "hf").rglob("density.npy")).resolve()
+    kept.write_bytes(kept.read_bytes()[:-1] + b"!")
+    with pytest.raises(ArtifactError, match=r"density\.npy is damaged") as caught:
+        isodense.load_weights(ADDRESS, rev=commit)
+    shutil.rmtree(re.search(r"delete (.+) to fetch it again", caught.value.hint)[1])
+    found = isodense.load_weights(ADDRESS, rev=commit)
+    np.testing.assert_array_equal(found.density, density)
+
+
+def test_arguments_that_contradict_the_address_are_errors(hub):
+    with pytest.raises(IsodenseError, match="names one revision, and rev='v8' another"):
+        isodense.load_weights(f"{ADDRESS}@v9", rev="v8")
+    with pytest.raises(IsodenseError, match="remote='s3' a DVC remote"):
+        isodense.load_weights(ADDRESS, remote="s3")
+    assert not hub.requests
+
+
 def test_rows_that_stay_are_not_sent_again(tmp_path):
     """A hundredth of the rows comes into the middle: Xet, which cuts by content, finds the rest."""
     hf_xet = pytest.importorskip("hf_xet")

@@ -60,11 +60,15 @@ def fetch_from_hub(address: str, path: str = FOLDER, rev: str | None = None) -> 
         If there is no such data set or revision, or it cannot be fetched.
     ArtifactError
         If the data set has no such folder.
+    IsodenseError
+        If the address names another revision than `rev`.
     """
     import huggingface_hub
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
     repo, at = parse(address)
+    if rev and at and rev != at:
+        raise IsodenseError(f"{address} names one revision, and rev={rev!r} another", "name one")
     rev = rev or at
     if os.environ.get("CI"):
         disable_progress_bars()
@@ -77,3 +81,12 @@ def fetch_from_hub(address: str, path: str = FOLDER, rev: str | None = None) -> 
         message = f"{SCHEME}{repo} has no {path} at {rev or 'main'}"
         raise ArtifactError(message, "name a data set that `isodense push` has written")
     return folder
+
+
+def kept_in(address: str) -> Path:
+    """Return the folder of all that was fetched of a data set, which may be deleted."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    name = repo_folder_name(repo_id=parse(address)[0], repo_type="dataset")
+    return Path(constants.HF_HUB_CACHE, name)
