@@ -34,6 +34,7 @@ LFS = (".parquet", ".gz", ".safetensors", ".bin", ".gguf")
 API = re.compile(
     r"/api/(datasets|models)/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+)/?(.*))?"
 )
+REFS = re.compile(r"/api/datasets/([^/]+/[^/]+)/refs")
 WRITE = re.compile(r"/api/datasets/([^/]+/[^/]+)/(preupload|commit|branch)/([^/]+)")
 BATCH = re.compile(r"/datasets/([^/]+/[^/]+)\.git/info/lfs/objects/batch")
 RESOLVE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
@@ -112,7 +113,7 @@ class Hub:
         return revision
 
     def branch(self, repo: str, name: str) -> None:
-        """Begin a branch of a data set at its newest commit."""
+        """Begin a branch, or name a tag, of a data set at its newest commit."""
         revisions = self._repos["datasets", repo]
         revisions.setdefault(name, revisions["main"])
 
@@ -177,6 +178,11 @@ class Hub:
         commit = next(sha for sha, path in revisions.items() if path == folder and len(sha) == 40)
         return commit, folder
 
+    def refs(self, repo: str) -> dict[str, str]:
+        """Return branches and tags of a data set (``v1.0`` for instance), and their commits."""
+        names = [name for name in self._repos["datasets", repo] if len(name) != 40]
+        return {name: self.find("datasets", repo, name)[0] for name in names}
+
     def knows(self, kind: str, repo: str) -> bool:
         """Return whether a repository exists."""
         return (kind, repo) in self._repos
@@ -232,6 +238,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._write(*match.groups())
         elif BATCH.fullmatch(path):
             self._batch()
+        elif match := REFS.fullmatch(path):
+            self._refs(match[1])
         elif match := API.fullmatch(path):
             kind, repo, verb, revision, rest = match.groups()
             self._api(kind, repo, verb or "revision", revision or "main", rest or "")
@@ -273,6 +281,13 @@ class _Handler(BaseHTTPRequestHandler):
                 "disabled": False,
             }
             self._json({**facts, "tags": [], "downloads": 0, "likes": 0, "siblings": siblings})
+
+    def _refs(self, repo: str) -> None:
+        refs: dict[str, list[dict[str, str]]] = {"branches": [], "tags": [], "converts": []}
+        for name, commit in self.hub.refs(repo).items():
+            kind = "tags" if re.match(r"v\d", name) else "branches"
+            refs[kind].append({"name": name, "ref": f"refs/{name}", "targetCommit": commit})
+        self._json(refs)
 
     def _create(self) -> None:
         if self.hub.writable is None:

@@ -300,6 +300,27 @@ def test_arguments_that_contradict_the_address_are_errors(hub):
     assert not hub.requests
 
 
+def test_where_there_is_no_such_revision_the_hint_names_those_that_there_are(mine, hub, capsys):
+    push(capsys)
+    hub.branch("team/prompt-weights", "v1.0")
+    isodense.load_weights(f"{ADDRESS}@v1.0", rev="v1.0")
+    with pytest.raises(DataError, match="has no revision 'v9'") as caught:
+        isodense.load_weights(ADDRESS, rev="v9")
+    assert caught.value.hint == "name a full commit hash, or one of v1.0, main"
+    with pytest.raises(DataError, match="has no revision '0000"):
+        isodense.load_weights(ADDRESS, rev="0" * 39 + "f")
+
+
+def test_a_branch_that_cannot_be_looked_up_is_not_what_it_was(mine, hub, capsys, monkeypatch):
+    push(capsys)
+    own = isodense.load_weights(ADDRESS)
+    hub.faults["team/prompt-weights"] = Fault(status=503)
+    with pytest.raises(DataError, match="revision 'main' could not be fetched"):
+        isodense.load_weights(ADDRESS)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    np.testing.assert_array_equal(isodense.load_weights(ADDRESS).weights, own.weights)
+
+
 def test_rows_that_stay_are_not_sent_again(tmp_path):
     """A hundredth of the rows comes into the middle: Xet, which cuts by content, finds the rest."""
     hf_xet = pytest.importorskip("hf_xet")
