@@ -311,6 +311,20 @@ def test_where_there_is_no_such_revision_the_hint_names_those_that_there_are(min
         isodense.load_weights(ADDRESS, rev="0" * 39 + "f")
 
 
+@pytest.mark.parametrize(
+    ("version", "hint"),
+    [(99, "upgrade isodense: a newer one"), (1, "name another revision, or ask")],
+)
+def test_weights_of_another_isodense_say_which_side_is_to_move(mine, hub, tmp_path, version, hint):
+    folder = tmp_path / "theirs/data/density"
+    shutil.copytree(mine / "density", folder)
+    manifest = json.loads((folder / "manifest.json").read_text()) | {"format_version": version}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    hub.add("team/prompt-weights", tmp_path / "theirs")
+    with pytest.raises(ArtifactError, match=f"format version {version}; .*\n  -> {hint}"):
+        isodense.load_weights(ADDRESS)
+
+
 def test_a_branch_that_cannot_be_looked_up_is_not_what_it_was(mine, hub, capsys, monkeypatch):
     push(capsys)
     own = isodense.load_weights(ADDRESS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from isodense.pipeline.artifact import MANIFEST
-from isodense.pipeline.errors import ArtifactError, IsodenseError
+from isodense.pipeline.errors import ArtifactError, FormatError, IsodenseError
 from isodense.sampling import weights
 from isodense.sampling.hub import SCHEME, fetch_from_hub, kept_in
 from isodense.sampling.remote import ADDRESS, fetch
@@ -67,6 +67,12 @@ def load_weights(
         folder = kept = fetch(source, path, rev, remote)
     try:
         return weights.load_weights(folder)
+    except FormatError as error:
+        other = (
+            "name another revision, or ask its owners to make it with an isodense as new as this"
+        )
+        hint = error.hint if error.newer else other
+        raise FormatError(error.message, error.newer, hint) from None
     except ArtifactError as error:
         hint = f"name another path or revision, or delete {kept} to fetch it again"
         raise ArtifactError(error.message, hint) from None
