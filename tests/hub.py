@@ -34,6 +34,7 @@ LFS = (".parquet", ".gz", ".safetensors", ".bin", ".gguf")
 API = re.compile(
     r"/api/(datasets|models)/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+)/?(.*))?"
 )
+REFS = re.compile(r"/api/datasets/([^/]+/[^/]+)/refs")
 WRITE = re.compile(r"/api/datasets/([^/]+/[^/]+)/(preupload|commit|branch)/([^/]+)")
 BATCH = re.compile(r"/datasets/([^/]+/[^/]+)\.git/info/lfs/objects/batch")
 RESOLVE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
@@ -82,6 +83,8 @@ class Hub:
         Folder for the commits it takes; without one it refuses to be written.
     private : dict of str to bool
         Data sets that were created, by ``owner/name``, and whether as private ones.
+    commits : int
+        How many were made.
     """
 
     faults: dict[str, Fault] = field(default_factory=dict)
@@ -89,6 +92,7 @@ class Hub:
     url: str = ""
     writable: Path | None = None
     private: dict[str, bool] = field(default_factory=dict)
+    commits: int = 0
     _stored: dict[str, bytes] = field(default_factory=dict)
     _repos: dict[tuple[str, str], dict[str, Path]] = field(default_factory=dict)
 
@@ -109,7 +113,7 @@ class Hub:
         return revision
 
     def branch(self, repo: str, name: str) -> None:
-        """Begin a branch of a data set at its newest commit."""
+        """Begin a branch, or name a tag, of a data set at its newest commit."""
         revisions = self._repos["datasets", repo]
         revisions.setdefault(name, revisions["main"])
 
@@ -129,8 +133,12 @@ class Hub:
         return oid in self._stored
 
     def commit(self, repo: str, branch: str, lines: list[dict[str, Any]]) -> str:
-        """Take a commit as the Hub's API words it, and return its hash."""
+        """Take a commit as the Hub's API words it, and return its hash; empty if it comes late."""
         revisions = self._repos["datasets", repo]
+        parent = lines[0]["value"].get("parentCommit")
+        if parent not in (None, self.find("datasets", repo, branch)[0]):
+            return ""
+        self.commits += 1
         commit = f"{sum(map(len, self._repos.values())):040x}"
         folder = self.writable / commit
         shutil.copytree(revisions[branch], folder)
@@ -169,6 +177,11 @@ class Hub:
             return None
         commit = next(sha for sha, path in revisions.items() if path == folder and len(sha) == 40)
         return commit, folder
+
+    def refs(self, repo: str) -> dict[str, str]:
+        """Return branches and tags of a data set (``v1.0`` for instance), and their commits."""
+        names = [name for name in self._repos["datasets", repo] if len(name) != 40]
+        return {name: self.find("datasets", repo, name)[0] for name in names}
 
     def knows(self, kind: str, repo: str) -> bool:
         """Return whether a repository exists."""
@@ -225,6 +238,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._write(*match.groups())
         elif BATCH.fullmatch(path):
             self._batch()
+        elif match := REFS.fullmatch(path):
+            self._refs(match[1])
         elif match := API.fullmatch(path):
             kind, repo, verb, revision, rest = match.groups()
             self._api(kind, repo, verb or "revision", revision or "main", rest or "")
@@ -267,6 +282,13 @@ class _Handler(BaseHTTPRequestHandler):
             }
             self._json({**facts, "tags": [], "downloads": 0, "likes": 0, "siblings": siblings})
 
+    def _refs(self, repo: str) -> None:
+        refs: dict[str, list[dict[str, str]]] = {"branches": [], "tags": [], "converts": []}
+        for name, commit in self.hub.refs(repo).items():
+            kind = "tags" if re.match(r"v\d", name) else "branches"
+            refs[kind].append({"name": name, "ref": f"refs/{name}", "targetCommit": commit})
+        self._json(refs)
+
     def _create(self) -> None:
         if self.hub.writable is None:
             return self._error(403, "")
@@ -280,16 +302,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.branch(repo, branch)
             self._json({})
         elif verb == "preupload":
+            folder = self.hub.find("datasets", repo, branch)[1]
             names = [file["path"] for file in json.loads(self._body)["files"]]
-            mode = {True: "lfs", False: "regular"}
-            modes = [
-                {"path": name, "uploadMode": mode[name.endswith(LFS)], "shouldIgnore": False}
-                for name in names
-            ]
-            self._json({"files": modes})
+            self._json({"files": [_preupload(folder, name) for name in names]})
         else:
             lines = [json.loads(line) for line in self._body.splitlines()]
             commit = self.hub.commit(repo, branch, lines)
+            if not commit:
+                return self._error(412, "")
             url = f"{self.hub.url}/datasets/{repo}/commit/{commit}"
             self._json({"success": True, "commitOid": commit, "commitUrl": url})
 
@@ -380,6 +400,13 @@ def _etag(content: bytes, name: str) -> str:
     if name.endswith(LFS):
         return hashlib.sha256(content).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()  # noqa: S324
+
+
+def _preupload(folder: Path, name: str) -> dict[str, object]:
+    """Return how the Hub wants a file, and the hash of the one that it has."""
+    path, mode = folder / name, "lfs" if name.endswith(LFS) else "regular"
+    known = {"oid": _etag(path.read_bytes(), name)} if path.is_file() else {}
+    return {"path": name, "uploadMode": mode, "shouldIgnore": False, **known}
 
 
 def _entry(folder: Path, path: Path) -> dict[str, object]:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from huggingface_hub import HfApi
 
 import isodense
 from isodense.cli.main import main
@@ -133,7 +134,6 @@ def test_a_second_push_is_a_commit_that_replaces_the_first(mine, hub, capsys):
 
 
 def _rewrite(folder, weights):
-
     path, manifest = (
         folder / "density_weights.npy",
         json.loads((folder / "manifest.json").read_text()),
@@ -141,6 +141,32 @@ def _rewrite(folder, weights):
     np.save(path, weights)
     manifest["files"][path.name]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
     (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_push_is_one_commit_and_none_where_nothing_is_new(mine, hub, capsys, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.hf_api.is_xet_available", lambda: True)  # as installed
+    first = push(capsys)
+    assert (hub.commits, first["new"]) == (1, True)
+    again = push(capsys)
+    assert (hub.commits, again["new"], again["commit"]) == (1, False, first["commit"])
+    assert main(["push", ADDRESS]) == 0
+    assert "nothing new, so no commit was made" in capsys.readouterr().out
+
+
+def test_of_two_pushes_at_once_one_is_refused(mine, hub, capsys, monkeypatch):
+    first = push(capsys)["commit"]
+    _rewrite(mine / "density", np.load(mine / "density/density_weights.npy")[::-1])
+    whole = HfApi.create_commit
+
+    def overtaken(*args, **kwargs):
+        hub.commit("team/prompt-weights", "main", [{"key": "header", "value": {}}])
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(HfApi, "create_commit", overtaken)
+    assert main(["push", ADDRESS]) == 1
+    assert "another commit has come in between\n  -> see what it is" in capsys.readouterr().err
+    own = isodense.load_weights(ADDRESS, rev=first).weights
+    np.testing.assert_array_equal(isodense.load_weights(ADDRESS).weights, own)
 
 
 def test_a_branch_leaves_the_main_one(mine, hub, capsys):
@@ -250,6 +276,63 @@ def test_damage_on_the_way_is_noticed(mine, hub, capsys):
     path.write_bytes(path.read_bytes()[:-1] + b"!")
     with pytest.raises(ArtifactError, match=r"density\.npy"):
         isodense.load_weights(ADDRESS, rev=commit)
+
+
+def test_what_was_damaged_in_the_cache_is_fetched_again_once_the_folder_named_is_gone(
+    mine, hub, capsys, tmp_path
+):
+    commit = push(capsys)["commit"]
+    density = np.array(isodense.load_weights(ADDRESS, rev=commit).density)
+    kept = next((tmp_path / "hf").rglob("density.npy")).resolve()
+    kept.write_bytes(kept.read_bytes()[:-1] + b"!")
+    with pytest.raises(ArtifactError, match=r"density\.npy is damaged") as caught:
+        isodense.load_weights(ADDRESS, rev=commit)
+    shutil.rmtree(re.search(r"delete (.+) to fetch it again", caught.value.hint)[1])
+    found = isodense.load_weights(ADDRESS, rev=commit)
+    np.testing.assert_array_equal(found.density, density)
+
+
+def test_arguments_that_contradict_the_address_are_errors(hub):
+    with pytest.raises(IsodenseError, match="names one revision, and rev='v8' another"):
+        isodense.load_weights(f"{ADDRESS}@v9", rev="v8")
+    with pytest.raises(IsodenseError, match="remote='s3' a DVC remote"):
+        isodense.load_weights(ADDRESS, remote="s3")
+    assert not hub.requests
+
+
+def test_where_there_is_no_such_revision_the_hint_names_those_that_there_are(mine, hub, capsys):
+    push(capsys)
+    hub.branch("team/prompt-weights", "v1.0")
+    isodense.load_weights(f"{ADDRESS}@v1.0", rev="v1.0")
+    with pytest.raises(DataError, match="has no revision 'v9'") as caught:
+        isodense.load_weights(ADDRESS, rev="v9")
+    assert caught.value.hint == "name a full commit hash, or one of v1.0, main"
+    with pytest.raises(DataError, match="has no revision '0000"):
+        isodense.load_weights(ADDRESS, rev="0" * 39 + "f")
+
+
+@pytest.mark.parametrize(
+    ("version", "hint"),
+    [(99, "upgrade isodense: a newer one"), (1, "name another revision, or ask")],
+)
+def test_weights_of_another_isodense_say_which_side_is_to_move(mine, hub, tmp_path, version, hint):
+    folder = tmp_path / "theirs/data/density"
+    shutil.copytree(mine / "density", folder)
+    manifest = json.loads((folder / "manifest.json").read_text()) | {"format_version": version}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    hub.add("team/prompt-weights", tmp_path / "theirs")
+    with pytest.raises(ArtifactError, match=f"format version {version}; .*\n  -> {hint}"):
+        isodense.load_weights(ADDRESS)
+
+
+def test_a_branch_that_cannot_be_looked_up_is_not_what_it_was(mine, hub, capsys, monkeypatch):
+    push(capsys)
+    own = isodense.load_weights(ADDRESS)
+    hub.faults["team/prompt-weights"] = Fault(status=503)
+    with pytest.raises(DataError, match="revision 'main' could not be fetched"):
+        isodense.load_weights(ADDRESS)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    np.testing.assert_array_equal(isodense.load_weights(ADDRESS).weights, own.weights)
 
 
 def test_rows_that_stay_are_not_sent_again(tmp_path):

@@ -1,7 +1,8 @@
 """Weights as a data set on the Hugging Face Hub: a table for everybody, the artifact for isodense.
 
 The data set has ``weights.parquet``, a row for each training prompt; ``data/density``, the artifact
-as the project has it, which :func:`isodense.load_weights` checks by its hashes; and a card.
+as the project has it, which :func:`isodense.load_weights` checks by its hashes; and a card. A push
+is one commit, so that readers never see one without the others.
 The table is cut into chunks by content, so that rows that stay as they are, those of texts for
 instance, are not uploaded again where the Hub stores chunks (Xet).
 """
@@ -66,7 +67,8 @@ def push(
     Returns
     -------
     dict
-        ``rows``, ``bytes``, and ``url`` and ``commit`` of what was published.
+        ``rows``, ``bytes``, ``columns``; of what was published ``url`` and ``commit``, and whether
+        that is ``new``: where all is there already, no commit is made.
 
     Raises
     ------
@@ -100,7 +102,7 @@ def _write(folder: Path, repo: str, data: Path, with_prompts: bool) -> dict[str,
         shutil.copyfile(data / "density" / name, folder / FOLDER / name)
     text = card(repo, table.column_names, weights, data)
     (folder / "README.md").write_text(text, encoding="utf-8")
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    size = sum(path.stat().st_size for path in _files(folder))
     return {"rows": table.num_rows, "bytes": size, "columns": table.column_names}
 
 
@@ -170,7 +172,8 @@ def _with_prompts(table: pa.Table, train: PromptSet) -> pa.Table:
 def _upload(
     folder: Path, repo: str, branch: str | None, private: bool, message: str | None
 ) -> dict[str, Any]:
-    from huggingface_hub import HfApi
+    """Send what is new as one commit, upon the one that was looked at."""
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     api = HfApi()
     api.create_repo(repo, repo_type="dataset", private=private or None, exist_ok=True)
@@ -179,16 +182,27 @@ def _upload(
         raise IsodenseError(message, "make it private on its page, or leave out --private")
     if branch is not None:
         api.create_branch(repo, branch=branch, repo_type="dataset", exist_ok=True)
-    _require_ours(repo, set(api.list_repo_files(repo, repo_type="dataset", revision=branch)))
-    found = api.upload_folder(
-        repo_id=repo,
-        folder_path=folder,
+    now = api.dataset_info(repo, revision=branch)
+    there = {file.rfilename for file in now.siblings or []}
+    _require_ours(repo, there)
+    ours = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
+    gone = sorted(name for name in there - set(ours) if name.startswith(f"{FOLDER}/"))
+    made = api.create_commit(
+        repo,
+        [
+            *(CommitOperationDelete(name) for name in gone),
+            *(CommitOperationAdd(name, path) for name, path in ours.items()),
+        ],
+        commit_message=message or "Weights by isodense",
         repo_type="dataset",
         revision=branch,
-        commit_message=message or "Weights by isodense",
-        delete_patterns=f"{FOLDER}/*",
+        parent_commit=now.sha,
     )
-    return {"url": str(found.commit_url), "commit": found.oid}
+    return {"url": str(made.commit_url), "commit": made.oid, "new": made.oid != now.sha}
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def _require_ours(repo: str, there: set[str]) -> None:
@@ -213,6 +227,9 @@ def _explained(repo: str) -> Iterator[None]:
         if status in (401, 403, 404):
             hint = "log in with `hf auth login`, or set HF_TOKEN, with a token that may write there"
             raise IsodenseError(f"{what}: the Hub refuses it ({status})", hint) from None
+        if status in (409, 412):
+            message = f"{what}: another commit has come in between"
+            raise IsodenseError(message, "see what it is, then run it again") from None
         raise IsodenseError(f"{what}: {_first(error)}", "run it again later") from None
     except (OSError, httpx.HTTPError, RuntimeError, ValueError) as error:
         hint = "check the connection and HF_ENDPOINT, then again: finished files are not sent twice"

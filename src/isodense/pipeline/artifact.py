@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from isodense.pipeline.errors import ArtifactError
+from isodense.pipeline.errors import ArtifactError, FormatError
 from isodense.pipeline.storage import beside, require_place, staged, storing, sync
 
 FORMAT_VERSION = 1
@@ -127,8 +127,10 @@ def read_manifest(folder: str | Path, kind: str) -> dict[str, Any]:
 
     Raises
     ------
+    FormatError
+        If it is of another format version.
     ArtifactError
-        If it is missing, of another kind or version, or if a file is absent or of another size.
+        If it is missing or of another kind, or if a file is absent or of another size.
     """
     folder = Path(folder)
     hint = f"run `dvc repro {kind}`, or `dvc pull {kind}` if a teammate has pushed it"
@@ -143,9 +145,7 @@ def read_manifest(folder: str | Path, kind: str) -> dict[str, Any]:
     if manifest.get("kind") != kind:
         raise ArtifactError(f"{folder} holds {manifest.get('kind')!r}, not {kind!r}", hint)
     if manifest.get("format_version") != _version(kind):
-        version = manifest.get("format_version")
-        message = f"{folder} has format version {version!r}; this code reads {_version(kind)}"
-        raise ArtifactError(message, f"run `dvc repro --force --single-item {kind}`")
+        raise _unread(folder, kind, manifest.get("format_version"))
     for name, entry in manifest["files"].items():
         _check_file(folder, name, entry.get("bytes"), hint)
     return manifest
@@ -273,6 +273,14 @@ def _json(value: Any) -> str:
 
 def _version(kind: str) -> int:
     return VERSIONS.get(kind, FORMAT_VERSION)
+
+
+def _unread(folder: Path, kind: str, version: Any) -> FormatError:
+    message = f"{folder} has format version {version!r}; this code reads {_version(kind)}"
+    newer = isinstance(version, int) and version > _version(kind)
+    again = f"run `dvc repro --force --single-item {kind}`"
+    hint = "upgrade isodense: a newer one has written it" if newer else again
+    return FormatError(message, newer, hint)
 
 
 def _describe(path: Path) -> dict[str, Any]:

@@ -93,6 +93,24 @@ class ArtifactError(IsodenseError):
     """An artifact that is missing, incomplete, damaged, or belongs to other prompts."""
 
 
+class FormatError(ArtifactError):
+    """An artifact of a format version that this code does not read.
+
+    Parameters
+    ----------
+    message : str
+        What is wrong.
+    newer : bool
+        Whether a newer isodense has written it.
+    hint : str
+        What to do next.
+    """
+
+    def __init__(self, message: str, newer: bool, hint: str) -> None:
+        super().__init__(message, hint)
+        self.newer = newer
+
+
 class StorageError(IsodenseError):
     """A disk that is full, or a file or folder that may not be read or written."""
 

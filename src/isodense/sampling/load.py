@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from isodense.pipeline.artifact import MANIFEST
-from isodense.pipeline.errors import ArtifactError
+from isodense.pipeline.errors import ArtifactError, FormatError, IsodenseError
 from isodense.sampling import weights
-from isodense.sampling.hub import SCHEME, fetch_from_hub
+from isodense.sampling.hub import SCHEME, fetch_from_hub, kept_in
 from isodense.sampling.remote import ADDRESS, fetch
 from isodense.sampling.weights import Weights
 
@@ -43,6 +43,8 @@ def load_weights(
     ArtifactError
         If the artifact is incomplete, its arrays disagree, or a weight is not finite and positive;
         or if it cannot be fetched.
+    IsodenseError
+        If `source` and the other arguments contradict each other.
 
     Examples
     --------
@@ -55,15 +57,24 @@ def load_weights(
     >>> w = isodense.load_weights("hf://team/prompt-weights")  # doctest: +SKIP
     """
     if str(source).startswith(SCHEME):
-        folder = fetch_from_hub(str(source), path, rev)
+        if remote is not None:
+            message = f"{source} is a data set of the Hub, and remote={remote!r} a DVC remote"
+            raise IsodenseError(message, "leave remote out")
+        folder, kept = fetch_from_hub(str(source), path, rev), kept_in(str(source))
     elif rev is None and remote is None and not _is_repository(source):
         return weights.load_weights(source)
     else:
-        folder = fetch(source, path, rev, remote)
+        folder = kept = fetch(source, path, rev, remote)
     try:
         return weights.load_weights(folder)
+    except FormatError as error:
+        other = (
+            "name another revision, or ask its owners to make it with an isodense as new as this"
+        )
+        hint = error.hint if error.newer else other
+        raise FormatError(error.message, error.newer, hint) from None
     except ArtifactError as error:
-        hint = f"name another path or revision, or delete {folder} to fetch it again"
+        hint = f"name another path or revision, or delete {kept} to fetch it again"
         raise ArtifactError(error.message, hint) from None
 
 

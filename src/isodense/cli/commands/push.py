@@ -51,6 +51,8 @@ def run(args: argparse.Namespace) -> None:
         print_json(found)
         return
     where = args.dry_run or found["url"]
-    sys.stdout.write(f"{where}: {found['rows']:,} prompts, {found['bytes'] / 1e3:,.0f} kB\n")
+    same = "" if found.get("new", True) else "; nothing new, so no commit was made"
+    size = f"{found['bytes'] / 1e3:,.0f} kB"
+    sys.stdout.write(f"{where}: {found['rows']:,} prompts, {size}{same}\n")
     if args.dry_run is None:
         sys.stdout.write(f'w = isodense.load_weights("{args.address}", rev="{found["commit"]}")\n')
