@@ -31,7 +31,8 @@ def add(commands: Any) -> None:
     why.add_argument("--neighbors", type=positive, default=10, metavar="N", help=shown)
     why.add_argument("--width", type=positive, metavar="N", help="columns of a text")
     add_json(why)
-    why.add_argument("--data", type=Path, default=Path("data"), help="folder of the artifacts")
+    where = "folder of the artifacts, or what `isodense weigh --work` kept (data)"
+    why.add_argument("--data", type=Path, default=Path("data"), help=where)
     encoder = ARTIFACTS["encoder"].path
     why.add_argument("--encoder", type=Path, default=encoder, help="for a new prompt")
     why.set_defaults(run=run)
