@@ -63,7 +63,7 @@ ALL_TRAINED = {
     "drop_conflicting": [],
 }  # section `prompts`: every prompt gets a weight
 UNLABELLED = ("id", "prompt", "tools", "source")  # columns of examples
-MAP, ENCODER = "map", "encoder"  # pieces of the cache
+MAP, ENCODER = "map", "encoder"  # pieces of the cache, and artifacts
 
 log = logging.getLogger("isodense.weigh")
 
@@ -117,7 +117,7 @@ def weigh(
     report : str or Path, optional
         HTML page to write; needs ``isodense[report]``.
     work : str or Path, optional
-        Folder that keeps the artifacts, in the formats of a project's ``data``:
+        Folder that keeps the artifacts, in the formats of a project's ``data``, and the encoder:
         ``isodense.load_weights(work / "density")`` reads the weights of the different prompts.
 
     Returns
@@ -153,7 +153,7 @@ def weigh(
         require("report")
     with _folder(work, cache) as folder:
         reading = _read(data, column, split, config, label, on_bad_row, folder / "examples")
-        return _weighed(reading, chosen, cache, folder, report)
+        return _weighed(reading, chosen, cache, folder, report, keep=work is not None)
 
 
 def _kinds_column(by: str, label: str | None) -> str:
@@ -209,7 +209,12 @@ def _read(
 
 
 def _weighed(
-    reading: Reading, chosen: Settings, cache: Path, folder: Path, report: str | Path | None
+    reading: Reading,
+    chosen: Settings,
+    cache: Path,
+    folder: Path,
+    report: str | Path | None,
+    keep: bool,
 ) -> Weighed:
     examples, section = folder / "examples", build(PromptsParams, ALL_TRAINED, "prompts")
     digest = content_sha256(read_manifest(examples, "download"))
@@ -220,6 +225,9 @@ def _weighed(
     prompts = load_columns(folder / "prompts")
     log.info("%s rows, %s different prompts", f"{len(reading.ids):,}", f"{len(prompts):,}")
     encoder = _encoder(chosen, cache, folder)
+    if keep and encoder != folder / ENCODER:  # new prompts are embedded by it
+        with publishing(folder / ENCODER) as staging:
+            shutil.copytree(encoder, staging, dirs_exist_ok=True)
     device, seed_of = chosen.base.device, chosen.base.seed_of
     with _timed("embedded"):
         embed(
@@ -259,8 +267,8 @@ def _weighed(
 def _encoder(chosen: Settings, cache: Path, folder: Path) -> Path:
     """Publish the encoder: in the cache where its bytes are pinned, else beside the others."""
     if chosen.encoder.sha256 is None:
-        models.publish("encoder", chosen.encoder, folder / "encoder", cache)
-        return folder / "encoder"
+        models.publish("encoder", chosen.encoder, folder / ENCODER, cache)
+        return folder / ENCODER
     store = Store(cache, "encoders")
     key = cache_key(
         inputs={}, params=as_dict(chosen.encoder), code=("models",), libraries=(), device=None
