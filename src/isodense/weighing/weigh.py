@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from isodense.density import artifact as density_artifact
 from isodense.density.balance import label_statistics
-from isodense.density.estimate import Estimate, estimate, heldout_density
+from isodense.density.estimate import Estimate, estimate, heldout_density, reached_ess
 from isodense.density.kinds import load_kinds
 from isodense.density.opinion import judge
 from isodense.embeddings.build import embed
@@ -63,6 +63,7 @@ ALL_TRAINED = {
     "drop_conflicting": [],
 }  # section `prompts`: every prompt gets a weight
 UNLABELLED = ("id", "prompt", "tools", "source")  # columns of examples
+WITH_TARGET = ("soft_count", "knn")  # density.method: those that reach for an ess
 MAP, ENCODER = "map", "encoder"  # pieces of the cache, and artifacts
 
 log = logging.getLogger("isodense.weigh")
@@ -143,6 +144,9 @@ def weigh(
     named = {"density.k": k, "density.ess": ess, "base.seed": seed}
     changes = {name: value for name, value in named.items() if value is not None}
     chosen = settings(changes | dict(params or {}), encoder)
+    if ess is not None and chosen.density.method not in WITH_TARGET:
+        message = f"ess has no effect with density.method {chosen.density.method}"
+        raise IsodenseError(message, "leave one of them out")
     if chosen.density.balance_by not in (None, "source", "label"):
         label = _kinds_column(chosen.density.balance_by, label)
         density = chosen.density.model_copy(update={"balance_by": "label"})
@@ -329,6 +333,15 @@ def _density(
     )
     facts = density_artifact.statistics(found, graph, params, prompts.counts, kinds)
     facts |= {"recall": manifest["recall"], "opinion": opinion}
+    facts |= {
+        "neighbors": {"asked": params.k, "used": graph.first(params.k).k},
+        "target": {
+            "ess_share": params.ess,
+            "reached": reached_ess(found, params),
+            "of": len(prompts) if params.method == "knn" else int(found.clusters.max()) + 1,
+            "alpha_max": params.alpha_max,
+        },
+    }
     facts |= {"labels": known["label"]} if known else {}
     return found, graph, facts
 
