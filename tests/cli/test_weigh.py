@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from isodense.cli.main import main
+from isodense.pipeline.artifact import read_manifest
 from isodense.weighing.summary import training_lines
 from tests import tiny
 
@@ -163,6 +165,24 @@ def test_bad_rows_are_counted_where_they_may_be_skipped(weigh):
     assert status == 0
     assert out.startswith("66 rows, 60 different prompts; 1 row without a prompt left out.")
     assert "skipped prompts.jsonl:67" in err
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_a_new_text_is_explained_by_the_encoder_that_weigh_kept(
+    weigh, encoder, monkeypatch, capsys, pinned
+):
+    if pinned:  # by default the encoder is a wheel, whose files are kept in the cache
+        monkeypatch.setattr("isodense.models.wheel.fetched", lambda *_: nullcontext(encoder))
+    status, _, err = weigh("prompts.jsonl", "--work", "kept", model=not pinned)
+    assert status == 0, err
+    assert read_manifest("kept/encoder", "models")["params"]["source"] == (
+        "wheel" if pinned else "folder"
+    )
+    assert main(["explain", "--data", "kept", "a text that nobody has asked", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kind"] == "new"
+    other = ["--encoder", "nowhere"]
+    assert main(["explain", "--data", "kept", "a text that nobody has asked", *other]) == 1
+    assert "nowhere has no manifest.json" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from scipy.stats import linregress, spearmanr, vonmises_fisher
 
 from isodense.density.artifact import statistics
 from isodense.density.balance import effective_sample_size
-from isodense.density.estimate import density_weights, estimate, heldout_density
+from isodense.density.estimate import density_weights, estimate, heldout_density, reached_ess
 from isodense.density.params import DensityParams
 from isodense.neighbors.build import knn_graph, nearest
 from isodense.neighbors.graph import Graph
@@ -128,6 +128,28 @@ def test_the_target_is_a_share_of_the_duplicate_clusters():
     assert 0 < found.exponent < 4
     masses = np.bincount(found.clusters, weights=found.weights)
     assert effective_sample_size(masses) / len(masses) == pytest.approx(0.7, abs=1e-6)
+
+
+def test_what_is_reached_is_compared_with_the_target_before_counts_and_kinds_enter():
+    X, _ = lopsided()
+    graph = knn_graph(np.concatenate([X, np.repeat(X[:40], 20, axis=0)]), 50)
+    params = PARAMS.model_copy(update={"ess": 0.7, "alpha_max": 4.0})
+    assert reached_ess(estimate(graph, params), params) == pytest.approx(0.7, abs=1e-6)
+    kinds = ["ab"[row % 7 == 0] for row in range(len(graph))]
+    more = params.model_copy(update={"balance_by": "kind", "count_power": 1.0})
+    changed = estimate(graph, more, np.arange(1, len(graph) + 1), None, kinds)
+    assert reached_ess(changed, more) == pytest.approx(0.7, abs=1e-6)
+    bounded = PARAMS.model_copy(update={"ess": 0.05})
+    found = estimate(graph, bounded)
+    masses = np.bincount(found.clusters, found.weights)
+    assert reached_ess(found, bounded) == pytest.approx(
+        effective_sample_size(masses) / len(masses), abs=1e-9
+    )
+    single = params.model_copy(update={"method": "knn"})
+    assert reached_ess(estimate(graph, single), single) == pytest.approx(0.7, abs=1e-6)
+    for other in ("uniform", "balance"):
+        without = params.model_copy(update={"method": other})
+        assert reached_ess(estimate(graph, without), without) is None
 
 
 def test_knn_weighs_single_prompts_by_their_mean_distance():

@@ -49,6 +49,28 @@ def test_a_published_artifact_reads_back(made):
     verify_files(made, manifest)
 
 
+def test_what_is_missing_outside_a_project_may_be_what_weigh_kept(tmp_path, monkeypatch):
+    def hint(folder, kind="density"):
+        with pytest.raises(ArtifactError) as caught:
+            read_manifest(folder, kind)
+        return caught.value.hint
+
+    monkeypatch.chdir(tmp_path)
+    for folder in ("data/density", tmp_path / "data" / "density"):
+        assert STAGE in hint(folder)
+        assert "there is no project here" in hint(folder)
+        assert "`isodense weigh --work DIR` keeps: --data DIR" in hint(folder)
+        assert hint(folder).endswith("in Python 'DIR/density'")
+    assert "in the folder of one" in hint("models/policy", "models")
+    assert "--work" not in hint("models/policy", "models")
+    (tmp_path / "dvc.yaml").touch()
+    assert "no project" not in hint("data/density")
+    (tmp_path / "inside").mkdir()
+    monkeypatch.chdir(tmp_path / "inside")
+    assert "no project" not in hint(tmp_path / "data" / "density")
+    assert "no project" in hint("data/density")
+
+
 def test_what_others_know_an_artifact_by():
     """A model by its files, wherever they came from; all else by the whole manifest."""
     files = {"a": {"sha256": "1"}, "b": {"sha256": "2"}}

@@ -119,6 +119,49 @@ def test_options_reach_the_density(weigh):
     assert many.graph.k == 55  # the graph grows with k
 
 
+def test_a_target_out_of_reach_is_said(weigh):
+    texts = tiny.texts(60)
+    assert "--ess" not in weigh(texts).opinion.splitlines()[2]  # reached, as can be seen
+    bounded = weigh(texts, ess=0.1)
+    assert bounded.facts["exponent"] == 1.25
+    share = bounded.facts["target"]["reached"]
+    said = f"The target of 10% (--ess) cannot be reached: it is {share:.0%} of 60 prompts, with the"
+    assert said in bounded.opinion
+    assert "density.alpha_max = 1.25" in bounded.opinion
+    shared = weigh(texts, ess=0.99, params={"density.paraphrases": 0.9}).opinion
+    assert "99% (--ess) cannot be reached" in shared
+    assert "because paraphrases share their weights." in shared
+    alike = weigh(texts[:2], ess=0.5).opinion
+    assert "because all are equally crowded." in alike
+    assert "cannot" not in weigh(texts, params={"density.method": "uniform"}).opinion
+    with pytest.raises(IsodenseError, match=r"ess has no effect with density\.method uniform"):
+        weigh(texts, ess=0.5, params={"density.method": "uniform"})
+
+
+def test_a_target_of_distinct_prompts_is_said_where_copies_hide_that_it_is_reached(weigh):
+    tail = " ".join(["egg"] * 70)  # longer than the encoder reads: one vector
+    texts = [*tiny.texts(90), f"red {tail}", f"green {tail}", f"blue {tail}", f"cat {tail}"]
+    found = weigh(texts, ess=1.0)
+    assert found.facts["ess_share"] < 0.99
+    said = "it is 100% of 91 prompts, near-duplicates taken as one, as --ess asks."
+    assert f"Before kinds and counts enter {said}" in found.opinion
+    assert found.facts["target"]["of"] == 91
+
+
+def test_fewer_neighbours_than_asked_for_are_said(weigh):
+    texts = tiny.texts(60)
+    found = weigh(texts, k=200)
+    assert found.opinion.startswith(
+        "60 rows, 60 different prompts. There are 59 others to compare each with, not 200 (--k)."
+    )
+    assert found.facts["neighbors"] == {"asked": 200, "used": 59}
+    assert "--k" not in weigh(texts, k=59).opinion
+    assert "There is 1 other to compare each with, not 50" in weigh(texts[:2]).opinion
+    assert "There are no others to compare each with, not 50" in weigh(texts[:1]).opinion
+    with pytest.raises(IsodenseError, match=r"section density has 1 fault:\n  k: 2000 is above"):
+        weigh(texts, k=2000)
+
+
 def test_known_kinds_are_balanced_by_any_column(weigh):
     rows = [{"prompt": text, "topic": "ab"[i > 44]} for i, text in enumerate(tiny.texts(60))]
     plain = weigh(rows, label="topic")

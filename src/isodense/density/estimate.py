@@ -394,6 +394,32 @@ def _exponent(
     return round(found, EXPONENT_DIGITS)
 
 
+def reached_ess(found: Estimate, params: DensityParams) -> float | None:
+    """Return what the exponent makes of the effective sample size, to compare with ``ess``.
+
+    Parameters
+    ----------
+    found : Estimate
+        What :func:`estimate` found with `params`.
+    params : DensityParams
+
+    Returns
+    -------
+    float or None
+        Share of the distinct prompts (of all prompts for ``knn``), before counts and kinds enter.
+        Above ``ess`` where the exponent is at ``alpha_max``, or no exponent changes it; below where
+        ``paraphrases`` alone take it there. None of methods that have no exponent to choose, and
+        of ``knn`` with counts or kinds.
+    """
+    if params.method == "soft_count":
+        weights = inverse_weights(found.density, found.exponent, found.sharers)
+        masses = np.bincount(found.clusters, weights)
+        return effective_sample_size(masses) / len(masses)
+    if params.method == "knn" and not (params.count_power or params.balance_by):
+        return effective_sample_size(found.weights) / len(found.weights)
+    return None
+
+
 def inverse_weights(log_density: np.ndarray, exponent: float, sizes: np.ndarray) -> np.ndarray:
     """Return weights of sum 1 inverse to a power of the density.
 

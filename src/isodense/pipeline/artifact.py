@@ -30,6 +30,7 @@ VERSIONS = {
     "prompts": 2,
 }  # format versions of the kinds that have changed
 RENAMED = {"pairs": "examples"}  # inputs in manifests that are not named as their folder is
+WEIGHED = ("prompts", "embeddings", "neighbors", "map", "density")  # what weigh keeps, too
 MANIFEST = "manifest.json"
 QUIET = 2_000_000_000  # nanoseconds: what changed since may change again with the same time
 
@@ -137,6 +138,7 @@ def read_manifest(folder: str | Path, kind: str) -> dict[str, Any]:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
+        hint += _without_project(folder, kind)
         raise ArtifactError(f"{folder} has no {MANIFEST}: it is not complete", hint) from None
     except ValueError as error:
         raise ArtifactError(f"{folder / MANIFEST} is not JSON: {error}", hint) from None
@@ -149,6 +151,17 @@ def read_manifest(folder: str | Path, kind: str) -> dict[str, Any]:
     for name, entry in manifest["files"].items():
         _check_file(folder, name, entry.get("bytes"), hint)
     return manifest
+
+
+def _without_project(folder: Path, kind: str) -> str:
+    """Return what else to do about a missing artifact where there is no project to run."""
+    if any((one / "dvc.yaml").is_file() for one in (Path.cwd(), folder.absolute().parent.parent)):
+        return ""
+    hint = "; there is no project here (no dvc.yaml): do it in the folder of one"
+    if kind in WEIGHED:
+        hint += ", or point at the folder that `isodense weigh --work DIR` keeps: --data DIR, in "
+        hint += f"Python 'DIR/{kind}'"
+    return hint
 
 
 def checked(folder: str | Path, manifest: dict[str, Any], name: str) -> Path:

@@ -68,13 +68,14 @@ def settings(changes: Mapping[str, Any], encoder: str | Path | None = None) -> S
     if "neighbors.k_max" not in changes and isinstance(k, int):
         graph["k_max"] = max(graph["k_max"], k)
     model = values["models"]["encoder"] if encoder is None else _encoder(encoder)
+    density = build(DensityParams, values["density"], "section density")  # first: k_max follows k
     return Settings(
         build(BaseParams, values["base"], "section base"),
         build(ModelParams, model, "the encoder"),
         build(EmbeddingsParams, values["embeddings"], "section embeddings"),
         build(NeighborsParams, graph, "section neighbors"),
         build(MapParams, values["map"], "section map"),
-        build(DensityParams, values["density"], "section density"),
+        density,
     )
 
 

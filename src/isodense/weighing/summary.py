@@ -8,6 +8,8 @@ from typing import Any
 
 from isodense.density.opinion import sentences
 
+REACHED = 1e-6  # a target is reached this closely
+VISIBLE = 0.005  # of shares in whole percents
 READERS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "json"}  # builders of `datasets`
 
 
@@ -20,7 +22,12 @@ def describe(facts: Mapping[str, Any]) -> str:
         :attr:`isodense.weighing.result.Weighed.facts`.
     """
     return "\n".join(
-        [_counts(facts), _copies(facts), _weights(facts), *sentences(facts["opinion"])]
+        [
+            _counts(facts) + _neighbors(facts),
+            _copies(facts),
+            _weights(facts) + _target(facts),
+            *sentences(facts["opinion"]),
+        ]
     )
 
 
@@ -29,6 +36,15 @@ def _counts(facts: Mapping[str, Any]) -> str:
     if facts["skipped"]:
         line += f"; {_number(facts['skipped'], 'row')} without a prompt left out"
     return line + "."
+
+
+def _neighbors(facts: Mapping[str, Any]) -> str:
+    """Return that there are fewer neighbours than were asked for; nothing where there are not."""
+    asked, used = facts["neighbors"]["asked"], facts["neighbors"]["used"]
+    if used == asked:
+        return ""
+    verb, others = "is" if used == 1 else "are", _number(used, "other") if used else "no others"
+    return f" There {verb} {others} to compare each with, not {asked:,} (--k)."
 
 
 def _copies(facts: Mapping[str, Any]) -> str:
@@ -52,6 +68,28 @@ def _weights(facts: Mapping[str, Any]) -> str:
         f"Weights: {facts['min_over_mean']:.2f} to {facts['max_over_mean']:.2f} times the mean, as "
         f"even as {facts['ess']:,.0f} equal ones of {facts['prompts']:,} (effective sample size, "
         f"{facts['ess_share']:.0%})."
+    )
+
+
+def _target(facts: Mapping[str, Any]) -> str:
+    """Return whether the target was reached; nothing where that is to be seen, or there is none."""
+    target = facts["target"]
+    asked, reached = target["ess_share"], target["reached"]
+    if reached is None:
+        return ""
+    share = f"{reached:.0%} of {_number(target['of'], 'prompt')}"
+    share += ", near-duplicates taken as one" if target["of"] < facts["prompts"] else ""
+    if abs(reached - asked) <= REACHED:
+        seen = abs(facts["ess_share"] - asked) < VISIBLE
+        return "" if seen else f" Before kinds and counts enter it is {share}, as --ess asks."
+    missed = f" The target of {100 * asked:.6g}% (--ess) cannot be reached: it is {share}, "
+    if reached < asked:
+        return f"{missed}because paraphrases share their weights."
+    if reached > 1 - REACHED:
+        return f"{missed}because all are equally crowded."
+    bound = f"density.alpha_max = {target['alpha_max']:g}"
+    return (
+        f"{missed}with the largest exponent, {bound}; -S density.alpha_max=… allows a larger one."
     )
 
 

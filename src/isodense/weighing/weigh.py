@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from isodense.density import artifact as density_artifact
 from isodense.density.balance import label_statistics
-from isodense.density.estimate import Estimate, estimate, heldout_density
+from isodense.density.estimate import Estimate, estimate, heldout_density, reached_ess
 from isodense.density.kinds import load_kinds
 from isodense.density.opinion import judge
 from isodense.embeddings.build import embed
@@ -63,7 +63,8 @@ ALL_TRAINED = {
     "drop_conflicting": [],
 }  # section `prompts`: every prompt gets a weight
 UNLABELLED = ("id", "prompt", "tools", "source")  # columns of examples
-MAP, ENCODER = "map", "encoder"  # pieces of the cache
+WITH_TARGET = ("soft_count", "knn")  # density.method: those that reach for an ess
+MAP, ENCODER = "map", "encoder"  # pieces of the cache, and artifacts
 
 log = logging.getLogger("isodense.weigh")
 
@@ -117,7 +118,7 @@ def weigh(
     report : str or Path, optional
         HTML page to write; needs ``isodense[report]``.
     work : str or Path, optional
-        Folder that keeps the artifacts, in the formats of a project's ``data``:
+        Folder that keeps the artifacts, in the formats of a project's ``data``, and the encoder:
         ``isodense.load_weights(work / "density")`` reads the weights of the different prompts.
 
     Returns
@@ -143,6 +144,9 @@ def weigh(
     named = {"density.k": k, "density.ess": ess, "base.seed": seed}
     changes = {name: value for name, value in named.items() if value is not None}
     chosen = settings(changes | dict(params or {}), encoder)
+    if ess is not None and chosen.density.method not in WITH_TARGET:
+        message = f"ess has no effect with density.method {chosen.density.method}"
+        raise IsodenseError(message, "leave one of them out")
     if chosen.density.balance_by not in (None, "source", "label"):
         label = _kinds_column(chosen.density.balance_by, label)
         density = chosen.density.model_copy(update={"balance_by": "label"})
@@ -153,7 +157,7 @@ def weigh(
         require("report")
     with _folder(work, cache) as folder:
         reading = _read(data, column, split, config, label, on_bad_row, folder / "examples")
-        return _weighed(reading, chosen, cache, folder, report)
+        return _weighed(reading, chosen, cache, folder, report, keep=work is not None)
 
 
 def _kinds_column(by: str, label: str | None) -> str:
@@ -209,7 +213,12 @@ def _read(
 
 
 def _weighed(
-    reading: Reading, chosen: Settings, cache: Path, folder: Path, report: str | Path | None
+    reading: Reading,
+    chosen: Settings,
+    cache: Path,
+    folder: Path,
+    report: str | Path | None,
+    keep: bool,
 ) -> Weighed:
     examples, section = folder / "examples", build(PromptsParams, ALL_TRAINED, "prompts")
     digest = content_sha256(read_manifest(examples, "download"))
@@ -220,6 +229,9 @@ def _weighed(
     prompts = load_columns(folder / "prompts")
     log.info("%s rows, %s different prompts", f"{len(reading.ids):,}", f"{len(prompts):,}")
     encoder = _encoder(chosen, cache, folder)
+    if keep and encoder != folder / ENCODER:  # new prompts are embedded by it
+        with publishing(folder / ENCODER) as staging:
+            shutil.copytree(encoder, staging, dirs_exist_ok=True)
     device, seed_of = chosen.base.device, chosen.base.seed_of
     with _timed("embedded"):
         embed(
@@ -259,8 +271,8 @@ def _weighed(
 def _encoder(chosen: Settings, cache: Path, folder: Path) -> Path:
     """Publish the encoder: in the cache where its bytes are pinned, else beside the others."""
     if chosen.encoder.sha256 is None:
-        models.publish("encoder", chosen.encoder, folder / "encoder", cache)
-        return folder / "encoder"
+        models.publish("encoder", chosen.encoder, folder / ENCODER, cache)
+        return folder / ENCODER
     store = Store(cache, "encoders")
     key = cache_key(
         inputs={}, params=as_dict(chosen.encoder), code=("models",), libraries=(), device=None
@@ -321,6 +333,15 @@ def _density(
     )
     facts = density_artifact.statistics(found, graph, params, prompts.counts, kinds)
     facts |= {"recall": manifest["recall"], "opinion": opinion}
+    facts |= {
+        "neighbors": {"asked": params.k, "used": graph.first(params.k).k},
+        "target": {
+            "ess_share": params.ess,
+            "reached": reached_ess(found, params),
+            "of": len(prompts) if params.method == "knn" else int(found.clusters.max()) + 1,
+            "alpha_max": params.alpha_max,
+        },
+    }
     facts |= {"labels": known["label"]} if known else {}
     return found, graph, facts
 

@@ -10,6 +10,7 @@ from typing import Any
 from isodense.cli.commands._arguments import add_json, positive, print_json
 from isodense.pipeline.layout import ARTIFACTS
 
+ENCODER = ARTIFACTS["encoder"].path
 ABOUT = """Show the weight of a prompt and where it comes from, or that of a new prompt.
 
 The prompt is named by its id, the start of one, its text, or its conversation as a JSON list of
@@ -31,9 +32,10 @@ def add(commands: Any) -> None:
     why.add_argument("--neighbors", type=positive, default=10, metavar="N", help=shown)
     why.add_argument("--width", type=positive, metavar="N", help="columns of a text")
     add_json(why)
-    why.add_argument("--data", type=Path, default=Path("data"), help="folder of the artifacts")
-    encoder = ARTIFACTS["encoder"].path
-    why.add_argument("--encoder", type=Path, default=encoder, help="for a new prompt")
+    where = "folder of the artifacts, or what `isodense weigh --work` kept (data)"
+    why.add_argument("--data", type=Path, default=Path("data"), help=where)
+    model = f"for a new prompt (encoder in --data, where weigh kept it, or {ENCODER})"
+    why.add_argument("--encoder", type=Path, help=model)
     why.set_defaults(run=run)
 
 
@@ -42,12 +44,13 @@ def run(args: argparse.Namespace) -> None:
     from isodense.inspect.explain import Folders, explain
 
     data: Path = args.data
+    kept = data / "encoder"
     folders = Folders(
         data / "prompts",
         data / "neighbors",
         data / "density",
         data / "embeddings",
-        args.encoder,
+        args.encoder or (kept if kept.is_dir() else ENCODER),
         data / "difficulty",
     )
     query = _standard_input() if args.prompt == "-" else args.prompt

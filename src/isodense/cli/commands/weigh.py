@@ -65,7 +65,8 @@ def add(commands: Any) -> None:
         metavar="KEY=VALUE",
         help="any other param, as in params.yaml: -S embeddings.precision=float32",
     )
-    kept = "folder that keeps the artifacts, as a project's data folder has them"
+    kept = "folder that keeps the artifacts, as a project's data folder has them, and the encoder: "
+    kept += "`isodense explain --data DIR` reads it"
     parser.add_argument("--work", type=Path, metavar="DIR", help=kept)
     add_json(parser)
     parser.set_defaults(run=run)
