@@ -196,7 +196,11 @@ class Answering:
     """
 
     def __init__(self, policy: Path, params: DifficultyParams, device: str) -> None:
-        from isodense.models.inference.policy import context_length, load_for_inference, load_tokenizer
+        from isodense.models.inference.policy import (
+            context_length,
+            load_for_inference,
+            load_tokenizer,
+        )
 
         self._model, self._tokenizer = load_for_inference(policy, device), load_tokenizer(policy)
         self._context, self._params = context_length(policy), params
