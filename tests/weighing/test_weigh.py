@@ -299,6 +299,14 @@ def test_columns_of_any_type_stay_and_give_way_to_ours(weigh, tmp_path):
         found.save(tmp_path / "w.xlsx")
 
 
+def test_a_column_has_one_name_in_all_rows_whichever_others_they_have(weigh):
+    rows = [{"prompt": "red", "weight": 1, "weight_": "a"}, {"prompt": "green", "weight": 2},
+            {"prompt": "blue", "weight_": "c"}]  # fmt: skip
+    table = weigh(rows).inputs
+    assert table["weight__"].to_pylist() == [1, 2, None]
+    assert table["weight_"].to_pylist() == ["a", None, "c"]
+
+
 def test_the_file_opens_in_pandas_datasets_and_duckdb(weigh, tmp_path):
     rows = [
         {"prompt": text, "n": i, "mixed": i if i % 2 else str(i), "parts": {"a": [i]}}

@@ -377,7 +377,7 @@ def _by_row(
         prompts=place,
         facts=facts,
         opinion=describe(facts),
-        inputs=reading.columns.table(),
+        inputs=reading.table(),
     )
 
 
