@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import datasets
@@ -297,6 +298,17 @@ def test_columns_of_any_type_stay_and_give_way_to_ours(weigh, tmp_path):
     assert [json.loads(text) for text in read["tags"]] == [row["tags"] for row in rows]
     with pytest.raises(IsodenseError, match=r"ends in none of .parquet, .csv, .jsonl"):
         found.save(tmp_path / "w.xlsx")
+
+
+def test_values_that_csv_has_no_way_of_writing_are_json_text(weigh, tmp_path):
+    key = uuid.UUID(int=5)
+    found = weigh([{"prompt": text, "b": b"\xff", "key": key} for text in tiny.texts(3)])
+    for name in ("w.csv", "w.jsonl", "w.parquet"):
+        found.save(tmp_path / name)
+    frame = pd.read_csv(tmp_path / "w.csv")
+    assert [json.loads(text) for text in frame["b"]] == ["b'\\xff'"] * 3
+    assert [json.loads(text) for text in frame["key"]] == [str(key)] * 3
+    assert pd.read_parquet(tmp_path / "w.parquet")["b"].tolist() == [b"\xff"] * 3
 
 
 def test_a_column_has_one_name_in_all_rows_whichever_others_they_have(weigh):
