@@ -225,6 +225,36 @@ def test_what_is_nothing_to_weigh(weigh):
         weigh([])
 
 
+def test_a_frame_may_hold_columns_of_several_types_and_none_twice(weigh):
+    texts = tiny.texts(6)
+    frame = pd.DataFrame({"prompt": texts, "mixed": [1, "a", None, 2.5, [1], np.nan], 7: range(6)})
+    found = weigh(frame)
+    assert found.inputs["mixed"].to_pylist() == ["1", '"a"', None, "2.5", "[1]", None]
+    assert found.inputs["7"].to_pylist() == list(range(6))
+    frame.columns = ["prompt", "a", "a"]
+    with pytest.raises(DataError, match="the data: has two columns 'a'"):
+        weigh(frame)
+    twice = pa.Table.from_arrays([pa.array(texts)] * 2, names=["prompt", "prompt"])
+    with pytest.raises(DataError, match="the data: has two columns 'prompt'"):
+        weigh(twice)
+
+
+def test_what_is_no_row_is_skipped_as_a_row_without_a_prompt_is(weigh):
+    found = weigh(pd.Series(["red", np.nan, "green"]), on_bad_row="skip")
+    assert found.rows.tolist() == [0, 2]
+    found = weigh([3, "red", ("a",), "green"], on_bad_row="skip")
+    assert (found.rows.tolist(), found.facts["skipped"]) == ([1, 3], 2)
+    found = weigh([{"prompt": "red", 5: "a"}])
+    assert found.inputs["5"].to_pylist() == ["a"]
+
+
+@pytest.mark.parametrize("form", ["torch", "numpy", "pandas", "arrow"])
+def test_the_format_of_a_data_set_changes_nothing(weigh, form):
+    data = datasets.Dataset.from_dict({"prompt": tiny.texts(3), "v": [1, 2, 3], "w": [0] * 3})
+    table = weigh(data.with_format(form, columns=["prompt", "v"])).inputs
+    assert table.to_pydict() == {"prompt": tiny.texts(3), "v": [1, 2, 3]}
+
+
 # --- columns and bad rows -------------------------------------------------------------------------
 
 
