@@ -122,6 +122,12 @@ def test_neither_the_data_nor_a_project_is_overwritten(weigh, tmp_path):
     status, _, err = weigh("prompts.jsonl", "--output", "./prompts.jsonl")
     assert (status, Path("prompts.jsonl").read_bytes()) == (1, before)
     assert "prompts.jsonl is, or would be, among the data in prompts.jsonl" in err
+    Path("work/prompts").mkdir(parents=True)
+    Path("work/prompts/mine.txt").write_text("precious")
+    said = weigh("prompts.jsonl", "--work", "work")[2]
+    assert "work/prompts is no artifact, and one would take its place" in said
+    assert Path("work/prompts/mine.txt").exists()
+    assert "prompts.jsonl is not a folder" in weigh("prompts.jsonl", "--work", "prompts.jsonl")[2]
     Path("dvc.yaml").touch()
     assert "is a folder of a project" in weigh("prompts.jsonl", "--work", "data")[2]
 

@@ -62,6 +62,33 @@ def test_any_set_gives_the_neighbours_of_brute_force(rows, copies, dim, k, tile,
     np.testing.assert_array_equal(graph.indices, indices)
 
 
+@settings(max_examples=80, deadline=None)
+@given(
+    rows=st.integers(2, 60),
+    dim=st.integers(1, 4),
+    k=st.sampled_from([1, 2, 5, 8, 40, 58, 60]),
+    tile=st.sampled_from([2, 8, 16, 32]),
+    block=st.sampled_from([1, 7, 1024]),
+    seed=st.integers(0, 1000),
+)
+def test_many_equal_scores_and_queries_with_and_without_a_row_of_their_own(
+    rows, dim, k, tile, block, seed
+):
+    rng = np.random.default_rng(seed)
+    X = np.zeros((rows, dim), dtype=np.float32)  # scores are -1, 0 (of both signs) and 1 only
+    X[np.arange(rows), rng.integers(0, dim, rows)] = rng.choice([-1, 1], rows)
+    X[(X == 0) & (rng.random(X.shape) < 0.5)] = -0.0
+    asked = rng.integers(0, rows, 20)
+    own = np.where(rng.random(20) < 0.5, asked, -1)
+    k = min(k, rows - bool((own >= 0).any()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exact, "TILE", tile)
+        graph = nearest(X[asked], X, k, own=own, device="cpu", block=block)
+    indices, distances = brute(X[asked], X, k, own)
+    np.testing.assert_array_equal(graph.distances, distances)
+    np.testing.assert_array_equal(graph.indices, indices)
+
+
 @pytest.mark.parametrize("k", [1, 3, 37, 38, 39, 46, 47])
 def test_queries_from_elsewhere_leave_no_row_out(k):
     X, queries = unit(47, 6), unit(9, 6, seed=1)

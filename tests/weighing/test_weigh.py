@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import datasets
@@ -267,6 +268,36 @@ def test_what_is_nothing_to_weigh(weigh):
         weigh([])
 
 
+def test_a_frame_may_hold_columns_of_several_types_and_none_twice(weigh):
+    texts = tiny.texts(6)
+    frame = pd.DataFrame({"prompt": texts, "mixed": [1, "a", None, 2.5, [1], np.nan], 7: range(6)})
+    found = weigh(frame)
+    assert found.inputs["mixed"].to_pylist() == ["1", '"a"', None, "2.5", "[1]", None]
+    assert found.inputs["7"].to_pylist() == list(range(6))
+    frame.columns = ["prompt", "a", "a"]
+    with pytest.raises(DataError, match="the data: has two columns 'a'"):
+        weigh(frame)
+    twice = pa.Table.from_arrays([pa.array(texts)] * 2, names=["prompt", "prompt"])
+    with pytest.raises(DataError, match="the data: has two columns 'prompt'"):
+        weigh(twice)
+
+
+def test_what_is_no_row_is_skipped_as_a_row_without_a_prompt_is(weigh):
+    found = weigh(pd.Series(["red", np.nan, "green"]), on_bad_row="skip")
+    assert found.rows.tolist() == [0, 2]
+    found = weigh([3, "red", ("a",), "green"], on_bad_row="skip")
+    assert (found.rows.tolist(), found.facts["skipped"]) == ([1, 3], 2)
+    found = weigh([{"prompt": "red", 5: "a"}])
+    assert found.inputs["5"].to_pylist() == ["a"]
+
+
+@pytest.mark.parametrize("form", ["torch", "numpy", "pandas", "arrow"])
+def test_the_format_of_a_data_set_changes_nothing(weigh, form):
+    data = datasets.Dataset.from_dict({"prompt": tiny.texts(3), "v": [1, 2, 3], "w": [0] * 3})
+    table = weigh(data.with_format(form, columns=["prompt", "v"])).inputs
+    assert table.to_pydict() == {"prompt": tiny.texts(3), "v": [1, 2, 3]}
+
+
 # --- columns and bad rows -------------------------------------------------------------------------
 
 
@@ -340,6 +371,25 @@ def test_columns_of_any_type_stay_and_give_way_to_ours(weigh, tmp_path):
     assert [json.loads(text) for text in read["tags"]] == [row["tags"] for row in rows]
     with pytest.raises(IsodenseError, match=r"ends in none of .parquet, .csv, .jsonl"):
         found.save(tmp_path / "w.xlsx")
+
+
+def test_values_that_csv_has_no_way_of_writing_are_json_text(weigh, tmp_path):
+    key = uuid.UUID(int=5)
+    found = weigh([{"prompt": text, "b": b"\xff", "key": key} for text in tiny.texts(3)])
+    for name in ("w.csv", "w.jsonl", "w.parquet"):
+        found.save(tmp_path / name)
+    frame = pd.read_csv(tmp_path / "w.csv")
+    assert [json.loads(text) for text in frame["b"]] == ["b'\\xff'"] * 3
+    assert [json.loads(text) for text in frame["key"]] == [str(key)] * 3
+    assert pd.read_parquet(tmp_path / "w.parquet")["b"].tolist() == [b"\xff"] * 3
+
+
+def test_a_column_has_one_name_in_all_rows_whichever_others_they_have(weigh):
+    rows = [{"prompt": "red", "weight": 1, "weight_": "a"}, {"prompt": "green", "weight": 2},
+            {"prompt": "blue", "weight_": "c"}]  # fmt: skip
+    table = weigh(rows).inputs
+    assert table["weight__"].to_pylist() == [1, 2, None]
+    assert table["weight_"].to_pylist() == ["a", None, "c"]
 
 
 def test_the_file_opens_in_pandas_datasets_and_duckdb(weigh, tmp_path):

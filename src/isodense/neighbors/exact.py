@@ -255,12 +255,12 @@ class Best:
         self._counts = np.zeros(queries, dtype=np.int64)
 
     def expect(self, tile: np.ndarray) -> None:
-        """Let only such rows in from now on as are among the best of a first tile, or better.
+        """Keep out what a first tile has enough better rows to fill the places with.
 
         Parameters
         ----------
         tile : ndarray of shape (m, n), float32
-            Scores of all queries with at least as many rows as are kept; not kept itself.
+            Scores of all queries, of as many rows as are kept or more; not kept.
         """
         place = tile.shape[1] - self.rows.shape[1]
         kth = np.partition(tile, place, axis=1)[:, place]

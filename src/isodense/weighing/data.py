@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -76,7 +77,7 @@ def parts_of(data: Any, split: str, config: str | None) -> tuple[str, Iterator[P
             hint = f"name one of {', '.join(map(str, data))}"
             raise DataError(f"has no split {split!r}", "the data", hint=hint)
         data = data[split]
-    return "data", iter([Part("data", lambda _: _rows(data), is_file=False)])
+    return "data", iter([Part("data", partial(_rows, data), is_file=False)])
 
 
 def holds(data: str, path: Path) -> bool:
@@ -116,27 +117,58 @@ def _hub(repo: str, revision: str, split: str, config: str | None) -> Iterator[P
             yield Part(name, partial(files.read, path))
 
 
-def _rows(data: Any) -> Rows:
+def _rows(data: Any, on_bad_row: OnBadRow) -> Rows:
+    for number, row in enumerate(_items(data)):
+        if isinstance(row, Mapping):
+            yield number, {str(name): value for name, value in row.items()}
+        elif row is None or isinstance(row, str | list) or _is_nan(row):
+            yield number, {"prompt": row}
+        else:
+            message = f"is {type(row).__name__}, not a text, a list of messages or a row"
+            on_bad_row(DataError(message, f"data[{number}]"))
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and value != value
+
+
+def _items(data: Any) -> Iterable[Any]:
+    """Return what an object consists of, rows where it is a table."""
     if hasattr(data, "to_pylist"):  # pyarrow.Table
-        found = data.to_pylist()
-    elif hasattr(data, "column_names"):  # datasets
-        found = data
-    elif hasattr(data, "columns") and hasattr(data, "to_dict"):  # pandas
-        import pyarrow as pa
-
-        found = pa.Table.from_pandas(data, preserve_index=False).to_pylist()
-    elif isinstance(data, Iterable) and not isinstance(data, bytes):
-        found = data
-    else:
-        raise IsodenseError(f"{type(data).__name__} is nothing to weigh", f"pass {WHAT}")
-    for number, row in enumerate(found):
-        yield number, _as_row(row, number)
+        _require_different(data.schema.names)
+        return data.to_pylist()
+    if hasattr(data, "column_names"):  # datasets
+        return _unformatted(data)
+    if hasattr(data, "columns") and hasattr(data, "to_dict"):  # pandas
+        _require_different(map(str, data.columns))
+        columns = {str(name): _values(column) for name, column in data.items()}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    if isinstance(data, Iterable) and not isinstance(data, bytes):
+        return data
+    raise IsodenseError(f"{type(data).__name__} is nothing to weigh", f"pass {WHAT}")
 
 
-def _as_row(row: Any, number: int) -> Row:
-    if isinstance(row, Mapping):
-        return dict(row)
-    if isinstance(row, str | list) or row is None:
-        return {"prompt": row}
-    message = f"is {type(row).__name__}, not a text, a list of messages or a row"
-    raise DataError(message, f"data[{number}]", hint=f"pass {WHAT}")
+def _require_different(names: Iterable[str]) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise DataError(f"has two columns {twice[0]!r}", "the data", hint="rename one of them")
+
+
+def _unformatted(data: Any) -> Any:
+    """Return a data set whose rows are Python's, not tensors; a transform of the user stays."""
+    chosen = getattr(data, "format", None)
+    if chosen is None or chosen["type"] in (None, "custom"):
+        return data
+    return data.with_format(None, columns=chosen["columns"])
+
+
+def _values(column: Any) -> list[Any]:
+    """Return the values of a column of pandas as Python's, None where one is missing."""
+    import pyarrow as pa
+
+    try:
+        found: list[Any] = pa.array(column, from_pandas=True).to_pylist()
+    except (pa.ArrowException, OverflowError, TypeError, ValueError):  # of several types
+        missing = column.isna()
+        return [None if gone else value for value, gone in zip(column, missing, strict=True)]
+    return found

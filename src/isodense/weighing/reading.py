@@ -6,7 +6,7 @@ import logging
 import sys
 from array import array
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from isodense.download.examples import example_id
 from isodense.download.messages import tool_schemas
@@ -18,6 +18,9 @@ from isodense.prompts.conversations import encoder_text, id_of
 from isodense.prompts.reader import are_kinds
 from isodense.weighing.columns import Columns
 from isodense.weighing.data import Part
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 OURS = ("prompt_id", "row", "weight", "density", "cluster", "x", "y")  # columns of the result
 PROMPT, LABEL = "prompt", "label"
@@ -31,6 +34,7 @@ OPTIONS = {  # of `weigh`, for what the hints of `download` name
     "use the source hub": "name it as owner/name",
     " in params.yaml": "",
 }
+THEIRS = "\0"  # behind a name of ours in the data, until all of the data's names are known
 SHOWN = 5  # skipped rows that are logged; all are counted
 
 OnBadRow = Literal["error", "skip"]
@@ -61,7 +65,7 @@ class Reading:
     ids : list of str
         Prompt id of each of them.
     columns : Columns
-        Their columns; those with a name of ours have an underscore behind it.
+        Their columns; :meth:`table` gives those with a name of ours an underscore behind it.
     skipped : int
         Rows without a prompt.
     labels : list of str
@@ -105,6 +109,17 @@ class Reading:
         if self._label is not None and not self.labels:
             message = f"no row has a column {self._label!r}"
             raise DataError(message, self.source, hint="correct --label")
+
+    def table(self) -> pa.Table:
+        """Return the columns under names that are free."""
+        table = self.columns.table()
+        taken = {name.removesuffix(THEIRS) for name in table.column_names}
+        names = {
+            name: free(f"{name.removesuffix(THEIRS)}_", taken)
+            for name in table.column_names
+            if name.endswith(THEIRS)
+        }
+        return table.rename_columns([names.get(name, name) for name in table.column_names])
 
     @property
     def has_kinds(self) -> bool:
@@ -207,11 +222,11 @@ class _PartReading:
         return view
 
     def _kept(self, row: Row, example: Row) -> Row:
-        """Return the row's columns under names that are free, `prompt` being what is weighed."""
+        """Return the row's columns, names of ours marked; `prompt` is what is weighed."""
         ours = OURS if self._keeps else (*OURS, PROMPT)
         first = {} if self._keeps else {PROMPT: example[PROMPT]}
         return first | {
-            free(f"{name}_", row) if name in ours else name: value for name, value in row.items()
+            f"{name}{THEIRS}" if name in ours else name: value for name, value in row.items()
         }
 
     def _fault(self, message: str, number: int | None) -> DataError:

@@ -111,13 +111,13 @@ class Weighed:
                     stream.write(json.dumps(plain(kept), ensure_ascii=False) + "\n")
 
     def to_csv(self, path: str | Path) -> None:
-        """Write the table as CSV, with lists and objects as JSON text."""
+        """Write the table as CSV, with lists, objects and bytes as JSON text."""
         import pyarrow as pa
         from pyarrow import csv
 
         table = self.table
         for place, field in enumerate(table.schema):
-            if is_json(field.type) or pa.types.is_nested(field.type):
+            if not _is_csv(field.type):
                 values = table.column(place).to_pylist()
                 texts = [
                     value if value is None or isinstance(value, str) else compact(plain(value))
@@ -139,6 +139,15 @@ class Weighed:
         {".parquet": self.to_parquet, ".csv": self.to_csv, ".jsonl": self.to_jsonl}[
             Path(path).suffix.lower()
         ](path)
+
+
+def _is_csv(kind: pa.DataType) -> bool:
+    """Return whether Arrow writes a type as CSV, whatever its values are."""
+    import pyarrow as pa
+
+    binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    extension = isinstance(kind, pa.BaseExtensionType)
+    return not (binary or extension or pa.types.is_nested(kind))
 
 
 def require_suffix(path: str | Path) -> None:

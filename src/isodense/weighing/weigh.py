@@ -63,6 +63,7 @@ ALL_TRAINED = {
     "drop_conflicting": [],
 }  # section `prompts`: every prompt gets a weight
 UNLABELLED = ("id", "prompt", "tools", "source")  # columns of examples
+ARTIFACTS = ("examples", "prompts", "encoder", "embeddings", "neighbors", "map", "density")
 WITH_TARGET = ("soft_count", "knn")  # density.method: those that reach for an ess
 MAP, ENCODER = "map", "encoder"  # pieces of the cache, and artifacts
 
@@ -182,10 +183,22 @@ def _folder(work: str | Path | None, cache: Path) -> Iterator[Path]:
         if (Path(work).absolute().parent / "dvc.yaml").is_file():
             message = f"{work} is a folder of a project, whose artifacts DVC guards"
             raise IsodenseError(message, "name another folder")
+        _require_ours(Path(work))
         yield Path(work)
         return
     with beside(cache / "weigh") as folder:
         yield folder
+
+
+def _require_ours(work: Path) -> None:
+    """Raise if the artifacts would take the place of something else."""
+    if work.exists() and not work.is_dir():
+        raise IsodenseError(f"{work} is not a folder", "name another one")
+    for path in (work / name for name in ARTIFACTS):
+        empty = path.is_dir() and not any(path.iterdir())
+        if os.path.lexists(path) and not empty and not (path / "manifest.json").is_file():
+            message = f"{path} is no artifact, and one would take its place"
+            raise IsodenseError(message, "name another folder, or move it")
 
 
 def _read(
@@ -385,7 +398,7 @@ def _by_row(
         prompts=place,
         facts=facts,
         opinion=describe(facts),
-        inputs=reading.columns.table(),
+        inputs=reading.table(),
     )
 
 
