@@ -113,6 +113,35 @@ def test_the_card_names_no_encoder_and_no_commit_that_are_not_of_these_weights(
     assert "git commit" not in text
 
 
+def test_the_card_has_the_hashes_that_dvc_lock_pins_and_the_commit_that_holds_them(
+    finished, tmp_path, capsys
+):
+    root = tmp_path / "project"
+    shutil.copytree(finished.root, root, symlinks=True)
+    lock = yaml.safe_load((root / "dvc.lock").read_text())["stages"]
+    text = card_of(root / "data", tmp_path / "one", capsys)
+    for name, stage in (("prompts", "prompts"), ("density", "density"), ("map", "map")):
+        md5 = next(o["md5"] for o in lock[stage]["outs"] if o["path"] == f"data/{name}")
+        assert f"| {name} in dvc.lock | {md5} |" in text
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True)
+    assert f"| git commit of the project | {head.stdout.strip()} |" in text
+    (root / "dvc.lock").open("a").write("# not committed\n")
+    assert "git commit" not in card_of(root / "data", tmp_path / "two", capsys)
+
+
+@pytest.mark.parametrize("name", ["density", "map", "prompts"])
+def test_what_dvc_lock_does_not_pin_is_not_published(finished, tmp_path, capsys, name):
+    root = tmp_path / "project"
+    shutil.copytree(finished.root, root, symlinks=True)
+    path = root / "data" / name / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text())))
+    out = tmp_path / "out"
+    assert main(["push", ADDRESS, "--data", str(root / "data"), "--dry-run", str(out)]) == 1
+    said = capsys.readouterr().err
+    assert f"data/{name} is not the one that dvc.lock pins\n  -> `dvc checkout --force" in said
+    assert not (out / "README.md").exists()
+
+
 def card_of(data, out, capsys):
     assert main(["push", ADDRESS, "--data", str(data), "--dry-run", str(out)]) == 0
     capsys.readouterr()

@@ -7,10 +7,11 @@ from typing import Any
 
 import yaml
 
+from isodense.cli.pinned import commit_of
 from isodense.density.balance import weight_statistics
 from isodense.density.opinion import sentences
 from isodense.pipeline.artifact import MANIFEST, content_sha256
-from isodense.report.provenance import flat, git, read
+from isodense.report.provenance import flat, read
 from isodense.sampling.hub import SCHEME
 from isodense.sampling.weights import Weights
 
@@ -37,7 +38,7 @@ COLUMNS = {
 }
 
 
-def card(repo: str, columns: list[str], weights: Weights, data: Path) -> str:
+def card(repo: str, columns: list[str], weights: Weights, data: Path, pins: dict[str, str]) -> str:
     """Return the card, Markdown with YAML in front.
 
     Parameters
@@ -49,6 +50,8 @@ def card(repo: str, columns: list[str], weights: Weights, data: Path) -> str:
     weights : Weights
     data : Path
         The data folder; what its manifests say of sources and encoder is told where they are there.
+    pins : dict of str to str
+        What ``dvc.lock`` pins of it, see :func:`isodense.cli.pinned.pinned`.
     """
     manifests = _manifests(data)
     sources = manifests.get("examples", {}).get("params", {})
@@ -61,7 +64,7 @@ def card(repo: str, columns: list[str], weights: Weights, data: Path) -> str:
         _use(repo, columns),
         _measures(weights),
         _table("Columns of `weights.parquet`", ("column", "meaning"), _meanings(columns)),
-        _made(weights, manifests, data),
+        _made(weights, manifests, data, pins),
         f"## Licence\n\n{said}\n",
     )
     return "\n".join(parts)
@@ -122,7 +125,9 @@ def _meanings(columns: list[str]) -> list[tuple[str, str]]:
     return [(f"`{name}`", COLUMNS.get(name, "of the data")) for name in columns]
 
 
-def _made(weights: Weights, manifests: dict[str, dict[str, Any]], data: Path) -> str:
+def _made(
+    weights: Weights, manifests: dict[str, dict[str, Any]], data: Path, pins: dict[str, str]
+) -> str:
     encoder = manifests.get("encoder", {}).get("params", {})
     name = str(encoder.get("name", ""))
     if encoder.get("source") == "folder":  # whose path is nobody else's business
@@ -134,10 +139,9 @@ def _made(weights: Weights, manifests: dict[str, dict[str, Any]], data: Path) ->
     ]
     used = weights.metadata["params"]
     rows += [(f"density.{name}", f"{value}") for name, value in flat(used) if value is not None]
-    lock = data.parent / "dvc.lock"
-    pinned = lock.is_file() and f"path: {data.name}/density" in lock.read_text(encoding="utf-8")
-    revision = git(data.parent, "rev-parse", "HEAD") if pinned else None
+    revision = commit_of(data) if pins else None
     rows += [("git commit of the project", revision)] if revision else []
+    rows += [(f"{name} in dvc.lock", md5) for name, md5 in pins.items()]
     rows += [
         (f"sha256 of {name}", content_sha256(manifest)) for name, manifest in manifests.items()
     ]
