@@ -85,6 +85,7 @@ def test_the_card_has_figures_source_and_a_use_that_runs(mine, hub, capsys):
     text = (hub.find("datasets", "team/prompt-weights", commit)[1] / "README.md").read_text()
     front = yaml.safe_load(text.split("---")[1])
     assert front["license"] == "apache-2.0"
+    assert front["size_categories"] == ["n<1K"]
     assert front["configs"][0]["data_files"] == [{"split": "train", "path": "weights.parquet"}]
     own = isodense.load_weights("data/density")
     assert f"| training prompts | {len(own.weights)} |" in text
@@ -111,6 +112,35 @@ def test_the_card_names_no_encoder_and_no_commit_that_are_not_of_these_weights(
     text = card_of(root / "other", tmp_path / "two", capsys)
     assert "| encoder |" not in text
     assert "git commit" not in text
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        ("---\nlicense: cc-by-4.0\n---\n", "cc-by-4.0"),
+        ("---\nlicense: [mit]\n---\n", "mit"),
+        ("---\nlicense: [mit, gpl]\n---\n", None),
+        ("---\nlicense: {}\n---\n", None),
+        ("---\nlicense: [\n---\n", None),
+        ("no metadata", None),
+        (None, None),
+    ],
+)
+def test_the_licence_of_a_data_set_of_the_hub_is_that_of_its_card(
+    mine, hub, capsys, tmp_path, card, licence
+):
+    revision = "c" * 40
+    if card is not None:
+        (tmp_path / "source").mkdir()
+        (tmp_path / "source/README.md").write_text(card)
+        hub.add("org/source", tmp_path / "source", revision=revision)
+    path = mine / "examples/manifest.json"
+    source = {"sources": ["hub"], "hub": {"repo": "org/source", "revision": revision}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"params": source}))
+    text = card_of(mine, tmp_path / "out", capsys)
+    assert yaml.safe_load(text.split("---")[1]).get("license") == licence
+    said = licence or "not known to isodense"
+    assert f"- hub org/source {revision}: {said}\n" in text
 
 
 def test_the_card_has_the_hashes_that_dvc_lock_pins_and_the_commit_that_holds_them(

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from isodense.cli.licence import licence
 from isodense.cli.pinned import commit_of
 from isodense.density.balance import weight_statistics
 from isodense.density.opinion import sentences
@@ -15,13 +16,6 @@ from isodense.report.provenance import flat, read
 from isodense.sampling.hub import SCHEME
 from isodense.sampling.weights import Weights
 
-LICENSES = {  # of sources whose revision is pinned
-    "sample": "apache-2.0",
-    "skills": "apache-2.0",
-    "hh": "mit",
-    "ultrafeedback": "mit",
-    "stack_exchange": "cc-by-sa-4.0",
-}
 SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"),
          (10**7, "1M<n<10M"))  # fmt: skip
 COLUMNS = {
@@ -55,9 +49,9 @@ def card(repo: str, columns: list[str], weights: Weights, data: Path, pins: dict
     """
     manifests = _manifests(data)
     sources = manifests.get("examples", {}).get("params", {})
-    licence, said = _licence(sources)
+    identifier, said = licence(sources)
     parts = (
-        _front(licence, len(weights.weights)),
+        _front(identifier, len(weights.weights)),
         f"# {repo.partition('/')[2]}\n\n"
         "Sampling weights of prompts for RL fine-tuning, inverse to local density: crowded prompts "
         "are drawn seldom, isolated ones often. Made by isodense.\n",
@@ -70,8 +64,8 @@ def card(repo: str, columns: list[str], weights: Weights, data: Path, pins: dict
     return "\n".join(parts)
 
 
-def _front(licence: str | None, rows: int) -> str:
-    fields: dict[str, Any] = {"license": licence} if licence else {}
+def _front(identifier: str | None, rows: int) -> str:
+    fields: dict[str, Any] = {"license": identifier} if identifier else {}
     size = next((name for limit, name in SIZES if rows < limit), "n>10M")
     fields |= {
         "tags": ["isodense", "sampling-weights", "grpo", "rlhf"],
@@ -146,26 +140,6 @@ def _made(
         (f"sha256 of {name}", content_sha256(manifest)) for name, manifest in manifests.items()
     ]
     return _table("How they were made", ("what", "value"), rows)
-
-
-def _licence(params: dict[str, Any]) -> tuple[str | None, str]:
-    """Return the licence's identifier, if there is one, and what is known of the sources'."""
-    sources = params.get("sources", [])
-    known = {name: LICENSES.get(name) for name in sources}
-    lines = [
-        f"- {name}{_revision(params.get(name, {}))}: {licence or 'not known to isodense'}"
-        for name, licence in known.items()
-    ]
-    said = "The prompts come from\n\n" + "\n".join(lines) if lines else "Not known to isodense."
-    found = set(known.values())
-    one = found.pop() if len(found) == 1 else "other" if found and None not in found else None
-    return one, said
-
-
-def _revision(section: Any) -> str:
-    known = section if isinstance(section, dict) else {}
-    names = [known.get(name) for name in ("repo", "revision")]
-    return "".join(f" {name}" for name in names if name)
 
 
 def _manifests(data: Path) -> dict[str, dict[str, Any]]:
