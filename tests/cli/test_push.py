@@ -22,6 +22,7 @@ import isodense
 from isodense.cli.main import main
 from isodense.cli.push import write_table
 from isodense.map.reader import load_coordinates
+from isodense.pipeline.artifact import content_sha256
 from isodense.pipeline.errors import ArtifactError, DataError, IsodenseError
 from isodense.prompts.reader import load_prompts
 from tests.hub import Fault
@@ -134,13 +135,36 @@ def test_the_licence_of_a_data_set_of_the_hub_is_that_of_its_card(
         (tmp_path / "source").mkdir()
         (tmp_path / "source/README.md").write_text(card)
         hub.add("org/source", tmp_path / "source", revision=revision)
-    path = mine / "examples/manifest.json"
     source = {"sources": ["hub"], "hub": {"repo": "org/source", "revision": revision}}
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"params": source}))
+    _from_source(mine, source)
     text = card_of(mine, tmp_path / "out", capsys)
     assert yaml.safe_load(text.split("---")[1]).get("license") == licence
     said = licence or "not known to isodense"
     assert f"- hub org/source {revision}: {said}\n" in text
+
+
+def test_the_card_says_nothing_of_examples_and_neighbours_of_other_weights(mine, capsys, tmp_path):
+    _from_source(mine, {"sources": ["hh"]})
+    text = card_of(mine, tmp_path / "one", capsys)
+    assert "| sha256 of examples |" in text
+    assert "- hh: mit" in text
+    for name in ("examples", "neighbors"):
+        path = mine / name / "manifest.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"params": {"sources": ["x"]}}))
+    text = card_of(mine, tmp_path / "two", capsys)
+    assert "## Licence\n\nNot known to isodense." in text
+    for name in ("examples", "neighbors", "embeddings"):
+        assert f"| sha256 of {name} |" not in text
+    assert "| sha256 of prompts |" in text
+
+
+def _from_source(data, params):
+    """Make a data folder say that its examples were made with other params."""
+    path, used = data / "examples/manifest.json", data / "prompts/manifest.json"
+    manifest = json.loads(path.read_text()) | {"params": params}
+    path.write_text(json.dumps(manifest))
+    inputs = {"inputs": {"examples": content_sha256(manifest)}}
+    used.write_text(json.dumps(json.loads(used.read_text()) | inputs))
 
 
 def test_the_card_has_the_hashes_that_dvc_lock_pins_and_the_commit_that_holds_them(

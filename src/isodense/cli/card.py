@@ -18,6 +18,12 @@ from isodense.sampling.weights import Weights
 
 SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"),
          (10**7, "1M<n<10M"))  # fmt: skip
+CHAIN = (  # what is made of what, from the weights up; prompts are compared by their ids
+    ("density", "neighbors"),
+    ("neighbors", "embeddings"),
+    ("embeddings", "encoder"),
+    ("prompts", "examples"),
+)
 COLUMNS = {
     "prompt_id": "hash of the prompt's conversation; rows of your own data are joined by it",
     "row": "its place among the prompts, held-out ones included, from 0",
@@ -151,10 +157,13 @@ def _manifests(data: Path) -> dict[str, dict[str, Any]]:
         for name, folder in places.items()
         if (folder / MANIFEST).is_file()
     }
-    used = found.get("embeddings", {}).get("inputs", {}).get("encoder")
-    if "encoder" in found and content_sha256(found["encoder"]) != used:
-        del found["encoder"]  # that of other vectors
-    return found
+    foreign: set[str] = set()
+    for made, used in CHAIN:
+        if made in found and used in found:
+            digest = found[made].get("inputs", {}).get(used)
+            if made in foreign or digest != content_sha256(found[used]):
+                foreign.add(used)
+    return {name: manifest for name, manifest in found.items() if name not in foreign}
 
 
 def _table(title: str, head: tuple[str, str], rows: list[tuple[str, str]]) -> str:
