@@ -22,9 +22,12 @@ import isodense
 from isodense.cli.main import main
 from isodense.cli.push import write_table
 from isodense.map.reader import load_coordinates
+from isodense.models import publish as models
 from isodense.pipeline.artifact import content_sha256
 from isodense.pipeline.errors import ArtifactError, DataError, IsodenseError
 from isodense.prompts.reader import load_prompts
+from isodense.weighing.settings import settings
+from isodense.weighing.weigh import _encoder
 from tests.hub import Fault
 
 ADDRESS = "hf://team/prompt-weights"
@@ -113,6 +116,24 @@ def test_the_card_names_no_encoder_and_no_commit_that_are_not_of_these_weights(
     text = card_of(root / "other", tmp_path / "two", capsys)
     assert "| encoder |" not in text
     assert "git commit" not in text
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_the_card_names_the_encoder_that_weigh_has_used(
+    mine, finished, tmp_path, monkeypatch, capsys, pinned
+):
+    folder = yaml.safe_load((finished.root / "params.yaml").read_text())["models"]["encoder"][
+        "name"
+    ]
+    here, publish = settings({}, folder), models.publish
+
+    def published(role, params, out, cache):  # whatever is pinned: no network here
+        publish(role, here.encoder, out, cache)
+
+    monkeypatch.setattr(models, "publish", published)
+    assert "| encoder |" not in card_of(mine, tmp_path / "one", capsys)
+    _encoder(settings({}) if pinned else here, tmp_path / "cache", mine)  # of `weigh --work mine`
+    assert "| encoder | tiny-encoder |" in card_of(mine, tmp_path / "two", capsys)
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,9 @@ def _made(
 def _manifests(data: Path) -> dict[str, dict[str, Any]]:
     """Return the manifests that are there of what the weights come from."""
     places = {name: data / name for name in ("examples", "prompts", "embeddings", "neighbors")}
-    places |= {"density": data / "density", "encoder": data.parent / "models/encoder"}
+    work = (data / "encoder" / MANIFEST).is_file()  # what `isodense weigh --work` has kept
+    encoder = data / "encoder" if work else data.absolute().parent / "models/encoder"
+    places |= {"density": data / "density", "encoder": encoder}
     found = {
         name: read(folder / MANIFEST)
         for name, folder in places.items()
