@@ -85,6 +85,8 @@ class Hub:
         Data sets that were created, by ``owner/name``, and whether as private ones.
     commits : int
         How many were made.
+    token : str, optional
+        Without which no file is served; by default all are public.
     """
 
     faults: dict[str, Fault] = field(default_factory=dict)
@@ -93,6 +95,7 @@ class Hub:
     writable: Path | None = None
     private: dict[str, bool] = field(default_factory=dict)
     commits: int = 0
+    token: str | None = None
     _stored: dict[str, bytes] = field(default_factory=dict)
     _repos: dict[tuple[str, str], dict[str, Path]] = field(default_factory=dict)
 
@@ -333,7 +336,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         commit, folder = located
         fault = self.hub.faults.get(name, Fault(times=0))
-        if fault.status and fault.strikes():
+        if self.hub.token and self.headers.get("Authorization") != f"Bearer {self.hub.token}":
+            self._error(401, "RepoNotFound")
+        elif fault.status and fault.strikes():
             self._fail(fault.status)
         elif not (folder / name).is_file():
             self._error(404, "EntryNotFound", commit)

@@ -22,8 +22,12 @@ import isodense
 from isodense.cli.main import main
 from isodense.cli.push import write_table
 from isodense.map.reader import load_coordinates
+from isodense.models import publish as models
+from isodense.pipeline.artifact import content_sha256
 from isodense.pipeline.errors import ArtifactError, DataError, IsodenseError
 from isodense.prompts.reader import load_prompts
+from isodense.weighing.settings import settings
+from isodense.weighing.weigh import _encoder
 from tests.hub import Fault
 
 ADDRESS = "hf://team/prompt-weights"
@@ -85,6 +89,7 @@ def test_the_card_has_figures_source_and_a_use_that_runs(mine, hub, capsys):
     text = (hub.find("datasets", "team/prompt-weights", commit)[1] / "README.md").read_text()
     front = yaml.safe_load(text.split("---")[1])
     assert front["license"] == "apache-2.0"
+    assert front["size_categories"] == ["n<1K"]
     assert front["configs"][0]["data_files"] == [{"split": "train", "path": "weights.parquet"}]
     own = isodense.load_weights("data/density")
     assert f"| training prompts | {len(own.weights)} |" in text
@@ -111,6 +116,105 @@ def test_the_card_names_no_encoder_and_no_commit_that_are_not_of_these_weights(
     text = card_of(root / "other", tmp_path / "two", capsys)
     assert "| encoder |" not in text
     assert "git commit" not in text
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_the_card_names_the_encoder_that_weigh_has_used(
+    mine, finished, tmp_path, monkeypatch, capsys, pinned
+):
+    folder = yaml.safe_load((finished.root / "params.yaml").read_text())["models"]["encoder"][
+        "name"
+    ]
+    here, publish = settings({}, folder), models.publish
+
+    def published(role, params, out, cache):  # whatever is pinned: no network here
+        publish(role, here.encoder, out, cache)
+
+    monkeypatch.setattr(models, "publish", published)
+    assert "| encoder |" not in card_of(mine, tmp_path / "one", capsys)
+    _encoder(settings({}) if pinned else here, tmp_path / "cache", mine)  # of `weigh --work mine`
+    assert "| encoder | tiny-encoder |" in card_of(mine, tmp_path / "two", capsys)
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        ("---\nlicense: cc-by-4.0\n---\n", "cc-by-4.0"),
+        ("---\nlicense: [mit]\n---\n", "mit"),
+        ("---\nlicense: [mit, gpl]\n---\n", None),
+        ("---\nlicense: {}\n---\n", None),
+        ("---\nlicense: [\n---\n", None),
+        ("no metadata", None),
+        (None, None),
+    ],
+)
+def test_the_licence_of_a_data_set_of_the_hub_is_that_of_its_card(
+    mine, hub, capsys, tmp_path, card, licence
+):
+    revision = "c" * 40
+    if card is not None:
+        (tmp_path / "source").mkdir()
+        (tmp_path / "source/README.md").write_text(card)
+        hub.add("org/source", tmp_path / "source", revision=revision)
+    source = {"sources": ["hub"], "hub": {"repo": "org/source", "revision": revision}}
+    _from_source(mine, source)
+    text = card_of(mine, tmp_path / "out", capsys)
+    assert yaml.safe_load(text.split("---")[1]).get("license") == licence
+    said = licence or "not known to isodense"
+    assert f"- hub org/source {revision}: {said}\n" in text
+
+
+def test_the_card_says_nothing_of_examples_and_neighbours_of_other_weights(mine, capsys, tmp_path):
+    _from_source(mine, {"sources": ["hh"]})
+    text = card_of(mine, tmp_path / "one", capsys)
+    assert "| sha256 of examples |" in text
+    assert "- hh: mit" in text
+    for name in ("examples", "neighbors"):
+        path = mine / name / "manifest.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"params": {"sources": ["x"]}}))
+    text = card_of(mine, tmp_path / "two", capsys)
+    assert "## Licence\n\nNot known to isodense." in text
+    for name in ("examples", "neighbors", "embeddings"):
+        assert f"| sha256 of {name} |" not in text
+    assert "| sha256 of prompts |" in text
+
+
+def _from_source(data, params):
+    """Make a data folder say that its examples were made with other params."""
+    path, used = data / "examples/manifest.json", data / "prompts/manifest.json"
+    manifest = json.loads(path.read_text()) | {"params": params}
+    path.write_text(json.dumps(manifest))
+    inputs = {"inputs": {"examples": content_sha256(manifest)}}
+    used.write_text(json.dumps(json.loads(used.read_text()) | inputs))
+
+
+def test_the_card_has_the_hashes_that_dvc_lock_pins_and_the_commit_that_holds_them(
+    finished, tmp_path, capsys
+):
+    root = tmp_path / "project"
+    shutil.copytree(finished.root, root, symlinks=True)
+    lock = yaml.safe_load((root / "dvc.lock").read_text())["stages"]
+    text = card_of(root / "data", tmp_path / "one", capsys)
+    for name, stage in (("prompts", "prompts"), ("density", "density"), ("map", "map")):
+        md5 = next(o["md5"] for o in lock[stage]["outs"] if o["path"] == f"data/{name}")
+        assert f"| {name} in dvc.lock | {md5} |" in text
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True)
+    assert f"| git commit of the project | {head.stdout.strip()} |" in text
+    (root / "dvc.lock").open("a").write("# not committed\n")
+    assert "git commit" not in card_of(root / "data", tmp_path / "two", capsys)
+
+
+@pytest.mark.parametrize("name", ["density", "map", "prompts"])
+def test_what_dvc_lock_does_not_pin_is_not_published(finished, tmp_path, capsys, name):
+    root = tmp_path / "project"
+    shutil.copytree(finished.root, root, symlinks=True)
+    path = root / "data" / name / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text())))
+    out = tmp_path / "out"
+    assert main(["push", ADDRESS, "--data", str(root / "data"), "--dry-run", str(out)]) == 1
+    said = capsys.readouterr().err
+    assert f"data/{name} is not the one that dvc.lock pins\n  -> `dvc checkout --force" in said
+    assert not (out / "README.md").exists()
 
 
 def card_of(data, out, capsys):

@@ -7,22 +7,23 @@ from typing import Any
 
 import yaml
 
+from isodense.cli.licence import licence
+from isodense.cli.pinned import commit_of
 from isodense.density.balance import weight_statistics
 from isodense.density.opinion import sentences
 from isodense.pipeline.artifact import MANIFEST, content_sha256
-from isodense.report.provenance import flat, git, read
+from isodense.report.provenance import flat, read
 from isodense.sampling.hub import SCHEME
 from isodense.sampling.weights import Weights
 
-LICENSES = {  # of sources whose revision is pinned
-    "sample": "apache-2.0",
-    "skills": "apache-2.0",
-    "hh": "mit",
-    "ultrafeedback": "mit",
-    "stack_exchange": "cc-by-sa-4.0",
-}
 SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"),
          (10**7, "1M<n<10M"))  # fmt: skip
+CHAIN = (  # what is made of what, from the weights up; prompts are compared by their ids
+    ("density", "neighbors"),
+    ("neighbors", "embeddings"),
+    ("embeddings", "encoder"),
+    ("prompts", "examples"),
+)
 COLUMNS = {
     "prompt_id": "hash of the prompt's conversation; rows of your own data are joined by it",
     "row": "its place among the prompts, held-out ones included, from 0",
@@ -37,7 +38,7 @@ COLUMNS = {
 }
 
 
-def card(repo: str, columns: list[str], weights: Weights, data: Path) -> str:
+def card(repo: str, columns: list[str], weights: Weights, data: Path, pins: dict[str, str]) -> str:
     """Return the card, Markdown with YAML in front.
 
     Parameters
@@ -49,26 +50,28 @@ def card(repo: str, columns: list[str], weights: Weights, data: Path) -> str:
     weights : Weights
     data : Path
         The data folder; what its manifests say of sources and encoder is told where they are there.
+    pins : dict of str to str
+        What ``dvc.lock`` pins of it, see :func:`isodense.cli.pinned.pinned`.
     """
     manifests = _manifests(data)
     sources = manifests.get("examples", {}).get("params", {})
-    licence, said = _licence(sources)
+    identifier, said = licence(sources)
     parts = (
-        _front(licence, len(weights.weights)),
+        _front(identifier, len(weights.weights)),
         f"# {repo.partition('/')[2]}\n\n"
         "Sampling weights of prompts for RL fine-tuning, inverse to local density: crowded prompts "
         "are drawn seldom, isolated ones often. Made by isodense.\n",
         _use(repo, columns),
         _measures(weights),
         _table("Columns of `weights.parquet`", ("column", "meaning"), _meanings(columns)),
-        _made(weights, manifests, data),
+        _made(weights, manifests, data, pins),
         f"## Licence\n\n{said}\n",
     )
     return "\n".join(parts)
 
 
-def _front(licence: str | None, rows: int) -> str:
-    fields: dict[str, Any] = {"license": licence} if licence else {}
+def _front(identifier: str | None, rows: int) -> str:
+    fields: dict[str, Any] = {"license": identifier} if identifier else {}
     size = next((name for limit, name in SIZES if rows < limit), "n>10M")
     fields |= {
         "tags": ["isodense", "sampling-weights", "grpo", "rlhf"],
@@ -122,7 +125,9 @@ def _meanings(columns: list[str]) -> list[tuple[str, str]]:
     return [(f"`{name}`", COLUMNS.get(name, "of the data")) for name in columns]
 
 
-def _made(weights: Weights, manifests: dict[str, dict[str, Any]], data: Path) -> str:
+def _made(
+    weights: Weights, manifests: dict[str, dict[str, Any]], data: Path, pins: dict[str, str]
+) -> str:
     encoder = manifests.get("encoder", {}).get("params", {})
     name = str(encoder.get("name", ""))
     if encoder.get("source") == "folder":  # whose path is nobody else's business
@@ -134,49 +139,33 @@ def _made(weights: Weights, manifests: dict[str, dict[str, Any]], data: Path) ->
     ]
     used = weights.metadata["params"]
     rows += [(f"density.{name}", f"{value}") for name, value in flat(used) if value is not None]
-    lock = data.parent / "dvc.lock"
-    pinned = lock.is_file() and f"path: {data.name}/density" in lock.read_text(encoding="utf-8")
-    revision = git(data.parent, "rev-parse", "HEAD") if pinned else None
+    revision = commit_of(data) if pins else None
     rows += [("git commit of the project", revision)] if revision else []
+    rows += [(f"{name} in dvc.lock", md5) for name, md5 in pins.items()]
     rows += [
         (f"sha256 of {name}", content_sha256(manifest)) for name, manifest in manifests.items()
     ]
     return _table("How they were made", ("what", "value"), rows)
 
 
-def _licence(params: dict[str, Any]) -> tuple[str | None, str]:
-    """Return the licence's identifier, if there is one, and what is known of the sources'."""
-    sources = params.get("sources", [])
-    known = {name: LICENSES.get(name) for name in sources}
-    lines = [
-        f"- {name}{_revision(params.get(name, {}))}: {licence or 'not known to isodense'}"
-        for name, licence in known.items()
-    ]
-    said = "The prompts come from\n\n" + "\n".join(lines) if lines else "Not known to isodense."
-    found = set(known.values())
-    one = found.pop() if len(found) == 1 else "other" if found and None not in found else None
-    return one, said
-
-
-def _revision(section: Any) -> str:
-    known = section if isinstance(section, dict) else {}
-    names = [known.get(name) for name in ("repo", "revision")]
-    return "".join(f" {name}" for name in names if name)
-
-
 def _manifests(data: Path) -> dict[str, dict[str, Any]]:
     """Return the manifests that are there of what the weights come from."""
     places = {name: data / name for name in ("examples", "prompts", "embeddings", "neighbors")}
-    places |= {"density": data / "density", "encoder": data.parent / "models/encoder"}
+    work = (data / "encoder" / MANIFEST).is_file()  # what `isodense weigh --work` has kept
+    encoder = data / "encoder" if work else data.absolute().parent / "models/encoder"
+    places |= {"density": data / "density", "encoder": encoder}
     found = {
         name: read(folder / MANIFEST)
         for name, folder in places.items()
         if (folder / MANIFEST).is_file()
     }
-    used = found.get("embeddings", {}).get("inputs", {}).get("encoder")
-    if "encoder" in found and content_sha256(found["encoder"]) != used:
-        del found["encoder"]  # that of other vectors
-    return found
+    foreign: set[str] = set()
+    for made, used in CHAIN:
+        if made in found and used in found:
+            digest = found[made].get("inputs", {}).get(used)
+            if made in foreign or digest != content_sha256(found[used]):
+                foreign.add(used)
+    return {name: manifest for name, manifest in found.items() if name not in foreign}
 
 
 def _table(title: str, head: tuple[str, str], rows: list[tuple[str, str]]) -> str:

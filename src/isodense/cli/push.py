@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from isodense.cli.card import card
+from isodense.cli.pinned import pinned
 from isodense.cli.trainer_tables import arrow_array, arrow_schema
 from isodense.map.reader import load_coordinates
 from isodense.pipeline.artifact import MANIFEST, require_same_ids
@@ -73,7 +74,8 @@ def push(
     Raises
     ------
     IsodenseError
-        If the artifacts are damaged or of different prompts, or the Hub takes nothing.
+        If the artifacts are damaged or of different prompts, are not those that the project's
+        ``dvc.lock`` pins, or the Hub takes nothing.
     """
     repo, branch = parse(address)
     if dry_run is not None:
@@ -100,7 +102,7 @@ def _write(folder: Path, repo: str, data: Path, with_prompts: bool) -> dict[str,
     (folder / FOLDER).mkdir(parents=True)
     for name in names:
         shutil.copyfile(data / "density" / name, folder / FOLDER / name)
-    text = card(repo, table.column_names, weights, data)
+    text = card(repo, table.column_names, weights, data, pinned(data))
     (folder / "README.md").write_text(text, encoding="utf-8")
     size = sum(path.stat().st_size for path in _files(folder))
     return {"rows": table.num_rows, "bytes": size, "columns": table.column_names}

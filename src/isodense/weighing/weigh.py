@@ -34,6 +34,7 @@ from isodense.neighbors import build as neighbors
 from isodense.neighbors.graph import Graph, load_graph, load_heldout_graph
 from isodense.pipeline import stage
 from isodense.pipeline.artifact import (
+    MANIFEST,
     content_sha256,
     ids_sha256,
     publishing,
@@ -296,6 +297,8 @@ def _encoder(chosen: Settings, cache: Path, folder: Path) -> Path:
         with entry.writing(ENCODER) as out:
             models.publish("encoder", chosen.encoder, out, cache)
     store.clean()
+    with publishing(folder / "encoder") as staging:  # which one it was, without its bytes
+        shutil.copyfile(entry.path(ENCODER) / MANIFEST, staging / MANIFEST)
     return entry.path(ENCODER)
 
 
