@@ -288,3 +288,21 @@ def test_a_wrong_call_shows_how_it_is_used(capsys, words):
         main(words)
     assert stopped.value.code == 2
     assert "usage: isodense" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["weihg", "a.jsonl"], "there is no command weihg (did you mean weigh?)"),
+        (["--help-me", "xplain"], "there is no command xplain (did you mean explain?)"),
+        (["weigh", "a.jsonl", "--outptu", "b.csv"], "--outptu b.csv (did you mean --output?)"),
+        (["inspect", "--tpo=3"], "unrecognized arguments: --tpo=3 (did you mean --top?)"),
+        (["inspect", "--nonsense"], "unrecognized arguments: --nonsense\n"),
+        (["nonsense"], "choose from 'weigh', 'inspect'"),
+    ],
+)
+def test_a_mistyped_word_is_guessed(capsys, words, said):
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err

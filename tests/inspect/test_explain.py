@@ -343,6 +343,32 @@ def test_an_id_is_found_by_its_start_and_ambiguity_is_told(tmp_path, encoder):
     assert "--text" in error.value.hint
 
 
+def test_the_beginning_of_one_prompts_text_is_that_prompt(tmp_path, encoder, capsys):
+    texts = ["which is the  sky", "which is the sea today", "which is the sea", "Paris is red"]
+    texts += [
+        f"green {name} or blue" for name in ("cat", "dog", "egg", "mouse", "fox", "owl", "ox")
+    ]
+    data = make(tmp_path / "data", [user(text) for text in texts], encoder)
+    where = folders(data, encoder)
+    for query, text in (("Paris i", "Paris is red"), ("  which  is the sk", "which is the sky")):
+        found = explain(query, where)
+        assert (found["prompt"]["text"], found["beginning"]) == (text, True)
+    whole = explain("which is the sea", where)  # exact, though another begins so
+    assert (whole["prompt"]["text"], whole["beginning"]) == ("which is the sea", False)
+    with pytest.raises(IsodenseError) as caught:
+        explain("green", where)
+    assert caught.value.message == (
+        "7 prompts begin so: 'green cat or blue', 'green dog or blue', 'green egg or blue', "
+        "'green mouse or blue', 'green fox or blue', …"
+    )
+    assert caught.value.hint == "give more of the text, or add --text if it is whole"
+    for query, options in (("green", {"text": True}), ("is red", {}), ("paris", {})):
+        found = explain(query, where, **options)
+        assert (found["kind"], found["beginning"]) == ("new", False)
+    assert run(capsys, data, "Paris i").startswith("The one prompt that begins with this text")
+    assert "begins with" not in run(capsys, data, "Paris is red")
+
+
 def test_what_looks_like_an_id_can_be_meant_as_a_text(data, encoder):
     assert explain("1984", folders(data, encoder), text=True)["prompt"]["text"] == "1984"
     assert explain("facade", folders(data, encoder))["kind"] == "new"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from isodense import __version__
 from isodense.pipeline.errors import IsodenseError
@@ -46,6 +48,31 @@ EXAMPLES = """examples:
 """
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that guesses what was meant by a command or an option that there is not."""
+
+    commands: Iterable[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse all arguments: what is left over is an error here, where the options are known."""
+        words = sys.argv[1:] if args is None else list(args)
+        command = next((word for word in words if not word.startswith("-")), None)
+        if self.commands and command is not None and (guess := _guess(command, self.commands)):
+            self.error(f"there is no command {command}{guess}")
+        found, left = super().parse_known_args(words, namespace)
+        if left:
+            name = left[0].partition("=")[0]
+            guess = _guess(name, self._option_string_actions)
+            self.error(f"unrecognized arguments: {' '.join(left)}{guess}")
+        return found, left
+
+
+def _guess(word: str, known: Iterable[str]) -> str:
+    """Return which known word may have been meant; nothing where it is one, or none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {near[0]}?)" if near and near[0] != word else ""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     args = parser().parse_args(argv)
@@ -68,9 +95,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Return the parser of all commands."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="isodense",
         description=__doc__,
         epilog=EXAMPLES,
@@ -80,4 +107,5 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="command")
     for name in COMMANDS:
         importlib.import_module(f"isodense.cli.commands.{name}").add(commands)
+    top.commands = commands.choices
     return top

@@ -47,7 +47,8 @@ from isodense.prompts.reader import load_columns
 from isodense.sampling.weights import HELDOUT_DENSITY, Weights, load_weights
 
 ID = re.compile(r"(?=.*[0-9])[0-9a-f]{4,32}")  # no word such as "facade"
-SHOWN = 5  # ids named where the start of one fits several
+SHOWN = 5  # prompts named where the start of an id or of a text fits several
+LETTERS = 60  # of a text that is named so
 
 
 @dataclass(frozen=True)
@@ -127,31 +128,33 @@ def explain(
     Parameters
     ----------
     query : str
-        A prompt's id, the start of one, a text, or a conversation as a JSON list of messages.
+        A prompt's id, the start of one, a text, the beginning of one prompt's text, or a
+        conversation as a JSON list of messages.
     folders : Folders
     neighbors : int
         How many of the nearest training prompts, and of the near-duplicates, to return at most.
     text : bool
-        Take `query` as a text even where it looks like an id or JSON.
+        Take `query` as a whole text even where it looks like an id or JSON, or a prompt begins so.
 
     Returns
     -------
     dict
-        JSON values: ``kind`` (``"training"``, ``"heldout"`` or ``"new"``), ``prompt``, ``density``,
-        ``weight``, ``known_kind``, ``difficulty``, ``near_duplicates``, ``paraphrases``, ``why``
-        and ``neighbors``; docs/explain.md describes them.
+        JSON values: ``kind`` (``"training"``, ``"heldout"`` or ``"new"``), ``beginning``,
+        ``prompt``, ``density``, ``weight``, ``known_kind``, ``difficulty``, ``near_duplicates``,
+        ``paraphrases``, ``why`` and ``neighbors``; docs/explain.md describes them.
 
     Raises
     ------
     IsodenseError
-        If the query is empty, or looks like an id and fits no prompt or several.
+        If the query is empty, looks like an id and fits no prompt or several, or several prompts
+        begin with it.
     ArtifactError
         If an artifact is missing or belongs to others.
     """
-    messages, name = _understood(query, text)
+    messages, name, beginning = _understood(query, text)
     weights = load_weights(folders.density)
     require_same_prompts(folders.prompts, weights)
-    place = _place(folders.prompts, query.strip(), messages, name)
+    place, begins = _place(folders.prompts, query.strip(), messages, name, beginning)
     graph = graph_of(weights, folders.neighbors)
     trained = Trained(weights, graph, stored(weights), stored_params(weights))
     if place is None:
@@ -160,13 +163,14 @@ def explain(
         subject = (_heldout if place.heldout else _training)(place, folders, trained)
     report = _report(subject, trained, folders.prompts, neighbors)
     return report | {
+        "beginning": begins,
         "known_kind": _known_kind(subject.row, trained, folders.prompts),
         "difficulty": of_row(subject.row, folders.difficulty, weights),
     }
 
 
-def _understood(query: str, text: bool) -> tuple[list[Message], str | None]:
-    """Return the conversation that `query` is, and the start of an id where it may be one."""
+def _understood(query: str, text: bool) -> tuple[list[Message], str | None, str | None]:
+    """Return the conversation that `query` is, and the start of an id or of a text it may be."""
     try:
         query.encode()
     except UnicodeEncodeError:
@@ -175,7 +179,11 @@ def _understood(query: str, text: bool) -> tuple[list[Message], str | None]:
     messages = conversation or [{"role": "user", "content": query}]
     if not encoder_text(messages):
         raise IsodenseError("there are no words to explain", "name a prompt's id, or give a text")
-    return messages, query.strip() if not text and ID.fullmatch(query.strip()) else None
+    if text or conversation:
+        return messages, None, None
+    if ID.fullmatch(query.strip()):
+        return messages, query.strip(), None
+    return messages, None, encoder_text(messages)
 
 
 def _conversation(query: str) -> list[Message] | None:
@@ -196,28 +204,61 @@ def _conversation(query: str) -> list[Message] | None:
     return found
 
 
-def _place(prompts: Path, query: str, messages: list[Message], name: str | None) -> Place | None:
-    """Return where the prompt is that the query means, or None where it is a new prompt."""
-    own, start = prompt_id(messages).encode(), (name or "none").encode()
+def _place(
+    prompts: Path, query: str, messages: list[Message], name: str | None, beginning: str | None
+) -> tuple[Place | None, bool]:
+    """Return where the prompt is that the query means, and whether the query only begins it.
 
-    def wanted(identifier: bytes, text: str) -> bool:
+    None where it is a new prompt.
+    """
+    own, start = prompt_id(messages).encode(), (name or "none").encode()
+    found: list[Place] = []
+    begun: list[Place] = []  # the first of them
+    number = 0
+
+    def is_meant(identifier: bytes, text: str) -> bool:
         # a dialogue may be given as its text is stored, with its line breaks
         return identifier == own or identifier.startswith(start) or text == query
 
-    found = list(places(prompts, wanted))
+    def wanted(identifier: bytes, text: str) -> bool:
+        return is_meant(identifier, text) or (beginning is not None and text.startswith(beginning))
+
+    for place in places(prompts, wanted):
+        if is_meant(place.id, place.text):
+            found.append(place)
+        else:
+            number += 1
+            begun += [place][: SHOWN - len(begun)]
     for same in ([x for x in found if x.id == own], [x for x in found if x.text == query]):
         if same:
-            return same[0]
+            return same[0], False
+    if name is not None:
+        return _of_id(name, found), False
+    if number > 1:
+        raise IsodenseError(
+            f"{number:,} prompts begin so: {_listed([_short(one.text) for one in begun], number)}",
+            "give more of the text, or add --text if it is whole",
+        )
+    return (begun[0], True) if begun else (None, False)
+
+
+def _of_id(name: str, found: list[Place]) -> Place:
+    """Return the only prompt whose id starts with `name`."""
     if len(found) == 1:
         return found[0]
-    if name is None:
-        return None
     if not found:
         message = f"no prompt's id starts with {name}"
         raise IsodenseError(message, "correct it, or add --text if this is a text")
-    some = ", ".join(place.id.decode() for place in found[:SHOWN])
-    message = f"{name} is the start of {len(found)} ids: {some}{', …' * (len(found) > SHOWN)}"
-    raise IsodenseError(message, "give more digits")
+    some = _listed([place.id.decode() for place in found[:SHOWN]], len(found))
+    raise IsodenseError(f"{name} is the start of {len(found)} ids: {some}", "give more digits")
+
+
+def _listed(some: list[str], number: int) -> str:
+    return ", ".join(some) + ", …" * (number > len(some))
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= LETTERS else f"{text[: LETTERS - 1]}…")
 
 
 def _training(place: Place, folders: Folders, trained: Trained) -> Subject:

@@ -13,9 +13,9 @@ from isodense.pipeline.layout import ARTIFACTS
 ENCODER = ARTIFACTS["encoder"].path
 ABOUT = """Show the weight of a prompt and where it comes from, or that of a new prompt.
 
-The prompt is named by its id, the start of one, its text, or its conversation as a JSON list of
-messages; - reads it from standard input. A new prompt is embedded and compared with all training
-prompts."""
+The prompt is named by its id, the start of one, its text, the beginning of its text where no other
+prompt begins so, or its conversation as a JSON list of messages; - reads it from standard input. A
+new prompt is embedded and compared with all training prompts."""
 
 
 def add(commands: Any) -> None:
@@ -26,8 +26,9 @@ def add(commands: Any) -> None:
         description=ABOUT,
         epilog="example: isodense explain 'How do I boil an egg?'",
     )
-    why.add_argument("prompt", help="id, start of an id, text, JSON messages, or -")
-    why.add_argument("--text", action="store_true", help="it is a text, whatever it looks like")
+    why.add_argument("prompt", help="id, start of an id or a text, text, JSON messages, or -")
+    whole = "it is a whole text, whatever it looks like and whichever prompt begins so"
+    why.add_argument("--text", action="store_true", help=whole)
     shown = "neighbours and near-duplicates to show at most (10)"
     why.add_argument("--neighbors", type=positive, default=10, metavar="N", help=shown)
     why.add_argument("--width", type=positive, metavar="N", help="columns of a text")
@@ -79,7 +80,9 @@ def _described(report: dict[str, Any], width: int | None) -> str:
 
     density, weight = report["density"], report["weight"]
     columns = columns_line(report["prompt"])
+    begins = "The one prompt that begins with this text (--text takes it for a whole one):\n"
     parts = [
+        begins if report["beginning"] else "",
         rendered(Text(_title(report), "bold", no_wrap=True, overflow="ignore")),
         rendered(paragraph(report["prompt"]["text"], width, indent=2), indent=2),
         rendered(paragraph(columns, width, indent=2), indent=2) if columns else "",
