@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -107,7 +108,7 @@ def test_within_balanced_kinds_nothing_moves_between_them():
     assert opinion["between_domains"] == pytest.approx(0, abs=1e-3)
     assert opinion["case"] == "wide"
     opinion |= {"moved": 0.37, "moved_by_density": 0.12}  # most by balancing uneven kinds
-    assert short(opinion).startswith("density moves 12% of the draws, from the middle")
+    assert short(opinion).startswith("density moves 12% of the draws, from typical prompts")
 
 
 def test_the_order_of_the_rows_makes_no_difference():
@@ -149,6 +150,22 @@ def test_what_counts_move_is_not_put_down_to_the_density():
     assert counted["case"] == plain["case"] == "wide"
     assert counted["moved"] > plain["moved"]
     assert counted["moved_by_density"] == pytest.approx(plain["moved_by_density"], abs=0.03)
+
+
+@pytest.mark.parametrize("case", SETS)
+def test_plain_words_name_the_settings_of_a_project_or_of_weigh(case):
+    labels = {"label_entropy_uniform": 0.9, "label_entropy": 0.8, "label_gap": -0.25}
+    of = {"case": case, "moved": 0.3, "moved_by_copies": 0.2, "moved_by_density": 0.25,
+          "contrast": 5.0, "between_crowds": 0.5, "between_domains": 0.4, "domains": 3,
+          **labels}  # fmt: skip
+    project, alone = " ".join(sentences(of)), " ".join(sentences(of, standalone=True))
+    assert "the weights add 25% to the unevenness; density.balance_by: label makes" in project
+    assert "-S density.balance_by=label makes" in alone
+    if case in ("even", "wide"):
+        assert ("density.ess" in project, "--ess" in project) == (True, False)
+        assert ("density.ess" in alone, "--ess" in alone) == (False, True)
+    for unexplained in ("rim", "decile", "gap"):
+        assert not re.search(rf"\b{unexplained}\b", project)
 
 
 @pytest.mark.parametrize("method", ["soft_count", "knn", "balance"])

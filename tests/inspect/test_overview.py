@@ -107,6 +107,14 @@ def test_the_opinion_is_that_of_the_weights_at_hand(data, tmp_path, capsys):
     assert looked(copy)["opinion"] == []
 
 
+def test_outside_a_project_the_opinion_names_the_options_of_weigh(data, tmp_path, monkeypatch):
+    opinion = load_weights(data / "density").metadata["opinion"]
+    monkeypatch.chdir(tmp_path)
+    assert looked(data)["opinion"] == sentences(opinion, standalone=True)
+    (tmp_path / "dvc.yaml").touch()
+    assert looked(data)["opinion"] == sentences(opinion)
+
+
 def test_the_graph_is_not_needed(data, tmp_path, capsys):
     copy = shutil.copytree(data, tmp_path / "data")
     shutil.rmtree(copy / "neighbors")

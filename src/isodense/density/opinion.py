@@ -4,7 +4,7 @@ What the weights move of the draws, compared with uniform sampling, is a total v
 It is held against what near-duplicates alone would move, all prompts of a duplicate cluster drawn
 as one. The rest is split along *crowds*: walks from prompt to denser neighbour that end at the same
 place (mode seeking on a neighbour graph, Koontz, Narendra and Fukunaga 1976). Draws move within a
-crowd, from its middle to its rim, or from one to another. Crowds are joined into *domains* until
+crowd, from its middle to its edge, or from one to another. Crowds are joined into *domains* until
 none has more than a few neighbours outside.
 
 Vectors do not say whether a crowd is a kind that is asked too often or a topic as wide as it is
@@ -177,19 +177,28 @@ def _summed(heads: np.ndarray, tails: np.ndarray, values: np.ndarray, count: int
     return coo_array((values, (heads, tails)), shape=(count, count)).tocsr()
 
 
-def sentences(opinion: Mapping[str, Any]) -> list[str]:
-    """Return in plain sentences what :func:`judge` found: the case first, then known kinds."""
+def sentences(opinion: Mapping[str, Any], standalone: bool = False) -> list[str]:
+    """Return in plain sentences what :func:`judge` found: the case first, then known kinds.
+
+    Parameters
+    ----------
+    opinion : mapping
+    standalone : bool
+        Name the options of ``isodense weigh`` in place of a project's params.
+    """
     if not opinion:
         return []
     known = [name.removesuffix("_entropy") for name in opinion if name.endswith("_entropy")]
-    return [*_of_case(opinion), *(_of_kinds(opinion, name) for name in known)]
+    kinds = [_of_kinds(opinion, name, standalone) for name in known]
+    return [*_of_case(opinion, standalone), *kinds]
 
 
-def _of_case(of: Mapping[str, Any]) -> list[str]:
+def _of_case(of: Mapping[str, Any], standalone: bool) -> list[str]:
     tenths = (
-        f"a crowded prompt (ninth decile) has {of['contrast']:,.1f} times as many distinct ones "
-        "around it as a sparse one (first decile)"
+        f"a crowded prompt (one in ten is more so) has {of['contrast']:,.1f} times as many "
+        "distinct ones around it as a sparse one (one in ten is more so)"
     )
+    ess = "--ess" if standalone else "density.ess"
     if of["case"] == "copies":
         rest = "which is little" if of["contrast"] < CONTRAST else "which counts as well"
         return [
@@ -208,39 +217,49 @@ def _of_case(of: Mapping[str, Any]) -> list[str]:
     if of["case"] == "even":
         return [
             f"All but uniform weights: the density moves {of['moved_by_density']:.0%} of the "
-            f"draws, although {tenths}. A lower density.ess moves more."
+            f"draws, although {tenths}. A lower {ess} moves more."
         ]
     moved = f"Of the {of['moved_by_density']:.0%} of the draws that the density moves, "
     if of["case"] == "wide":
+        gentle = f"{ess} 0.9" if standalone else f"{ess}: 0.9"
         return [
-            f"One wide crowd, or several alike: {tenths}. {moved}"
-            f"{1 - of['between_crowds']:.0%} go from the middle of a crowd to its own rim.",
-            "Weights favour what is unlike the rest, garbage too: read those with the largest. "
-            "Prefer uniform or gentle ones (density.ess: 0.9 or more), unless the rim is wanted.",
+            f"One wide crowd of prompts, or several alike: {tenths}. {moved}"
+            f"{1 - of['between_crowds']:.0%} go from typical prompts of a crowd to unusual ones of "
+            "the same crowd.",
+            "Weights favour what is unlike the rest, garbage too: read the prompts with the "
+            f"largest. Prefer uniform or gentle ones ({gentle} or more), unless you want more "
+            "unusual prompts.",
         ]
     if of["case"] == "domains":
+        by = "-S density.balance_by=COLUMN" if standalone else "density.balance_by"
         return [
             f"A mixture of {of['domains']} separate domains: {tenths}. {moved}"
             f"{of['between_domains']:.0%} go from one domain to another.",
             "How dense a domain is depends on how alike its prompts are, not only on how many: "
-            "where sources or labels are known, set their shares with density.balance_by, and the "
-            "density decides within them.",
+            f"where sources or labels are known, set their shares with {by}, and the density "
+            "decides within them.",
         ]
     return [
-        f"Dense crowds beside sparse ones: {tenths}. {moved}{of['between_crowds']:.0%} go from "
-        "one crowd to another.",
+        f"Dense crowds of similar prompts beside sparse ones: {tenths}. {moved}"
+        f"{of['between_crowds']:.0%} go from one crowd to another.",
         "Use the weights where dense crowds are kinds that come too often. Where large kinds are "
-        "also wide they make kinds less even, and vectors do not tell: labels of a part would.",
+        "also varied they make kinds less even, and vectors do not tell which it is: labels of "
+        "some prompts would.",
     ]
 
 
-def _of_kinds(of: Mapping[str, Any], name: str) -> str:
+def _of_kinds(of: Mapping[str, Any], name: str, standalone: bool) -> str:
     before, after = of[f"{name}_entropy_uniform"], of[f"{name}_entropy"]
-    change, gap = _change(of, name), of.get(f"{name}_gap")
-    said = f"Known {name}s are {change} under uniform sampling, entropy {before:.3f} to {after:.3f}"
-    said += f", gap {gap:+.2f}" if gap is not None and before < LOPSIDED else ""
-    set_by = f"; density.balance_by: {name} makes them even" if after < before - SAME else ""
-    return f"{said}{set_by}."
+    said = f"Known {name}s are {_change(of, name)} under uniform sampling, entropy {before:.3f} to "
+    said += f"{after:.3f} (1 is even)"
+    gap = of.get(f"{name}_gap")
+    if gap is not None and before < LOPSIDED:
+        change = f"remove {gap:.0%} of" if gap >= 0 else f"add {-gap:.0%} to"
+        said += f": the weights {change} the unevenness"
+    if after < before - SAME:
+        by = f"-S density.balance_by={name}" if standalone else f"density.balance_by: {name}"
+        said += f"; {by} makes them even"
+    return f"{said}."
 
 
 def short(opinion: Mapping[str, Any]) -> str:
@@ -250,7 +269,7 @@ def short(opinion: Mapping[str, Any]) -> str:
     words = {
         "copies": f"{_copied(opinion):.0%} of it due to near-duplicates alone",
         "even": "little of it by density",
-        "wide": "from the middle of one wide crowd to its rim",
+        "wide": "from typical prompts of one wide crowd to unusual ones",
         "domains": f"between {opinion['domains']} separate domains",
         "crowds": "from dense crowds to sparse ones",
     }

@@ -14,6 +14,7 @@ from isodense.density.balance import effective_sample_size, weight_statistics
 from isodense.density.duplicates import largest_clusters
 from isodense.density.opinion import sentences
 from isodense.inspect.lookup import require_same_prompts, rows_of
+from isodense.pipeline.artifact import in_project
 from isodense.pipeline.terminal import rendered, table
 from isodense.sampling.weights import Weights, load_weights
 
@@ -62,7 +63,7 @@ def overview(prompts: Path, density: Path, top: int) -> dict[str, Any]:
         ]
 
     return {
-        "opinion": sentences(weights.metadata.get("opinion", {})),
+        "opinion": sentences(weights.metadata.get("opinion", {}), not in_project(density)),
         "prompts": len(relative),
         "ess": effective_sample_size(weights.weights),
         "exponent": _exponent(weights),

@@ -155,13 +155,19 @@ def read_manifest(folder: str | Path, kind: str) -> dict[str, Any]:
 
 def _without_project(folder: Path, kind: str) -> str:
     """Return what else to do about a missing artifact where there is no project to run."""
-    if any((one / "dvc.yaml").is_file() for one in (Path.cwd(), folder.absolute().parent.parent)):
+    if in_project(folder):
         return ""
     hint = "; there is no project here (no dvc.yaml): do it in the folder of one"
     if kind in WEIGHED:
         hint += ", or point at the folder that `isodense weigh --work DIR` keeps: --data DIR, in "
         hint += f"Python 'DIR/{kind}'"
     return hint
+
+
+def in_project(folder: Path) -> bool:
+    """Return whether DVC has a project here, or where an artifact such as data/density is."""
+    places = (Path.cwd(), folder.absolute().parent.parent)
+    return any((place / "dvc.yaml").is_file() for place in places)
 
 
 def checked(folder: str | Path, manifest: dict[str, Any], name: str) -> Path:

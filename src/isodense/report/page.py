@@ -155,7 +155,7 @@ def write_report(
         cards=_cards(prompts, weights, metrics),
         charts=charts,
         realised=[] if sources.realised is None else realised_shares(sources.realised),
-        opinion=sentences(weights.metadata.get("opinion", {})),
+        opinion=sentences(weights.metadata.get("opinion", {}), sources.standalone),
         regions=regions,
         changes=changes(regions),
         balance_by=by,

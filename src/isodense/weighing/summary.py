@@ -26,7 +26,7 @@ def describe(facts: Mapping[str, Any]) -> str:
             _counts(facts) + _neighbors(facts),
             _copies(facts),
             _weights(facts) + _target(facts),
-            *sentences(facts["opinion"]),
+            *sentences(facts["opinion"], standalone=True),
         ]
     )
 

@@ -158,7 +158,8 @@ def weigh(
     if report is not None:
         require("report")
     with _folder(work, cache) as folder:
-        reading = _read(data, column, split, config, label, on_bad_row, folder / "examples")
+        with _timed("read"):
+            reading = _read(data, column, split, config, label, on_bad_row, folder / "examples")
         return _weighed(reading, chosen, cache, folder, report, keep=work is not None)
 
 
@@ -241,7 +242,6 @@ def _weighed(
         lambda: read_rows(examples, used), section, digest, folder / "prompts"
     )
     prompts = load_columns(folder / "prompts")
-    log.info("%s rows, %s different prompts", f"{len(reading.ids):,}", f"{len(prompts):,}")
     encoder = _encoder(chosen, cache, folder)
     if keep and encoder != folder / ENCODER:  # new prompts are embedded by it
         with publishing(folder / ENCODER) as staging:
