@@ -331,10 +331,23 @@ def test_a_hub_that_refuses_is_an_error_that_says_how_to_log_in(mine, hub, capsy
     assert "hf auth login" in said
 
 
-@pytest.mark.parametrize("address", ["team/prompt-weights", "hf://prompt-weights", "hf://a/b/c"])
+@pytest.mark.parametrize(
+    "address",
+    ["team/prompt-weights", "hf://prompt-weights", "hf://a/b/c", "hf://a--b/c", "hf://ä/b",
+     "hf://a/b.git", "hf://a/.b", f"hf://a/{'b' * 100}", "hf://a/b@"],
+)  # fmt: skip
 def test_an_address_that_is_none_is_refused_before_anything_is_sent(mine, hub, capsys, address):
     assert main(["push", address]) == 1
     assert "write it as hf://owner/name" in capsys.readouterr().err
+    if address.startswith("hf:"):
+        with pytest.raises(IsodenseError, match="write it as hf://owner/name"):
+            isodense.load_weights(address)
+    assert not hub.requests
+
+
+def test_a_commit_cannot_be_pushed_to(mine, hub, capsys):
+    assert main(["push", f"{ADDRESS}@{'a' * 40}"]) == 1
+    assert "is a commit, which stays as it is\n  -> name a branch" in capsys.readouterr().err
     assert not hub.requests
 
 

@@ -26,7 +26,7 @@ from isodense.map.reader import load_coordinates
 from isodense.pipeline.artifact import MANIFEST, require_same_ids
 from isodense.pipeline.errors import IsodenseError
 from isodense.prompts.reader import PromptSet, load_prompts
-from isodense.sampling.hub import FOLDER, SCHEME, parse
+from isodense.sampling.hub import COMMIT, FOLDER, SCHEME, parse
 from isodense.sampling.weights import Weights, load_weights
 
 if TYPE_CHECKING:
@@ -78,6 +78,8 @@ def push(
         ``dvc.lock`` pins, or the Hub takes nothing.
     """
     repo, branch = parse(address)
+    if branch is not None and COMMIT.fullmatch(branch):
+        raise IsodenseError(f"{branch} is a commit, which stays as it is", "name a branch, or none")
     if dry_run is not None:
         if dry_run.exists():
             raise IsodenseError(f"{dry_run} exists already", "name a new one, or remove this one")
