@@ -28,6 +28,7 @@ from isodense.pipeline.errors import ArtifactError, DataError, IsodenseError
 from isodense.prompts.reader import load_prompts
 from isodense.weighing.settings import settings
 from isodense.weighing.weigh import _encoder
+from tests.damage import reseal
 from tests.hub import Fault
 
 ADDRESS = "hf://team/prompt-weights"
@@ -116,6 +117,26 @@ def test_the_card_names_no_encoder_and_no_commit_that_are_not_of_these_weights(
     text = card_of(root / "other", tmp_path / "two", capsys)
     assert "| encoder |" not in text
     assert "git commit" not in text
+
+
+def test_columns_of_the_data_with_a_name_of_ours_go_along_under_another(mine, capsys, tmp_path):
+    shard = next((mine / "prompts").glob("*.parquet"))
+    rows = pq.read_table(shard)
+    theirs = {"weight": [float("nan")], "weight_": ["é\u2028🥚" * 5000], "paraphrases": [[1]]}
+    for name, values in (theirs | {"a|b": [""]}).items():
+        rows = rows.append_column(name, pa.array(values * len(rows)))
+    pq.write_table(rows, shard)
+    reseal(mine / "prompts")
+    out = tmp_path / "deep/out"
+    push(capsys, "--with-prompts", "--dry-run", str(out))
+    found = pq.read_table(out / "weights.parquet")
+    np.testing.assert_array_equal(found["weight"], isodense.load_weights("data/density").weights)
+    assert np.isnan(found["weight_"][0].as_py())
+    assert [found["weight__"][0].as_py()] == theirs["weight_"]
+    assert found["paraphrases_"][0].as_py() == [1]
+    lines = (out / "README.md").read_text().splitlines()
+    assert "| `weight_` | of the data |" in lines
+    assert "| `a\\|b` | of the data |" in lines
 
 
 @pytest.mark.parametrize("pinned", [True, False])
@@ -214,7 +235,7 @@ def test_what_dvc_lock_does_not_pin_is_not_published(finished, tmp_path, capsys,
     assert main(["push", ADDRESS, "--data", str(root / "data"), "--dry-run", str(out)]) == 1
     said = capsys.readouterr().err
     assert f"data/{name} is not the one that dvc.lock pins\n  -> `dvc checkout --force" in said
-    assert not (out / "README.md").exists()
+    assert not out.exists()
 
 
 def card_of(data, out, capsys):
