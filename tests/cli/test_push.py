@@ -366,6 +366,25 @@ def test_an_address_that_is_none_is_refused_before_anything_is_sent(mine, hub, c
     assert not hub.requests
 
 
+def test_a_connection_that_is_cut_leaves_no_half(mine, hub, capsys, monkeypatch):
+    sleep, cut = (
+        "huggingface_hub.utils._http.time.sleep",
+        lambda handler: handler.connection.close(),
+    )
+    monkeypatch.setattr(sleep, lambda _: None)
+    with monkeypatch.context() as patch:
+        patch.setattr("tests.hub._Handler.do_PUT", cut)
+        assert main(["push", ADDRESS]) == 1
+    assert "again: finished files are not sent twice" in capsys.readouterr().err
+    assert hub.commits == 0
+    commit = push(capsys)["commit"]
+    hub.faults["data/density/density.npy"] = Fault(drop_at=100)
+    with pytest.raises(DataError, match=r"could not be fetched .*\n  -> check the connection"):
+        isodense.load_weights(ADDRESS, rev=commit)
+    hub.faults.clear()
+    isodense.load_weights(ADDRESS, rev=commit)
+
+
 def test_a_commit_cannot_be_pushed_to(mine, hub, capsys):
     assert main(["push", f"{ADDRESS}@{'a' * 40}"]) == 1
     assert "is a commit, which stays as it is\n  -> name a branch" in capsys.readouterr().err
