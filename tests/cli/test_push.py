@@ -28,6 +28,7 @@ from isodense.pipeline.errors import ArtifactError, DataError, IsodenseError
 from isodense.prompts.reader import load_prompts
 from isodense.weighing.settings import settings
 from isodense.weighing.weigh import _encoder
+from tests.damage import reseal
 from tests.hub import Fault
 
 ADDRESS = "hf://team/prompt-weights"
@@ -116,6 +117,26 @@ def test_the_card_names_no_encoder_and_no_commit_that_are_not_of_these_weights(
     text = card_of(root / "other", tmp_path / "two", capsys)
     assert "| encoder |" not in text
     assert "git commit" not in text
+
+
+def test_columns_of_the_data_with_a_name_of_ours_go_along_under_another(mine, capsys, tmp_path):
+    shard = next((mine / "prompts").glob("*.parquet"))
+    rows = pq.read_table(shard)
+    theirs = {"weight": [float("nan")], "weight_": ["é\u2028🥚" * 5000], "paraphrases": [[1]]}
+    for name, values in (theirs | {"a|b": [""]}).items():
+        rows = rows.append_column(name, pa.array(values * len(rows)))
+    pq.write_table(rows, shard)
+    reseal(mine / "prompts")
+    out = tmp_path / "deep/out"
+    push(capsys, "--with-prompts", "--dry-run", str(out))
+    found = pq.read_table(out / "weights.parquet")
+    np.testing.assert_array_equal(found["weight"], isodense.load_weights("data/density").weights)
+    assert np.isnan(found["weight_"][0].as_py())
+    assert [found["weight__"][0].as_py()] == theirs["weight_"]
+    assert found["paraphrases_"][0].as_py() == [1]
+    lines = (out / "README.md").read_text().splitlines()
+    assert "| `weight_` | of the data |" in lines
+    assert "| `a\\|b` | of the data |" in lines
 
 
 @pytest.mark.parametrize("pinned", [True, False])
@@ -214,7 +235,7 @@ def test_what_dvc_lock_does_not_pin_is_not_published(finished, tmp_path, capsys,
     assert main(["push", ADDRESS, "--data", str(root / "data"), "--dry-run", str(out)]) == 1
     said = capsys.readouterr().err
     assert f"data/{name} is not the one that dvc.lock pins\n  -> `dvc checkout --force" in said
-    assert not (out / "README.md").exists()
+    assert not out.exists()
 
 
 def card_of(data, out, capsys):
@@ -331,10 +352,42 @@ def test_a_hub_that_refuses_is_an_error_that_says_how_to_log_in(mine, hub, capsy
     assert "hf auth login" in said
 
 
-@pytest.mark.parametrize("address", ["team/prompt-weights", "hf://prompt-weights", "hf://a/b/c"])
+@pytest.mark.parametrize(
+    "address",
+    ["team/prompt-weights", "hf://prompt-weights", "hf://a/b/c", "hf://a--b/c", "hf://ä/b",
+     "hf://a/b.git", "hf://a/.b", f"hf://a/{'b' * 100}", "hf://a/b@"],
+)  # fmt: skip
 def test_an_address_that_is_none_is_refused_before_anything_is_sent(mine, hub, capsys, address):
     assert main(["push", address]) == 1
     assert "write it as hf://owner/name" in capsys.readouterr().err
+    if address.startswith("hf:"):
+        with pytest.raises(IsodenseError, match="write it as hf://owner/name"):
+            isodense.load_weights(address)
+    assert not hub.requests
+
+
+def test_a_connection_that_is_cut_leaves_no_half(mine, hub, capsys, monkeypatch):
+    sleep, cut = (
+        "huggingface_hub.utils._http.time.sleep",
+        lambda handler: handler.connection.close(),
+    )
+    monkeypatch.setattr(sleep, lambda _: None)
+    with monkeypatch.context() as patch:
+        patch.setattr("tests.hub._Handler.do_PUT", cut)
+        assert main(["push", ADDRESS]) == 1
+    assert "again: finished files are not sent twice" in capsys.readouterr().err
+    assert hub.commits == 0
+    commit = push(capsys)["commit"]
+    hub.faults["data/density/density.npy"] = Fault(drop_at=100)
+    with pytest.raises(DataError, match=r"could not be fetched .*\n  -> check the connection"):
+        isodense.load_weights(ADDRESS, rev=commit)
+    hub.faults.clear()
+    isodense.load_weights(ADDRESS, rev=commit)
+
+
+def test_a_commit_cannot_be_pushed_to(mine, hub, capsys):
+    assert main(["push", f"{ADDRESS}@{'a' * 40}"]) == 1
+    assert "is a commit, which stays as it is\n  -> name a branch" in capsys.readouterr().err
     assert not hub.requests
 
 

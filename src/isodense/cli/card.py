@@ -170,4 +170,9 @@ def _manifests(data: Path) -> dict[str, dict[str, Any]]:
 
 def _table(title: str, head: tuple[str, str], rows: list[tuple[str, str]]) -> str:
     lines = [head, ("---", "---"), *rows]
-    return f"## {title}\n\n" + "".join(f"| {one} | {two} |\n" for one, two in lines)
+    cells = ((_cell(one), _cell(two)) for one, two in lines)
+    return f"## {title}\n\n" + "".join(f"| {one} | {two} |\n" for one, two in cells)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").splitlines())

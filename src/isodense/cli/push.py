@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from isodense.cli.card import card
+from isodense.cli.card import COLUMNS, card
 from isodense.cli.pinned import pinned
 from isodense.cli.trainer_tables import arrow_array, arrow_schema
 from isodense.map.reader import load_coordinates
-from isodense.pipeline.artifact import MANIFEST, require_same_ids
+from isodense.pipeline.artifact import MANIFEST, publishing, require_same_ids
 from isodense.pipeline.errors import IsodenseError
 from isodense.prompts.reader import PromptSet, load_prompts
-from isodense.sampling.hub import FOLDER, SCHEME, parse
+from isodense.sampling.hub import COMMIT, FOLDER, SCHEME, parse
 from isodense.sampling.weights import Weights, load_weights
 
 if TYPE_CHECKING:
@@ -78,11 +78,13 @@ def push(
         ``dvc.lock`` pins, or the Hub takes nothing.
     """
     repo, branch = parse(address)
+    if branch is not None and COMMIT.fullmatch(branch):
+        raise IsodenseError(f"{branch} is a commit, which stays as it is", "name a branch, or none")
     if dry_run is not None:
         if dry_run.exists():
             raise IsodenseError(f"{dry_run} exists already", "name a new one, or remove this one")
-        dry_run.mkdir(parents=True)
-        return _write(dry_run, repo, data, with_prompts)
+        with publishing(dry_run) as folder:
+            return _write(folder, repo, data, with_prompts)
     with TemporaryDirectory() as name:
         facts = _write(Path(name), repo, data, with_prompts)
         with _explained(repo):
@@ -162,12 +164,17 @@ def _coordinates(prompts: PromptSet, folder: Path) -> np.ndarray | None:
 
 
 def _with_prompts(table: pa.Table, train: PromptSet) -> pa.Table:
-    """Return the table with conversations, texts and the data's own columns."""
-    names = [name for name in (*TEXTS, *train.columns) if name not in table.column_names]
+    """Return the table with conversations, texts and the data's own columns.
+
+    Those with a name of ours get an underscore behind it, as in ``isodense weigh``.
+    """
+    names = [*TEXTS, *(name for name in train.columns if name not in TEXTS)]
     rows = [{name: row.get(name) for name in names} for row in train.rows]
     for field in arrow_schema([rows], set()):
-        values = arrow_array([row[field.name] for row in rows], field.type)
-        table = table.append_column(field, values)
+        values, name = arrow_array([row[field.name] for row in rows], field.type), field.name
+        while name in table.column_names or (name in COLUMNS and name not in TEXTS):
+            name += "_"
+        table = table.append_column(field.with_name(name), values)
     return table
 
 

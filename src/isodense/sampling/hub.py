@@ -33,7 +33,14 @@ def parse(address: str) -> tuple[str, str | None]:
     IsodenseError
         If it is no such address.
     """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
     found = ADDRESS.fullmatch(address)
+    try:
+        validate_repo_id(found[1] if found else "")
+    except HFValidationError:
+        found = None
     if found is None:
         message = f"{address} is no data set of the Hub"
         raise IsodenseError(message, "write it as hf://owner/name, or hf://owner/name@revision")
