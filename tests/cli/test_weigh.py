@@ -104,6 +104,7 @@ def test_a_report_of_a_file(weigh):
     ("words", "said"),
     [
         (("nowhere.jsonl",), "nowhere.jsonl: no such file\n  -> check the path"),
+        ((" ",), "the data have an empty name\n  -> pass a path"),
         (("prompts.jsonl", "--output", "w.txt"), "w.txt ends in none of .parquet, .csv, .jsonl"),
         (("prompts.jsonl", "--column", "text"), "has no column 'text'; the columns are prompt, n"),
         (("prompts.jsonl", "-S", "density.k"), "-S density.k sets nothing"),

@@ -6,6 +6,7 @@ import json
 import re
 import struct
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -354,6 +355,22 @@ def test_without_labels_there_is_no_colouring_by_them(chromium, tmp_path):
     page.wait(READY)
     options = page.tab.locator("#map-color option").all_inner_texts()
     assert options == ["weight", "region", "source", "split"]
+    assert page.faults == []
+
+
+def test_a_page_of_weigh_saves_ids_and_no_row_that_is_not_the_files(chromium, tmp_path):
+    found = replace(write_artifacts(tmp_path, aside=()), standalone=True)
+    write_report(found, tmp_path / "index.html")
+    page = Page(chromium, tmp_path / "index.html", accept_downloads=True, **DESK)
+    page.wait(READY)
+    page.tab.fill("#map-search", " prompt \u00a0 21")  # white space is alike
+    assert listed(page) == ["prompt 21"]
+    with page.tab.expect_download() as kept:
+        page.tab.click("#map-save")
+    kept.value.save_as(tmp_path / "some.jsonl")
+    one = json.loads((tmp_path / "some.jsonl").read_text())
+    assert one["id"] == rows(True, ())[21]["id"]
+    assert "row" not in one
     assert page.faults == []
 
 

@@ -330,6 +330,31 @@ def test_a_bad_row_is_an_error_with_file_and_line_or_counted(weigh, jsonl):
         weigh(["red", "\ud800"])
 
 
+@pytest.mark.parametrize(
+    "row", [{"label": "\ud800"}, {"n": "a\ud800"}, {"\ud800": 1}, {"n": [{"a": "\udc00"}]}]
+)
+def test_half_of_a_surrogate_pair_in_any_column_is_a_bad_row(weigh, row):
+    rows = [{"prompt": "red"}, {"prompt": "green", **row}]
+    with pytest.raises(DataError, match=r"data\[1\]: a text holds half of a surrogate pair"):
+        weigh(rows)
+    assert weigh(rows, on_bad_row="skip").rows.tolist() == [0]
+
+
+def test_what_is_nested_too_deep_to_be_written_is_a_bad_row(weigh, jsonl):
+    nested = '{"prompt": "red", "n": %s}'
+    path = jsonl([nested % ("[" * 190 + "]" * 190), nested % ('{"a":' * 210 + "1" + "}" * 210)])
+    with pytest.raises(DataError, match="2: a column is nested more than 200 deep"):
+        weigh(path)
+    found = weigh(path, on_bad_row="skip")
+    assert found.rows.tolist() == [0]
+
+
+def test_json_text_is_json_whatever_the_values_are(weigh):
+    rows = [{"prompt": "red", "m": {(1, 2): 1, 3: np.float32("nan")}}, {"prompt": "green", "m": 1}]
+    column = weigh(rows).inputs["m"].to_pylist()
+    assert json.loads(column[0], parse_constant=pytest.fail) == {"(1, 2)": 1, "3": None}
+
+
 def test_a_system_only_conversation_holds_no_text(weigh):
     rows = [{"prompt": [{"role": "system", "content": "Be brief."}, *tiny.user(" ")]}]
     with pytest.raises(DataError, match=r"data\[0\]: "):

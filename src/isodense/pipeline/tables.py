@@ -366,13 +366,13 @@ def plain(value: Any) -> Any:
     {'day': '2026-11-28', 'pass_rate': None}
     """
     if isinstance(value, dict):
-        return {name: plain(part) for name, part in value.items()}
+        return {str(name): plain(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
         return [plain(part) for part in value]
     if isinstance(value, float) and (value != value or value in (float("inf"), -float("inf"))):
         return None
     if hasattr(value, "tolist"):
-        return value.tolist()
+        return plain(value.tolist())
     if value is None or isinstance(value, str | int | float):
         return value
     return value.isoformat() if hasattr(value, "isoformat") else str(value)

@@ -123,6 +123,7 @@ def write_report(
         if sources.neighbors is not None:
             regions, region = regions_of(prompts, sources.neighbors, coordinates)
         names, block = packed_map(prompts, coordinates, regions, region)
+        names["counted"] = not sources.standalone  # else `row` is a file's, not the prompts'
     train = prompts.train
     charts = {
         "weights": weight_charts(

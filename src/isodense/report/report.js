@@ -555,10 +555,10 @@ async function map(names) {
   let typing = 0;
   search.addEventListener("input", () => {
     clearTimeout(typing);
-    const query = search.value.trim();
+    const query = search.value.trim().replace(/\s+/g, " "); // as the texts of the map are
     typing = setTimeout(() => choose(query ? searched(points, names, query) : null), 150);
   });
-  const told = (row) => ({ row, id: idOf(points, row), text: points.texts[row],
+  const told = (row) => ({ ...(names.counted && { row }), id: idOf(points, row), text: points.texts[row],
     weight: points.heldout[row] ? null : points.weight[row], label: names.labels[points.label[row]],
     source: names.sources[points.source[row]], region: names.regions[points.region[row]] });
   byId("map-copy").addEventListener("click", () =>

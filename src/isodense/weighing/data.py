@@ -68,6 +68,8 @@ def parts_of(data: Any, split: str, config: str | None) -> tuple[str, Iterator[P
         If the object is none of these.
     """
     if isinstance(data, str | Path):
+        if not str(data).strip():
+            raise IsodenseError("the data have an empty name", f"pass {WHAT}")
         repository = HUB.fullmatch(str(data))
         if repository and not Path(data).exists() and not _is_named_as_file(str(data)):
             return repository[1], _hub(repository[1], repository[2] or "main", split, config)

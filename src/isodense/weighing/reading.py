@@ -35,6 +35,7 @@ OPTIONS = {  # of `weigh`, for what the hints of `download` name
     " in params.yaml": "",
 }
 THEIRS = "\0"  # behind a name of ours in the data, until all of the data's names are known
+DEEPEST = 200  # objects and lists in one another
 SHOWN = 5  # skipped rows that are logged; all are counted
 
 OnBadRow = Literal["error", "skip"]
@@ -162,6 +163,7 @@ class _PartReading:
                 shape = self._shape = self._shape or self._shape_of(row)
                 example = self._example(shape, row)
                 identifier = id_of(example)
+                _require_storable(row)
             except _UnknownShape as error:  # the first row alone may be malformed
                 unknown = unknown or error
                 whole.bad(error)
@@ -233,6 +235,27 @@ class _PartReading:
         if self._part.is_file:
             return DataError(message, self._part.name, number, SKIP)
         return DataError(message, f"{self._part.name}[{number}]", hint=SKIP)
+
+
+def _require_storable(value: Any, depth: int = DEEPEST) -> None:
+    """Raise unless names and values of columns, and all that is in them, can be written.
+
+    Raises
+    ------
+    _NoPrompt
+        If they are nested more than `depth` deep.
+    UnicodeEncodeError
+        For half of a surrogate pair.
+    """
+    if isinstance(value, str):
+        value.encode()
+    elif isinstance(value, dict | list | tuple):
+        if not depth:
+            raise _NoPrompt(f"a column is nested more than {DEEPEST} deep")
+        for part in value:
+            _require_storable(part, depth - 1)
+        if isinstance(value, dict):
+            _require_storable(tuple(value.values()), depth)
 
 
 class _NoPrompt(Exception):
