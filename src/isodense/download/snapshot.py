@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from isodense.pipeline.errors import DataError
 from isodense.pipeline.hub_errors import clear_errors
 
+COMMIT = re.compile(r"[0-9a-f]{40}")
 SKIP = "set download.on_bad_row: skip, or pin another revision"
 HINT = (
     "check the connection, HF_ENDPOINT (a mirror) and HF_HUB_OFFLINE, then run again: finished "
@@ -50,12 +52,17 @@ class Snapshot:
 
     def __init__(self, repo: str, revision: str) -> None:
         import huggingface_hub
+        from huggingface_hub import constants
         from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
         if os.environ.get("CI"):
             disable_progress_bars()
         self.repo = repo
         with clear_errors(repo, f"revision {revision!r}", HINT):
+            if not COMMIT.fullmatch(revision) and not constants.HF_HUB_OFFLINE:
+                # where the Hub does not answer, the client would take what it knew last
+                known = huggingface_hub.HfApi().dataset_info(repo, revision=revision)
+                revision = str(known.sha)
             folder = huggingface_hub.snapshot_download(
                 repo, repo_type="dataset", revision=revision, allow_patterns=["README.md"]
             )

@@ -142,6 +142,15 @@ def test_faults_name_the_file_of_the_repository(hub: Hub, tmp_path: Path):
         Snapshot(REPO, "2" * 40)
 
 
+def test_a_branch_that_cannot_be_looked_up_is_not_what_it_was(hub: Hub, tmp_path: Path):
+    serve(hub, tmp_path, {"train.jsonl": asked("a"), "README.md": "# maths"})
+    known = Snapshot(REPO, "main").commit
+    hub.faults[REPO] = Fault(status=503)
+    with pytest.raises(DataError, match="revision 'main' could not be fetched"):
+        Snapshot(REPO, "main")
+    assert "train.jsonl" in Snapshot(REPO, known).files
+
+
 def test_a_configuration_that_is_a_folder_keeps_its_splits_apart(hub: Hub, tmp_path: Path):
     card = "---\nconfigs:\n- {config_name: a, data_dir: d}\n- {config_name: b, data_dir: e}\n---\n"
     files = {"d/train-0.jsonl": asked("a"), "d/test-0.jsonl": asked("t"), "e/x.jsonl": asked("b")}
