@@ -159,7 +159,7 @@ def test_what_recompute_lacks_is_named(tmp_path, models, capsys):
     data = data_folder(tmp_path / "data", models[0], 20)
     status, _, error = recompute(capsys, data, tmp_path / "none")
     assert status == 1
-    assert f"{tmp_path / 'none'} has no manifest.json" in error
+    assert f"{tmp_path / 'none'} is not there" in error
     other = data_folder(tmp_path / "other", models[0], 19)
     (other / "embeddings").rename(tmp_path / "away")
     (data / "embeddings").rename(other / "embeddings")

@@ -264,7 +264,7 @@ def test_folders_that_cannot_be_merged_are_refused_at_once(tmp_path):
         ([a, b], "a", "would overwrite the part"),
         ([a, b], "data", "exists already"),
         ([a, data], "c", "data folders only, or embeddings artifacts only"),
-        ([a, tmp_path / "none"], "c", "none has no manifest"),
+        ([a, tmp_path / "none"], "c", "none is not there"),
     ):
         with pytest.raises(ArtifactError, match=words):
             merge(parts, tmp_path / out)

@@ -190,7 +190,7 @@ def test_a_new_text_is_explained_by_the_encoder_that_weigh_kept(
     assert json.loads(capsys.readouterr().out)["kind"] == "new"
     other = ["--encoder", "nowhere"]
     assert main(["explain", "--data", "kept", "a text that nobody has asked", *other]) == 1
-    assert "nowhere has no manifest.json" in capsys.readouterr().err
+    assert "nowhere is not there" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -221,12 +221,24 @@ def test_ctrl_c_leaves_nothing_half_done_and_the_next_run_goes_on(encoder, tmp_p
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
 
 
+def test_conversations_in_csv_are_parsed_by_the_printed_lines(weigh, tmp_path):
+    import datasets
+
+    write(tmp_path / "chats.jsonl", [{"prompt": tiny.user(text)} for text in tiny.texts(60)])
+    status, out, err = weigh("chats.jsonl", "--output", "w.csv", "--work", "kept")
+    assert status == 0, err
+    assert "isodense inspect --data kept" in out
+    names = {"json": json, "data": datasets.load_dataset("csv", data_files="w.csv", split="train")}
+    exec(next(line for line in out.splitlines() if "json.loads" in line), names)  # noqa: S102 - as printed
+    assert names["data"]["prompt"][0] == tiny.user(tiny.texts(60)[0])
+
+
 @pytest.mark.parametrize("name", ["w.parquet", "w.csv", "w.jsonl"])
 def test_the_printed_lines_train(weigh, tmp_path, name):
     status, out, err = weigh("prompts.jsonl", "--output", name)
     assert status == 0, err
     lines = out.partition("To train on draws by weight:\n\n")[2]
-    assert len([line for line in lines.splitlines() if line]) == 4  # an import, and three
+    assert len([line for line in lines.splitlines() if line]) == 5  # a comment, an import, three
     if name != "w.parquet":  # how the data are read is all that differs
         import datasets
 

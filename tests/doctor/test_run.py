@@ -177,6 +177,12 @@ def test_a_clone_with_nothing_computed_is_looked_over(finished, tmp_path, monkey
     made.set({"download.sample.pairs": 50})
     text, _ = only(versioned.check_lock, made, "warning")  # though dvc's dry run fails here
     assert text.startswith("download")
+    made.run("git", "checkout", "-q", "params.yaml")
+    with (made.root / "src/isodense/neighbors/exact.py").open("a") as code:
+        code.write("# changed\n")
+    text, hint = only(versioned.check_lock, made, "warning")
+    assert "not been computed here" in text
+    assert "dvc pull" in hint
     (made.root / "dvc.lock").unlink()
     assert only(versioned.check_lock, made, "ok") == (
         "not there: nothing has been run yet",

@@ -114,8 +114,12 @@ def test_the_same_files_give_the_same_manifest(made, tmp_path):
 
 
 def test_incomplete_foreign_and_newer_artifacts_are_refused(made):
-    with pytest.raises(ArtifactError, match=rf"has no manifest\.json: .*\n  -> .*{STAGE}"):
+    with pytest.raises(ArtifactError, match=rf"nothing is not there\n  -> .*{STAGE}"):
         read_manifest(made / "nothing", "density")
+    with pytest.raises(ArtifactError, match=rf"has no manifest\.json: .*\n  -> .*{STAGE}"):
+        read_manifest(made.parent, "density")
+    with pytest.raises(ArtifactError, match=rf"x\.npy is a file, .*\n  -> .*{STAGE}"):
+        read_manifest(made / "x.npy", "density")
     with pytest.raises(ArtifactError, match=r"holds 'density', not 'neighbors'\n  -> run `dvc"):
         read_manifest(made, "neighbors")
     path = made / "manifest.json"

@@ -139,7 +139,7 @@ def read_manifest(folder: str | Path, kind: str) -> dict[str, Any]:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         hint += _without_project(folder, kind)
-        raise ArtifactError(f"{folder} has no {MANIFEST}: it is not complete", hint) from None
+        raise ArtifactError(f"{folder} {_absent(folder)}", hint) from None
     except ValueError as error:
         raise ArtifactError(f"{folder / MANIFEST} is not JSON: {error}", hint) from None
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
@@ -151,6 +151,13 @@ def read_manifest(folder: str | Path, kind: str) -> dict[str, Any]:
     for name, entry in manifest["files"].items():
         _check_file(folder, name, entry.get("bytes"), hint)
     return manifest
+
+
+def _absent(folder: Path) -> str:
+    """Return what is wrong with a folder that has no manifest."""
+    if folder.is_file():
+        return "is a file, and weights are read from a folder such as data/density"
+    return f"has no {MANIFEST}: it is not complete" if folder.is_dir() else "is not there"
 
 
 def _without_project(folder: Path, kind: str) -> str:

@@ -117,7 +117,7 @@ class Weighed:
 
         table = self.table
         for place, field in enumerate(table.schema):
-            if not _is_csv(field.type):
+            if not is_plain(field.type):
                 values = table.column(place).to_pylist()
                 texts = [
                     value if value is None or isinstance(value, str) else compact(plain(value))
@@ -141,8 +141,8 @@ class Weighed:
         ](path)
 
 
-def _is_csv(kind: pa.DataType) -> bool:
-    """Return whether Arrow writes a type as CSV, whatever its values are."""
+def is_plain(kind: pa.DataType) -> bool:
+    """Return whether Arrow writes a type as CSV; else a CSV file has JSON text."""
     import pyarrow as pa
 
     binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)

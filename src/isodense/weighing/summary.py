@@ -97,8 +97,8 @@ def _number(count: int, what: str) -> str:
     return f"{count:,} {what}{'s' * (count != 1)}"
 
 
-def training_lines(path: Path, draws: int) -> str:
-    """Return three lines of Python that train on draws from a file of weights.
+def training_lines(path: Path, draws: int, encoded: bool = False) -> str:
+    """Return the lines of Python that train on draws from a file of weights.
 
     Parameters
     ----------
@@ -106,11 +106,16 @@ def training_lines(path: Path, draws: int) -> str:
         What :meth:`isodense.weighing.result.Weighed.save` wrote.
     draws : int
         How many prompts to draw.
+    encoded : bool
+        Whether prompts are JSON text in the file.
     """
     reader = READERS[path.suffix.lower()]
+    parse = 'data = data.map(lambda row: {"prompt": json.loads(row["prompt"])})\n'
     return (
-        "import datasets, isodense, trl\n\n"
+        "# pip install 'isodense[train]'; model and reward are yours\n"
+        f"import {'json, ' * encoded}datasets, isodense, trl\n\n"
         f'data = datasets.load_dataset("{reader}", data_files="{path.as_posix()}", split="train")\n'
+        f"{parse * encoded}"
         f'plan = data.select(isodense.draw(data["weight"], size={draws}, seed=0))\n'
         "trl.GRPOTrainer(model, reward, train_dataset=plan, "
         "args=trl.GRPOConfig(shuffle_dataset=False, num_train_epochs=1)).train()\n"

@@ -9,10 +9,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from isodense.cli.commands._arguments import add_json, not_negative, positive, print_json, share
 from isodense.pipeline.errors import IsodenseError
+
+if TYPE_CHECKING:
+    from isodense.weighing.result import Weighed
 
 ABOUT = "Weigh prompts inversely to their local density; needs no project."
 
@@ -112,7 +115,7 @@ def run(args: argparse.Namespace) -> None:
         print_json(found.facts)
         return
     sys.stdout.write(f"{found.opinion}\n")
-    sys.stdout.write(_written(args, found.facts["prompts"], time.perf_counter() - start))
+    sys.stdout.write(_written(args, found, time.perf_counter() - start))
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -144,11 +147,16 @@ def _steps_on_stderr() -> Iterator[None]:
         steps.setLevel(logging.NOTSET)
 
 
-def _written(args: argparse.Namespace, prompts: int, seconds: float) -> str:
+def _written(args: argparse.Namespace, found: Weighed, seconds: float) -> str:
+    from isodense.weighing.result import is_plain
     from isodense.weighing.summary import training_lines
 
     made = [str(path) for path in (args.output, args.report) if path is not None]
     text = f"\n{' and '.join(made)} written in {seconds:.0f} s.\n" if made else ""
+    if args.work is not None:
+        text += f"\nLook into them: isodense inspect --data {args.work}\n"
     if args.output is None:
         return f"{text}\n--output weights.parquet writes the weights.\n"
-    return f"{text}To train on draws by weight:\n\n{training_lines(args.output, prompts)}"
+    kind, csv = found.inputs.schema.field("prompt").type, args.output.suffix.lower() == ".csv"
+    lines = training_lines(args.output, found.facts["prompts"], csv and not is_plain(kind))
+    return f"{text}To train on draws by weight:\n\n{lines}"

@@ -74,6 +74,9 @@ def check_lock(project: Project) -> Iterator[Finding]:
     elif behind:  # even if dvc failed: in a dry run, outputs of these stages may be missing
         text = f"{_some(behind)} would run: params, code or data are not those of dvc.lock"
         yield Finding(name, "warning", text, "dvc repro; or dvc checkout, to go back to dvc.lock")
+    elif done.returncode and "No such file or directory" in done.stderr:
+        text = "stages would run, and what they read has not been computed here"
+        yield Finding(name, "warning", text, "dvc repro, or dvc pull if a teammate has pushed it")
     elif done.returncode:
         errors = [line.removeprefix("ERROR: ") for line in said if line.startswith("ERROR: ")]
         text = f"dvc cannot read it: {(errors or said or [''])[0]}"
