@@ -126,6 +126,8 @@ def test_known_labels_have_the_last_word():
     better = judged(X, {"label": names})
     assert better["label_gap"] > 0
     assert "Known labels are more even than under uniform sampling" in sentences(better)[-1]
+    assert "vectors do not tell" not in " ".join(sentences(better))
+    assert "vectors do not tell" in " ".join(sentences(judged(X)))
     assert short(better).endswith("; labels are more even than uniform")
     X, labels = domains(np.random.default_rng(8))
     worse = judged(X, {"source": [str(label) for label in labels]})

@@ -239,12 +239,12 @@ def _of_case(of: Mapping[str, Any], standalone: bool) -> list[str]:
             f"where sources or labels are known, set their shares with {by}, and the density "
             "decides within them.",
         ]
+    unknown = ", and vectors do not tell which it is: labels of some prompts would"
     return [
         f"Dense crowds of similar prompts beside sparse ones: {tenths}. {moved}"
         f"{of['between_crowds']:.0%} go from one crowd to another.",
         "Use the weights where dense crowds are kinds that come too often. Where large kinds are "
-        "also varied they make kinds less even, and vectors do not tell which it is: labels of "
-        "some prompts would.",
+        f"also varied they make kinds less even{'' if 'label_entropy' in of else unknown}.",
     ]
 
 
