@@ -173,7 +173,8 @@ def test_trls_functions_and_normalisation_train(project, world):
     names = {"think_format_reward", "get_soft_overlong_punishment", "length"}
     assert {f"rewards/{name}" for name in names} <= set(found)
     assert run(world, "sum", functions)["changed"] is True
-    assert series(world, "sum")["loss"] != found["loss"]
+    # losses of advantages of mean 0 are rounding, which some processors do alike
+    assert series(world, "sum")["grad_norm"] != pytest.approx(found["grad_norm"], rel=0.01)
 
 
 def test_a_run_that_was_cut_off_ends_with_the_same_bytes(project, world):
