@@ -64,8 +64,6 @@ def _md5(folder: Path) -> str:
 def _file_md5(path: Path) -> str:
     try:
         with path.open("rb") as stream:
-            return hashlib.file_digest(
-                stream, partial(hashlib.md5, usedforsecurity=False)
-            ).hexdigest()
+            return hashlib.file_digest(stream, MD5).hexdigest()
     except FileNotFoundError:
         return ""

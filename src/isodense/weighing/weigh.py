@@ -198,7 +198,7 @@ def _require_ours(work: Path) -> None:
         raise IsodenseError(f"{work} is not a folder", "name another one")
     for path in (work / name for name in ARTIFACTS):
         empty = path.is_dir() and not any(path.iterdir())
-        if os.path.lexists(path) and not empty and not (path / "manifest.json").is_file():
+        if os.path.lexists(path) and not empty and not (path / MANIFEST).is_file():
             message = f"{path} is no artifact, and one would take its place"
             raise IsodenseError(message, "name another folder, or move it")
 
@@ -297,7 +297,7 @@ def _encoder(chosen: Settings, cache: Path, folder: Path) -> Path:
         with entry.writing(ENCODER) as out:
             models.publish("encoder", chosen.encoder, out, cache)
     store.clean()
-    with publishing(folder / "encoder") as staging:  # which one it was, without its bytes
+    with publishing(folder / ENCODER) as staging:  # which one it was, without its bytes
         shutil.copyfile(entry.path(ENCODER) / MANIFEST, staging / MANIFEST)
     return entry.path(ENCODER)
 
