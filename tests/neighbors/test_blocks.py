@@ -99,7 +99,7 @@ def test_an_interrupted_search_goes_on_where_it_was(tmp_path, searches):
     watched.until = 3
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path)
-    (tmp_path / "train-00001.safetensors").write_bytes(b"cut off by a full disk")
+    (tmp_path / "train-00001-of-00005.safetensors").write_bytes(b"cut off by a full disk")
     watched.until, seen[:] = None, []
     found = run(tmp_path)
     assert seen == [(64, 0), (64, 0), (44, 0), (30, 0)]  # the second, the two last, the held-out
@@ -114,7 +114,7 @@ def test_an_interrupted_search_keeps_the_slices_that_were_finished(tmp_path, sea
     watched.until = 8  # six blocks in the first slice, two in the second
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, most=100)
-    part = tmp_path / "train-00001.part.safetensors"
+    part = tmp_path / "train-00001-of-00005.part.safetensors"
     part.write_bytes(part.read_bytes()[:-1])
     watched.until, seen[:] = None, []
     assert same(run(tmp_path, most=100), at_once(sides()))
@@ -128,12 +128,12 @@ def test_an_interrupted_search_keeps_the_slices_that_were_finished(tmp_path, sea
     assert len(seen) == 6 * 4
 
 
-def finished(store, count, held, k=7, recipe="r"):
+def finished(store, count, held, k=7, recipe="r", size=blocks.ROWS):
     """Search among the first rows, as an earlier run did."""
     given = sides(X[:count], HELD[:held], k)
     entry = Entry(store / f"{recipe}-{count}-{held}")
-    search_blocks(given, lambda: exact_search(given[0], None, "cpu"), entry)
-    finish(entry, recipe, given, [fingerprint(side.vectors) for side in given])
+    search_blocks(given, lambda: exact_search(given[0], None, "cpu"), entry, size)
+    finish(entry, recipe, given, [fingerprint(side.vectors) for side in given], size)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def finished(store, count, held, k=7, recipe="r"):
     [(290, 30, 7), (299, 29, 7), (42, 3, 7), (5, 1, 7), (300, 30, 7), (300, 2, 7), (150, 30, 200)],
 )
 def test_a_grown_graph_has_the_bytes_of_a_new_one(tmp_path, count, held, k):
-    finished(tmp_path, count, held, k)
+    finished(tmp_path, count, held, k, size=count // 2)
     given = sides(k=k)
     last = load_last(Store(tmp_path, ""), "r", given)
     assert last.rows == count
@@ -161,7 +161,7 @@ def test_the_largest_finished_graph_that_fits_is_grown(tmp_path):
     assert load_last(store, "r", sides()).rows == 250
     assert load_last(store, "r", sides(X[:240])).rows == 200
     assert load_last(store, "none", sides()) is None
-    block = tmp_path / "r-250-30/train-00000.safetensors"
+    block = tmp_path / "r-250-30/train-00000-of-00001.safetensors"
     block.write_bytes(block.read_bytes()[:-1])
     assert load_last(store, "r", sides()).rows == 200
 

@@ -121,28 +121,41 @@ def test_a_crowd_nearer_than_float32_can_tell_is_measured_in_full():
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
-def test_scores_as_wrong_as_float32_allows_change_nothing(sign):
+@pytest.mark.parametrize("asked", [600, 599])  # all rows, which are scored among each other, or not
+def test_scores_as_wrong_as_float32_allows_change_nothing(monkeypatch, sign, asked):
     X = unit(600, 256)
     X[100:160] = X[100] + 1e-4 * unit(60, 256, seed=2)
     X[100:160] /= np.linalg.norm(X[100:160], axis=1, keepdims=True)
-    searching = Exact(X, "cpu")
-    real, worst = searching._scorer, sign * 256 * 2.0**-24
+    real, worst = exact._product, np.float32(sign * 256 * 2.0**-24)
 
-    def wrong(X, size):
-        def score(queries, own):
-            tile = queries @ X.T
-            tile += (worst * np.where(np.arange(len(X)) % 2, 1, -1)).astype(np.float32)
-            tile[np.flatnonzero(own >= 0), own[own >= 0]] = -np.inf
-            top = np.argsort(-tile, axis=1)[:, :size]
-            return top, np.take_along_axis(tile, top, axis=1)
+    def wrong(queries, rows, memory):
+        tile = real(queries, rows, memory)
+        tile[::2, ::2] += worst
+        tile[1::2, 1::2] += worst
+        tile[::2, 1::2] -= worst
+        tile[1::2, ::2] -= worst
+        return tile
 
-        return score if real else None
-
-    searching._scorer = wrong
-    found = searching.nearest(X, 10, np.arange(600))
-    indices, distances = brute(X, X, 10, np.arange(600))
+    monkeypatch.setattr(exact, "_product", wrong)
+    found = nearest(X[:asked], X, 10, own=np.arange(asked), device="cpu", block=77)
+    indices, distances = brute(X[:asked], X, 10, np.arange(asked))
     np.testing.assert_array_equal(found.indices, indices)
     np.testing.assert_array_equal(found.distances, distances)
+
+
+@pytest.mark.parametrize("blocks", range(1, 8))
+def test_rows_among_each_other_meet_once(monkeypatch, blocks):
+    X, seen = unit(10 * blocks - 3), []
+    real = exact._product
+
+    def watched(queries, rows, memory):
+        seen.append((len(queries), len(rows)))
+        return real(queries, rows, memory)
+
+    monkeypatch.setattr(exact, "_product", watched)
+    graph = every(X, 5, block=10)
+    assert (graph.indices == brute(X, X, 5, np.arange(len(X)))[0]).all()
+    assert len(seen) == blocks * (blocks + 1) // 2
 
 
 def test_bytes_ignore_tiles_and_threads(monkeypatch):
@@ -182,9 +195,12 @@ def test_a_row_is_never_its_own_neighbour():
 
 
 def test_finished_queries_are_reported_as_they_come():
-    done = []
-    Exact(unit(50), "cpu").nearest(unit(25, seed=1), 3, block=10, done=done.append)
+    done, X = [], unit(50)
+    nearest(unit(25, seed=1), X, 3, device="cpu", block=10, done=done.append)
     assert done == [10, 10, 5]
+    done[:] = []
+    every(X, 3, block=20, done=done.append)
+    assert done == [20, 20, 10]
 
 
 def test_an_interrupt_drops_what_is_not_begun():

@@ -31,7 +31,7 @@ from isodense.pipeline.executor import compute, device_of_workers, workers
 from isodense.pipeline.tasks import Job, Task, Workers
 
 ROWS = 16_384  # queries of a block
-NOTE = "finished.json"
+NOTE, PIECE = "finished.json", ".safetensors"
 
 log = logging.getLogger("isodense")
 
@@ -160,8 +160,8 @@ class _Block:
     def begun(cls, side: Side, start: int, size: int, search: Search, entry: Entry) -> _Block:
         """Return a block as the cache has it."""
         order = search.order if side.name == "train" else np.arange(len(side.vectors))
-        rows, name = order[start : start + size], f"{side.name}-{start // size:05d}"
-        slices = search.slices
+        rows, slices = order[start : start + size], search.slices
+        name = _names(side, size)[start // size].removesuffix(PIECE)
         block = cls(side, rows, name, slices, list(slices), search.last, entry)
         if entry.holds(block._part):
             done = {range(*ends) for ends in load_file(entry.path(block._part))["slices"].tolist()}
@@ -173,7 +173,7 @@ class _Block:
 
     @property
     def _part(self) -> str:
-        return f"{self.name}.part.safetensors"
+        return f"{self.name}.part{PIECE}"
 
     @property
     def _known(self) -> np.ndarray:
@@ -204,7 +204,7 @@ class _Block:
             with self.entry.writing(self._part) as path:
                 save_file(arrays | {"slices": np.array(done)}, path)
         else:
-            with self.entry.writing(f"{self.name}.safetensors") as path:
+            with self.entry.writing(f"{self.name}{PIECE}") as path:
                 save_file(arrays, path)
             self.entry.discard(self._part)
 
@@ -332,12 +332,14 @@ def exact_search(train: Side, last: Last | None, device: str, most: int | None =
     return Search(np.arange(count), job, task, slices, last)
 
 
-def finish(entry: Entry, recipe: str, sides: list[Side], prints: list[str]) -> None:
+def finish(
+    entry: Entry, recipe: str, sides: list[Side], prints: list[str], size: int = ROWS
+) -> None:
     """Note in the entry of a finished search what it is of, so that a larger set can grow it."""
     if entry.holds(NOTE):
         return
     rows = {s.name: [len(s.vectors), p] for s, p in zip(sides, prints, strict=True)}
-    note = {"recipe": recipe, "rows": rows, "k": [side.k for side in sides]}
+    note = {"recipe": recipe, "rows": rows, "k": [side.k for side in sides], "block": size}
     with entry.writing(NOTE) as path:
         write_json(path, note)
 
@@ -364,9 +366,10 @@ def load_last(store: Store, recipe: str, sides: list[Side]) -> Last | None:
                 Side(side.name, side.vectors[:count], k)
                 for side, (count, _), k in zip(sides, known, note["k"], strict=True)
             ]
-            if not all(entry.holds(name) for side in old for name in _names(side)):
+            size = note.get("block", ROWS)
+            if not all(entry.holds(name) for side in old for name in _names(side, size)):
                 continue
-            graphs = {side.name: _joined(entry, side) for side in old}
+            graphs = {side.name: _joined(entry, side, size) for side in old}
             return Last(known[0][0], graphs)
     return None
 
@@ -380,13 +383,13 @@ def _begins(side: Side, rows: int, known: str) -> bool:
     return rows <= len(side.vectors) and fingerprint(side.vectors[:rows]) == known
 
 
-def _names(side: Side, size: int = ROWS) -> list[str]:
+def _names(side: Side, size: int) -> list[str]:
     """Return the names of the pieces that hold a side's blocks."""
-    blocks = range(-(-len(side.vectors) // size))
-    return [f"{side.name}-{number:05d}.safetensors" for number in blocks]
+    blocks = -(-len(side.vectors) // size)
+    return [f"{side.name}-{number:05d}-of-{blocks:05d}{PIECE}" for number in range(blocks)]
 
 
-def _joined(entry: Entry, side: Side, size: int = ROWS) -> Graph:
+def _joined(entry: Entry, side: Side, size: int) -> Graph:
     """Put blocks together; each row has to be in one of them."""
     graph, found = Graph.empty(len(side.vectors), side.k), np.zeros(len(side.vectors), dtype=int)
     for name in _names(side, size):

@@ -43,7 +43,7 @@ from isodense.pipeline.artifact import (
 )
 from isodense.pipeline.cache import Entry, Store, cache_key
 from isodense.pipeline.errors import IsodenseError
-from isodense.pipeline.executor import device_of_workers
+from isodense.pipeline.executor import alone, device_of_workers
 from isodense.pipeline.params import as_dict
 from isodense.pipeline.runtime import resolve_device
 from isodense.pipeline.storage import require_space
@@ -260,7 +260,8 @@ def publish(
 
     needed = sum(graph_bytes(len(side.vectors), side.k) for side in sides)
     require_space("neighbors", {store.folder: needed, out: needed})
-    size = len(train.vectors) if method == "pynndescent" else ROWS
+    small = method == "exact" and rows <= EXACT_LIMIT and alone(where)
+    size = rows if small or method == "pynndescent" else ROWS
     graphs = search_blocks(sides, prepare, entry, size)
     report = {"method": method, "rows": len(train.vectors), "k_max": train.k, "recall": 1.0}
     if method != "exact":
@@ -270,7 +271,7 @@ def publish(
         ]
         report["recall"] = audits[0]
     _write(graphs, prompts, train, params, report, manifest, out)
-    finish(entry, recipe, sides, prints)
+    finish(entry, recipe, sides, prints, size)
     store.clean()
     return report
 

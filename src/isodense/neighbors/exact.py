@@ -7,12 +7,16 @@ dim · 2⁻²⁴, whatever the order of the sum (Higham, *Accuracy and Stability
 in float64, and a query whose candidates all lie within the margin is scored again against all rows.
 The result is therefore exact, with ties by row number, at any block size and thread count, up to
 some 8,000 dimensions.
+
+Most of the time on a CPU goes into the products. Where all rows ask for their neighbours among all
+rows, the product of two blocks serves the queries of both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -65,19 +69,29 @@ class Exact:
         own = np.full(len(queries), -1) if own is None else own
         size = min(k + SPARE, len(self.X) - bool((own >= 0).any()))
         score, graph = self._scorer(self._uploaded, size), Graph.empty(len(queries), k)
+        starts = range(0, len(queries), block)
 
-        def search(start: int) -> int:
+        def keep(start: int, candidates: np.ndarray, scores: np.ndarray) -> int:
             rows = slice(start, start + block)
-            candidates, scores = score(queries[rows], own[rows])
             graph.indices[rows], graph.distances[rows] = _kept(
                 queries[rows], self.X, own[rows], candidates, scores, k
             )
             return len(candidates)
 
+        def search(start: int) -> int:
+            rows = slice(start, start + block)
+            return keep(start, *score(queries[rows], own[rows]))
+
         settings = progress() | ({} if done is None else {"disable": True})
         with tqdm(total=len(queries), unit="row", desc="neighbours", **settings) as bar:
-            for rows in in_threads(search, range(0, len(queries), block)):
-                (done or bar.update)(rows)
+            report = done or bar.update
+            if self._scorer is _on_cpu and np.array_equal(own, np.arange(len(self.X))):
+                best = _among(self.X, size, block, report)
+                for _ in in_threads(lambda start: keep(start, *best.pop(start).found()), starts):
+                    pass
+            else:
+                for rows in in_threads(search, starts):
+                    report(rows)
         return graph
 
 
@@ -222,18 +236,59 @@ def _on_cpu(X: np.ndarray, size: int) -> Scorer:
         best, memory = Best(len(queries), size), np.empty(len(queries) * widest, dtype=np.float32)
         start, width = 0, max(TILE // 2, size)
         while start < len(X):
-            part = X[start : start + width]
-            tile = memory[: len(queries) * len(part)].reshape(len(queries), len(part))
-            np.matmul(queries, part.T, out=tile)
+            tile = _product(queries, X[start : start + width], memory)
             _exclude(tile, own, start)
             if not start:
                 best.expect(tile)
-            best.add(tile, np.arange(start, start + len(part)))
+            best.add(tile, np.arange(start, start + tile.shape[1]))
             start, width = start + width, min(2 * width, widest)
-        best.merge()
-        return best.rows, best.scores
+        return best.found()
 
     return score
+
+
+def _among(X: np.ndarray, size: int, block: int, done: Callable[[int], object]) -> dict[int, Best]:
+    """Return the best other rows of every row, by the first row of its block.
+
+    A block is scored with itself and with the half of the other blocks that follow it on a circle,
+    each of which takes the same scores, by column. Parameters are those of :meth:`Exact.nearest`,
+    and the number of rows to keep of each.
+    """
+    blocks = [slice(start, min(start + block, len(X))) for start in range(0, len(X), block)]
+    rows = [np.arange(part.start, part.stop) for part in blocks]
+    best = [Best(len(part), size) for part in rows]
+
+    def itself(number: int) -> int:
+        part = X[blocks[number]]
+        tile = _product(part, part, np.empty(len(part) ** 2, dtype=np.float32))
+        np.fill_diagonal(tile, -np.inf)
+        if len(part) > size:
+            best[number].expect(tile)
+        best[number].add(tile, rows[number])
+        return len(part)
+
+    def others(number: int) -> int:
+        memory = np.empty(len(rows[number]) * block, dtype=np.float32)
+        for step in range(1, len(blocks) // 2 + 1):
+            other = (number + step) % len(blocks)
+            if 2 * step == len(blocks) and other < number:
+                break  # which has that pair itself
+            tile = _product(X[blocks[number]], X[blocks[other]], memory)
+            best[number].add(tile, rows[other])
+            best[other].add_columns(tile, rows[number])
+        return len(rows[number])
+
+    for _ in in_threads(itself, range(len(blocks))):
+        pass
+    for count in in_threads(others, range(len(blocks))):
+        done(count)
+    return {part.start: found for part, found in zip(blocks, best, strict=True)}
+
+
+def _product(queries: np.ndarray, rows: np.ndarray, memory: np.ndarray) -> np.ndarray:
+    """Return the scores of queries and rows, written into the beginning of `memory`."""
+    tile = memory[: len(queries) * len(rows)].reshape(len(queries), len(rows))
+    return np.matmul(queries, rows.T, out=tile)
 
 
 class Best:
@@ -253,6 +308,7 @@ class Best:
         self._threshold = np.full(queries, -np.inf, dtype=np.float32)
         self._buffer: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self._counts = np.zeros(queries, dtype=np.int64)
+        self._lock = Lock()
 
     def expect(self, tile: np.ndarray) -> None:
         """Keep out what a first tile has enough better rows to fill the places with.
@@ -282,10 +338,20 @@ class Best:
         flat = np.flatnonzero(tile > least[:, None])
         query, column = np.divmod(flat, tile.shape[1])
         query = query if queries is None else queries[query]
-        self._buffer.append((query, rows[column], tile.ravel()[flat]))
-        self._counts += np.bincount(query, minlength=len(self.rows))
-        if self._counts.sum() >= self.rows.size or self._counts.max() >= TILE:
-            self.merge()
+        self._put(query, rows[column], tile.ravel()[flat])
+
+    def add_columns(self, tile: np.ndarray, rows: np.ndarray) -> None:
+        """Add scores of all queries from a tile of shape (n, m); see :meth:`add`."""
+        flat = np.flatnonzero(tile > self._threshold)
+        row, query = np.divmod(flat, tile.shape[1])
+        self._put(query, rows[row], tile.ravel()[flat])
+
+    def _put(self, query: np.ndarray, row: np.ndarray, score: np.ndarray) -> None:
+        with self._lock:
+            self._buffer.append((query, row, score))
+            self._counts += np.bincount(query, minlength=len(self.rows))
+            if self._counts.sum() >= self.rows.size or self._counts.max() >= TILE:
+                self.merge()
 
     def merge(self) -> None:
         """Merge the buffer into the best rows."""
@@ -299,6 +365,11 @@ class Best:
         for start in range(0, len(busy), MERGED):
             self._merge(busy[start : start + MERGED], ends, row, score)
         self._buffer, self._counts = [], np.zeros_like(self._counts)
+
+    def found(self) -> Arrays:
+        """Return the best rows of each query and their scores, in no order."""
+        self.merge()
+        return self.rows, self.scores
 
     def _merge(
         self, some: np.ndarray, ends: np.ndarray, row: np.ndarray, score: np.ndarray

@@ -101,15 +101,20 @@ def _workers(job: Job) -> Workers:
         from isodense.pipeline.cluster import Cluster
 
         return Cluster(job)
-    count = _count(job)
+    count = _count(job.device)
     return Workers(job) if count == 1 else Processes(job, count)
 
 
-def _count(job: Job) -> int:
+def alone(device: str) -> bool:
+    """Tell whether this process does the work itself, on ``"cpu"`` or ``"cuda"``."""
+    return executor() == "local" and _count(device) == 1
+
+
+def _count(device: str) -> int:
     """Return how many processes share the work on this machine."""
     import torch
 
-    gpus = torch.cuda.device_count() if job.device == "cuda" else 0
+    gpus = torch.cuda.device_count() if device == "cuda" else 0
     text = os.environ.get("ISODENSE_WORKERS", str(gpus or 1))
     if not text.isdigit() or not 0 < int(text) <= (gpus or int(text)):
         most = f", at most the {gpus} GPUs" if gpus else ""
