@@ -17,6 +17,18 @@ from tests.project import Project, finish
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run one module with the `finished` project first and the others last.
+
+    Of two workers one makes it, and the other has something else to do meanwhile.
+    """
+    wanting = dict.fromkeys(
+        item.path for item in items if "finished" in getattr(item, "fixturenames", ())
+    )
+    first = next(iter(wanting), None)
+    items.sort(key=lambda item: 0 if item.path == first else 1 + (item.path in wanting))
+
+
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """Give a stand-in for the Hugging Face Hub that ``huggingface_hub`` talks to in this process.

@@ -233,7 +233,9 @@ def test_conversations_in_csv_are_parsed_by_the_printed_lines(weigh, tmp_path):
     assert names["data"]["prompt"][0] == tiny.user(tiny.texts(60)[0])
 
 
-@pytest.mark.parametrize("name", ["w.parquet", "w.csv", "w.jsonl"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("w.parquet", marks=pytest.mark.slow), "w.csv", "w.jsonl"]
+)
 def test_the_printed_lines_train(weigh, tmp_path, name):
     status, out, err = weigh("prompts.jsonl", "--output", name)
     assert status == 0, err

@@ -72,7 +72,7 @@ def test_the_niches_of_four_prompts_by_hand():
     np.testing.assert_allclose(alone, [1 + (1 - 0.025**4) ** 2 / 2 + near], rtol=1e-6)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 10**6), size=st.integers(3, 20), closeness=st.floats(0.2, 0.5))
 def test_a_larger_reach_lowers_the_mass_of_a_group_and_leaves_it_that_of_a_prompt(
     seed, size, closeness
@@ -89,7 +89,7 @@ def test_a_larger_reach_lowers_the_mass_of_a_group_and_leaves_it_that_of_a_promp
     assert masses[-1] < masses[0]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 10**6), closeness=st.floats(0.2, 0.5), reach=st.floats(0.3, 0.9))
 def test_more_paraphrases_lower_the_weight_of_each(seed, closeness, reach):
     X = reworded(seed, 16, closeness)

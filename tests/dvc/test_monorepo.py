@@ -31,6 +31,7 @@ def project(finished, tmp_path_factory):
     return made
 
 
+@pytest.mark.slow
 def test_nothing_is_stale_and_experiments_show_their_own_numbers(project):
     assert project.ran(project.run("dvc", "repro")) == []
     assert project.run("git", "status", "--porcelain", "-uno") == CHANGED.replace("../../", "")

@@ -329,6 +329,7 @@ def test_embeddings_of_other_prompts_and_no_training_prompts_are_refused(tmp_pat
         publish(tmp_path / "embeddings", prompts, EXACT, "cpu", 0, tmp_path, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_two_runs_of_the_same_side_by_side_give_the_same_bytes(tmp_path):
     artifacts(tmp_path, unit(40_000, 8))
     both = [script(tmp_path, name) for name in ("one", "two")]

@@ -60,6 +60,7 @@ def test_the_bytes_are_those_of_features_made_in_one_go(folder: Path, texts, tmp
     assert np.array_equal(again, expected)
 
 
+@pytest.mark.slow
 def test_processes_give_the_same_bytes(folder: Path, texts, tmp_path: Path, monkeypatch):
     rows, _ = load(texts, folder, tmp_path / "one")
     monkeypatch.setenv("ISODENSE_WORKERS", "2")
