@@ -20,6 +20,9 @@ QUICK = {  # of a node: to notice sooner that another is gone
 }
 ROOT = Path(__file__).parents[1]
 MEMORY = 100_000_000  # of a node's object store, in bytes
+# A shell starts what it runs in the background with SIGINT ignored; tests pass that on, and Python
+# then leaves it so: a driver would not hear the signal that a test sends it.
+HEARS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
 
 
 class Nodes:
@@ -97,9 +100,9 @@ while ray.cluster_resources().get("CPU", 0) < {count}:
 
 
 def script(folder: Path, text: str, environ: dict[str, str]) -> subprocess.Popen:
-    """Start a Python script."""
+    """Start a Python script, which hears SIGINT even where the tests run in the background."""
     path = folder / "driver.py"
-    path.write_text(text, encoding="utf-8")
+    path.write_text(HEARS + text, encoding="utf-8")
     return subprocess.Popen(
         ["python", path],
         cwd=folder,
