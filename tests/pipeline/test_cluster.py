@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from isodense.embeddings import build
 from isodense.neighbors.blocks import Side, exact_search, search_blocks
+from isodense.pipeline import cluster
 from isodense.pipeline.cache import Entry
 from tests import tiny
 from tests.embeddings.test_build import PARAMS, content
@@ -163,6 +166,28 @@ def test_a_driver_hears_ctrl_c_where_the_tests_run_in_the_background(tmp_path):
     finally:
         signal.signal(signal.SIGINT, before)
     assert "KeyboardInterrupt" in driver.communicate(timeout=20)[1]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_waits_until_ray_has_connected_unless_it_is_repeated(monkeypatch, times):
+    reached = []
+
+    def init(**_settings):
+        for _ in range(times):
+            signal.raise_signal(signal.SIGINT)
+            reached.append("a moment at which Ray may not be interrupted")
+
+    fake = SimpleNamespace(is_initialized=lambda: False, init=init, cluster_resources=dict)
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            cluster.connected()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(reached) == 1
 
 
 def test_workers_that_see_no_file_of_the_stage_get_copies(nodes, inputs):

@@ -18,14 +18,18 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import signal
 import socket
 import tempfile
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -304,8 +308,37 @@ def connected() -> Any:
         _require_answer(os.environ.get("RAY_ADDRESS", ""))
         package = Path(isodense.__file__).parent
         environment = {"py_modules": [str(package)], "excludes": ["__pycache__"]}
-        ray.init(runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR)
+        with _interrupts_held():
+            ray.init(runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR)
+            ray.cluster_resources()  # makes the last connection, which is else made upon its use
     return ray
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back to the end of the block; a second one interrupts it at once.
+
+    Ray's ``GlobalStateAccessor`` never returns, or aborts, where it is freed before it has
+    connected: Ctrl-C at that moment would leave a process that hears nothing but ``kill -9``.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield  # it is ignored, or goes to another thread
+        return
+    held: list[int] = []
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        if held:
+            before(number, frame)
+        held.append(number)
+
+    signal.signal(signal.SIGINT, hold)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if held:
+        signal.raise_signal(signal.SIGINT)
 
 
 def _require_answer(address: str) -> None:
