@@ -32,7 +32,7 @@ from isodense.neighbors.graph import Graph, recall
 from isodense.neighbors.lists import Lists, OnDisk, enough_probes, sort_to_disk, unit
 
 DIM, PIECE = 384, 2**16
-ROWS = 2**14  # queries of a block that is kept
+ROWS = 2**17  # queries of a block that is kept: they look into most lists, and so read all rows
 
 
 def main() -> None:

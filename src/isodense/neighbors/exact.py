@@ -308,6 +308,7 @@ class Best:
         self._threshold = np.full(queries, -np.inf, dtype=np.float32)
         self._buffer: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self._counts = np.zeros(queries, dtype=np.int64)
+        self._held = 0  # their sum
         self._lock = Lock()
 
     def expect(self, tile: np.ndarray) -> None:
@@ -337,20 +338,26 @@ class Best:
         least = self._threshold if queries is None else self._threshold[queries]
         flat = np.flatnonzero(tile > least[:, None])
         query, column = np.divmod(flat, tile.shape[1])
-        query = query if queries is None else queries[query]
-        self._put(query, rows[column], tile.ravel()[flat])
+        self._put(query, rows[column], tile.ravel()[flat], queries)
 
     def add_columns(self, tile: np.ndarray, rows: np.ndarray) -> None:
         """Add scores of all queries from a tile of shape (n, m); see :meth:`add`."""
         flat = np.flatnonzero(tile > self._threshold)
         row, query = np.divmod(flat, tile.shape[1])
-        self._put(query, rows[row], tile.ravel()[flat])
+        self._put(query, rows[row], tile.ravel()[flat], None)
 
-    def _put(self, query: np.ndarray, row: np.ndarray, score: np.ndarray) -> None:
+    def _put(
+        self, query: np.ndarray, row: np.ndarray, score: np.ndarray, queries: np.ndarray | None
+    ) -> None:
+        """Buffer scores of queries by their place in `queries`, which has each once."""
+        some = slice(None) if queries is None else queries
         with self._lock:
-            self._buffer.append((query, row, score))
-            self._counts += np.bincount(query, minlength=len(self.rows))
-            if self._counts.sum() >= self.rows.size or self._counts.max() >= TILE:
+            counts = self._counts[some]
+            counts += np.bincount(query, minlength=len(counts))
+            self._counts[some] = counts
+            self._buffer.append((query if queries is None else queries[query], row, score))
+            self._held += len(query)
+            if self._held >= self.rows.size or counts.max() >= TILE:
                 self.merge()
 
     def merge(self) -> None:
@@ -364,7 +371,7 @@ class Best:
         busy = busy[np.searchsorted(self._counts[busy], 1) :]
         for start in range(0, len(busy), MERGED):
             self._merge(busy[start : start + MERGED], ends, row, score)
-        self._buffer, self._counts = [], np.zeros_like(self._counts)
+        self._buffer, self._counts, self._held = [], np.zeros_like(self._counts), 0
 
     def found(self) -> Arrays:
         """Return the best rows of each query and their scores, in no order."""

@@ -199,20 +199,20 @@ class Lists:
 
         Returns
         -------
-        query, list : ndarray of shape (m · probes,)
+        query, list : ndarray of shape (m · probes,), int32
             Pairs, by query. Ties go to the list or the cell that comes first.
         """
         probes = min(probes, len(self))
         cells = min(len(self.cells), 1 + -(-LOOK * probes * len(self.cells) // len(self)))
-        parts = [
-            self._nearest(queries[start : start + CHUNK], cells, probes)
-            for start in _starts(queries, CHUNK)
-        ]
-        query = [found + number * CHUNK for number, (found, _) in enumerate(parts)]
-        return np.concatenate(query), np.concatenate([found for _, found in parts])
+        query = np.repeat(np.arange(len(queries), dtype=np.int32), probes)
+        found = np.empty(len(query), dtype=np.int32)
+        for start in _starts(queries, CHUNK):
+            part = self._nearest(queries[start : start + CHUNK], cells, probes)
+            found[start * probes :][: len(part)] = part
+        return query, found
 
-    def _nearest(self, queries: np.ndarray, cells: int, probes: int) -> Pairs:
-        """Return the nearest lists in the nearest cells."""
+    def _nearest(self, queries: np.ndarray, cells: int, probes: int) -> np.ndarray:
+        """Return the nearest lists in the nearest cells, `probes` for each query in turn."""
         look = _highest(queries @ self.cells.T, cells, queries, self.cells)
         widths = np.diff(self.bounds)
         while (look @ widths < probes).any():  # small cells
@@ -231,8 +231,7 @@ class Lists:
             return lists
 
         high = _highest(scores.reshape(len(queries), -1), probes, queries, self.centroids, number)
-        query, column = np.nonzero(high)
-        return query, number(query, column)
+        return number(*np.nonzero(high))
 
     def _assign(self, block: np.ndarray, home: np.ndarray) -> int:
         """Put down the nearest list of each vector; return how many vectors there are."""
@@ -313,7 +312,9 @@ class Lists:
 
     def _enough(self, query: np.ndarray, list_: np.ndarray, queries: int, k: int) -> Pairs:
         """Let queries whose lists hold `k` rows or fewer, one perhaps their own, see all lists."""
-        held = np.bincount(query, np.diff(self.offsets)[list_], minlength=queries)
+        held = np.diff(self.offsets)[list_].reshape(queries, -1).sum(axis=1)
+        if held.min() > k:
+            return query, list_
         short = np.flatnonzero(held <= k)
         others = ~np.isin(query, short)
         every = np.arange(len(self))
