@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=20, help="neighbours")
     parser.add_argument("--rounds", type=int, default=5, help="of exact")
     parser.add_argument("--sizes", default="30000,100000,300000,1000000", help="of scale")
-    parser.add_argument("--method", default="ivf", help="of scale; auto is exact up to 60,000")
+    parser.add_argument("--method", default="ivf", help="of scale; auto is exact up to 80,000")
     parser.add_argument("--recall", type=float, default=0.95, help="floor, of scale")
     parser.add_argument("--vectors", type=Path, help="of real: unit rows, float32")
     args = parser.parse_args()

@@ -356,7 +356,12 @@ def test_an_append_gives_the_bytes_of_a_run_from_nothing(tmp_path, params, caplo
 def script(folder, out, **environ):
     """Start the stage's script as DVC does."""
     known = yaml.safe_load((STAGE.parents[1] / "params.yaml").read_text(encoding="utf-8"))
-    known["neighbors"] |= {"k_max": 10, "method": "ivf", "recall_sample": 200}
+    known["neighbors"] |= {
+        "k_max": 10,
+        "method": "ivf",
+        "recall_sample": 200,
+        "rows_per_slice": 15_000,
+    }
     (folder / "params.yaml").write_text(yaml.safe_dump(known), encoding="utf-8")
     words = ["--prompts", "prompts", "--embeddings", "embeddings", "--out", out]
     return subprocess.Popen(

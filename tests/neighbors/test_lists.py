@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
+from isodense.neighbors.blocks import merged
 from isodense.neighbors.exact import nearest
 from isodense.neighbors.graph import Graph, recall
-from isodense.neighbors.lists import InMemory, Lists, enough_probes, sort_to_disk, unit
+from isodense.neighbors.lists import InMemory, Lists, Slice, enough_probes, sort_to_disk, unit
 from tests.neighbors.test_exact import unit as random_rows
 from tests.neighbors.vectors import clusters
 
@@ -152,6 +153,26 @@ def test_no_queries_and_no_neighbours_are_an_empty_graph(lists):
     rows = InMemory(X, lists.order)
     assert lists.search(rows, X[:0], ROWS[:0], K, 3).indices.shape == (0, K)
     assert lists.search(rows, X[:5], ROWS[:5], 0, 3).indices.shape == (5, 0)
+
+
+@pytest.mark.parametrize("most", [1, 40, 700, len(X) - 1])
+@pytest.mark.parametrize("probes", [1, 4])
+def test_slices_together_find_what_all_rows_give(lists, most, probes):
+    slices = lists.slices(most)
+    assert [place for part in slices for place in part] == list(range(len(X)))
+    assert all(len(part) <= max(most, np.diff(lists.offsets).max()) for part in slices)
+    assert all({part.start, part.stop} <= set(lists.offsets.tolist()) for part in slices)
+    asked, own = X[ROWS], np.where(ROWS % 2, ROWS, -1)
+    whole = lists.search(InMemory(X, lists.order), asked, own, K, probes)
+    graph = None
+    for part in slices if most > 1 else slices[::9]:
+        rows = Slice(X[lists.order[part.start : part.stop]], part.start)
+        one = lists.search(rows, asked, own, K, probes, within=part)
+        assert np.array_equal(one.indices < 0, np.isinf(one.distances))
+        assert np.isin(one.indices[one.indices >= 0], lists.order[part.start : part.stop]).all()
+        graph = merged(graph, one) if graph else one
+    if most > 1:
+        assert same(graph, whole)
 
 
 def test_more_copies_than_candidates_are_all_compared():

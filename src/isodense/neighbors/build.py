@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ from isodense.pipeline.storage import require_space
 from isodense.pipeline.tasks import Job
 from isodense.prompts.reader import Columns
 
-EXACT_LIMIT = 60_000  # rows; some twenty seconds on 2 cores, by what 50,000 take
+EXACT_LIMIT = 80_000  # rows; some twenty seconds on 2 cores, and as long as a descent there
 HIGHEST = 0.98  # recall_floor up to which descent is faster than the inverted file
 RECIPE = 1  # to be raised with any change to a graph's bytes; see tests/recipes.py
 RECIPES = {"ivf": 2, "pynndescent": 2}  # of methods whose graphs changed alone
@@ -84,7 +85,7 @@ def knn_graph(
     k : int
         Neighbours; n - 1 where that is fewer.
     method : {"auto", "exact", "ivf", "pynndescent"}
-        ``auto`` is exact up to 60,000 rows, or where there is a GPU, else ``pynndescent``; with a
+        ``auto`` is exact up to 80,000 rows, or where there is a GPU, else ``pynndescent``; with a
         `recall_floor` above 0.98 ``ivf``.
     device : {"auto", "cpu", "cuda"}
         Where the exact search computes.
@@ -321,12 +322,21 @@ def _ivf_search(
 ) -> Search:
     """Return the search in lists, which workers may share."""
     lists, probes = _known_lists(train, params, device, seed, entry)
+    rows = len(train.vectors)  # which this process holds anyway
+    slices = lists.slices(rows if alone("cpu") else params.rows_per_slice)
 
-    def task(side: Side, rows: np.ndarray, _: range) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return (side.vectors[rows], side.own(rows), side.k), {"rows": train.vectors}
+    @lru_cache(1)  # tasks come slice by slice
+    def vectors(part: range) -> np.ndarray:
+        return train.vectors[lists.order[part.start : part.stop]]
+
+    def task(side: Side, rows: np.ndarray, part: range) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        asked = (side.vectors[rows], side.own(rows), side.k)
+        if len(slices) == 1:
+            return (*asked, None), {"rows": train.vectors}
+        return (*asked, part), {f"rows-{part.start}-{part.stop}": vectors(part)}
 
     job = Job(ListsSearch, settings={"lists": lists, "probes": probes})
-    return Search(lists.order, job, task, [range(len(train.vectors))])
+    return Search(lists.order, job, task, slices)
 
 
 def _known_lists(

@@ -142,17 +142,17 @@ def measured(queries: np.ndarray, X: np.ndarray, pairs: Pairs, k: int) -> Arrays
     X : ndarray of shape (n, dim), float32
         Rows of unit length.
     pairs : tuple of two ndarrays of shape (p,)
-        Query number and row number of each candidate; every query has `k` or more.
+        Query number and row number of each candidate.
     k : int
         Neighbours to keep.
 
     Returns
     -------
     indices : ndarray of shape (m, k), int32
-        Row numbers of `X`, by rising (distance, index).
+        Row numbers of `X`, by rising (distance, index); -1 where a query has fewer candidates.
     distances : ndarray of shape (m, k), float32
-        Euclidean distances. Ties are decided after rounding to float32, so that the order can be
-        checked on what is stored.
+        Euclidean distances, infinite for -1. Ties are decided after rounding to float32, so that
+        the order can be checked on what is stored.
     """
     query, row = pairs
     distances = np.empty(len(row), dtype=np.float32)
@@ -162,8 +162,13 @@ def measured(queries: np.ndarray, X: np.ndarray, pairs: Pairs, k: int) -> Arrays
         gap -= queries[query[part]]
         distances[part] = np.sqrt(np.einsum("ij,ij->i", gap, gap))
     order = np.lexsort((row, distances, query))
-    first = np.searchsorted(query[order], np.arange(len(queries)))[:, None] + np.arange(k)
-    return row[order][first].astype(np.int32), distances[order][first]
+    ends = np.searchsorted(query[order], np.arange(len(queries) + 1))
+    place = ends[:-1, None] + np.arange(k)
+    place[place >= ends[1:, None]] = len(order)  # none
+    return (
+        np.append(row[order], -1)[place].astype(np.int32),
+        np.append(distances[order], np.float32(np.inf))[place],
+    )
 
 
 def margin(dim: int) -> float:

@@ -83,6 +83,30 @@ class InMemory:
 
 
 @dataclass(frozen=True)
+class Slice:
+    """Vectors of some positions in memory, in the order of the lists.
+
+    Attributes
+    ----------
+    X : ndarray of shape (n, dim), float32
+        Unit rows.
+    start : int
+        Position of the first.
+    """
+
+    X: np.ndarray
+    start: int
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Return the vectors at positions `start` to `stop`."""
+        return self.X[start - self.start : stop - self.start]
+
+    def take(self, positions: np.ndarray) -> np.ndarray:
+        """Return the vectors at rising positions."""
+        return self.X[positions - self.start]
+
+
+@dataclass(frozen=True)
 class OnDisk:
     """Vectors in a file without header, sorted by list; only what is asked for is read.
 
@@ -187,6 +211,16 @@ class Lists:
     def __len__(self) -> int:
         return len(self.centroids)
 
+    def slices(self, most: int) -> list[range]:
+        """Return all positions in slices of whole lists, of up to `most` rows or a single list."""
+        found, start = [], 0
+        while start < len(self.order):
+            last = np.searchsorted(self.offsets, start + most, side="right") - 1
+            first = np.searchsorted(self.offsets, start, side="right")
+            found.append(range(start, int(self.offsets[max(first, last)])))
+            start = found[-1].stop
+        return found
+
     def probed(self, queries: np.ndarray, probes: int) -> Pairs:
         """Return the lists that queries look into.
 
@@ -251,6 +285,7 @@ class Lists:
         k: int,
         probes: int,
         *,
+        within: range | None = None,
         block: int | None = None,
     ) -> Graph:
         """Find about the `k` nearest rows of queries, in as many threads as BLAS has.
@@ -269,7 +304,7 @@ class Lists:
 
         def search(start: int) -> int:
             part = slice(start, start + block)
-            found = self.search_block(rows, queries[part], own[part], k, probes)
+            found = self.search_block(rows, queries[part], own[part], k, probes, within)
             graph.indices[part], graph.distances[part] = found.indices, found.distances
             return len(found)
 
@@ -278,7 +313,13 @@ class Lists:
         return graph
 
     def search_block(
-        self, rows: Rows, queries: np.ndarray, own: np.ndarray, k: int, probes: int
+        self,
+        rows: Rows,
+        queries: np.ndarray,
+        own: np.ndarray,
+        k: int,
+        probes: int,
+        within: range | None = None,
     ) -> Graph:
         """Find about the `k` nearest rows of queries, all at once.
 
@@ -294,15 +335,22 @@ class Lists:
             Neighbours; at most n, or n - 1 with `own`.
         probes : int
             Lists per query. A query whose lists hold fewer than `k` rows looks into all.
+        within : range, optional
+            Positions that `rows` holds, one of :meth:`slices`: rows elsewhere are left out.
 
         Returns
         -------
         Graph
-            Nearest rows by rising (distance, row number), distances measured in float64.
+            Nearest rows by rising (distance, row number), distances measured in float64; -1 and
+            infinity where there are fewer within.
         """
         if not k or not len(queries):
             return Graph.empty(len(queries), k)
         pairs = self._enough(*self.probed(queries, probes), len(queries), k)
+        if within is not None:
+            starts = self.offsets[pairs[1]]
+            inside = (starts >= within.start) & (starts < within.stop)
+            pairs = pairs[0][inside], pairs[1][inside]
         best = Best(len(queries), min(k + 1 + SPARE, len(self.order)))
         for asking, tile, positions in self._tiles(rows, queries, pairs):
             best.add(tile, positions, asking)
@@ -353,7 +401,7 @@ class Lists:
         graph, size = Graph.empty(len(queries), k), best.scores.shape[1]
         kth = np.partition(best.scores, size - k, axis=1)[:, size - k].astype(np.float64)
         least = kth - margin(queries.shape[1])
-        wanted = best.scores >= least[:, None]
+        wanted = (best.scores >= least[:, None]) & np.isfinite(best.scores)
 
         def measure(some: np.ndarray, pairs: Pairs) -> None:
             graph.indices[some], graph.distances[some] = self._measured(
@@ -401,7 +449,7 @@ class Lists:
         place = np.argsort(by_row)  # ties go by row number
         X = rows.take(positions)[by_row]
         indices, distances = measured(queries, X, (pairs[0], place[where]), k)
-        return self.order[positions][by_row][indices], distances
+        return np.append(self.order[positions][by_row], np.int32(-1))[indices], distances
 
 
 class ListsSearch:
@@ -417,10 +465,12 @@ class ListsSearch:
     def __init__(self, lists: Lists, probes: int) -> None:
         self._lists, self._probes = lists, probes
 
-    def __call__(self, queries: np.ndarray, own: np.ndarray, k: int, X: np.ndarray) -> Graph:
-        """Return about the `k` nearest rows of `X`, all rows; see :meth:`Lists.search`."""
-        rows = InMemory(X, self._lists.order)
-        return self._lists.search(rows, queries, own, k, self._probes)
+    def __call__(
+        self, queries: np.ndarray, own: np.ndarray, k: int, within: range | None, X: np.ndarray
+    ) -> Graph:
+        """Return about the `k` nearest rows, of all or within a slice; see :meth:`Lists.search`."""
+        rows = Slice(X, within.start) if within else InMemory(X, self._lists.order)
+        return self._lists.search(rows, queries, own, k, self._probes, within=within)
 
 
 def enough_probes(

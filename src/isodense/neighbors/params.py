@@ -19,7 +19,7 @@ class NeighborsParams(Params):
     k_max : int
         Neighbours kept per prompt; ``density.k`` may be any number up to it.
     method : {"auto", "exact", "ivf", "pynndescent"}
-        ``auto`` is exact up to 60,000 prompts, and beyond that where there is a GPU, else
+        ``auto`` is exact up to 80,000 prompts, and beyond that where there is a GPU, else
         ``pynndescent``, nearest-neighbour descent; with a `recall_floor` above 0.98 it is ``ivf``,
         an inverted file.
     recall_sample, recall_floor : int, float
@@ -29,7 +29,7 @@ class NeighborsParams(Params):
     n_jobs : int
         Threads of ``pynndescent``; speed only.
     rows_per_slice : int
-        Prompts whose vectors the exact search holds at once, on each machine; changes memory only.
+        Prompts whose vectors a worker of ``exact`` or ``ivf`` holds at once; changes memory only.
     """
 
     k_max: int = Field(ge=1, le=1000)
