@@ -262,7 +262,7 @@ def publish(
     needed = sum(graph_bytes(len(side.vectors), side.k) for side in sides)
     require_space("neighbors", {store.folder: needed, out: needed})
     small = method == "exact" and rows <= EXACT_LIMIT and alone(where)
-    size = rows if small or method == "pynndescent" else ROWS
+    size = max(rows, ROWS) if small or method == "pynndescent" else ROWS
     graphs = search_blocks(sides, prepare, entry, size)
     report = {"method": method, "rows": len(train.vectors), "k_max": train.k, "recall": 1.0}
     if method != "exact":

@@ -69,6 +69,8 @@ class Exact:
         own = np.full(len(queries), -1) if own is None else own
         size = min(k + SPARE, len(self.X) - bool((own >= 0).any()))
         score, graph = self._scorer(self._uploaded, size), Graph.empty(len(queries), k)
+        mutual = self._scorer is _on_cpu and np.array_equal(own, np.arange(len(self.X)))
+        block = min(block, TILE) if mutual else block  # tiles are square
         starts = range(0, len(queries), block)
 
         def keep(start: int, candidates: np.ndarray, scores: np.ndarray) -> int:
@@ -85,7 +87,7 @@ class Exact:
         settings = progress() | ({} if done is None else {"disable": True})
         with tqdm(total=len(queries), unit="row", desc="neighbours", **settings) as bar:
             report = done or bar.update
-            if self._scorer is _on_cpu and np.array_equal(own, np.arange(len(self.X))):
+            if mutual:
                 best = _among(self.X, size, block, report)
                 for _ in in_threads(lambda start: keep(start, *best.pop(start).found()), starts):
                     pass
