@@ -99,7 +99,7 @@ def test_an_interrupted_search_goes_on_where_it_was(tmp_path, searches):
     watched.until = 3
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path)
-    (tmp_path / "train-00001-of-00005.safetensors").write_bytes(b"cut off by a full disk")
+    (tmp_path / "train-64-to-127.safetensors").write_bytes(b"cut off by a full disk")
     watched.until, seen[:] = None, []
     found = run(tmp_path)
     assert seen == [(64, 0), (64, 0), (44, 0), (30, 0)]  # the second, the two last, the held-out
@@ -114,7 +114,7 @@ def test_an_interrupted_search_keeps_the_slices_that_were_finished(tmp_path, sea
     watched.until = 8  # six blocks in the first slice, two in the second
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, most=100)
-    part = tmp_path / "train-00001-of-00005.part.safetensors"
+    part = tmp_path / "train-64-to-127.part.safetensors"
     part.write_bytes(part.read_bytes()[:-1])
     watched.until, seen[:] = None, []
     assert same(run(tmp_path, most=100), at_once(sides()))
@@ -149,6 +149,49 @@ def test_a_grown_graph_has_the_bytes_of_a_new_one(tmp_path, count, held, k):
         assert same(run(tmp_path / f"{most}", given, last=last, most=most), at_once(given))
 
 
+def test_blocks_of_one_size_are_never_taken_for_those_of_another(tmp_path):
+    given = sides(X[:50], unit(140, seed=2))  # held-out ones: two blocks of 70, or of 100 and 40
+    for size in (70, 100, 50):
+        search_blocks(given, lambda: exact_search(given[0], None, "cpu"), Entry(tmp_path), size)
+        (tmp_path / f"heldout-{size}-to-{min(2 * size, 140) - 1}.safetensors").unlink()
+    for size in (70, 100, 50):
+        run = search_blocks(
+            given, lambda: exact_search(given[0], None, "cpu"), Entry(tmp_path), size
+        )
+        assert same(run, at_once(given))
+
+
+def test_a_graph_whose_blocks_have_another_size_now_is_grown(tmp_path, caplog):
+    caplog.set_level("INFO", "isodense")
+    finished(tmp_path, 290, 30, size=64)
+    store = Store(tmp_path, "")
+    for path in tmp_path.rglob("train-64-to-127.*"):
+        path.unlink()  # of the size of before
+    assert load_last(store, "r", sides()) is None
+    assert not caplog.text
+    finished(tmp_path, 290, 30, size=100)
+    assert load_last(store, "r", sides()).rows == 290
+    assert "growing" in caplog.text
+
+
+@pytest.mark.parametrize("first", [None, 250, 280])
+@pytest.mark.parametrize("then", [None, 250, 280])
+def test_slices_go_on_from_what_they_have_found_only_with_the_graph_that_they_grew(
+    tmp_path, searches, first, then
+):
+    watched, seen = searches
+    lasts = {None: None}
+    for count, held in ((250, 30), (280, 20)):
+        finished(tmp_path / f"{count}", count, held)
+        lasts[count] = load_last(Store(tmp_path / f"{count}", ""), "r", sides())
+    watched.until = len(seen) + 5
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", last=lasts[first], most=100)
+    assert list((tmp_path / "run").glob("*.part.safetensors"))
+    watched.until = None
+    assert same(run(tmp_path / "run", last=lasts[then], most=100), at_once(sides()))
+
+
 def test_the_largest_finished_graph_that_fits_is_grown(tmp_path):
     for count in (100, 250, 200):
         finished(tmp_path, count, 30)
@@ -161,7 +204,7 @@ def test_the_largest_finished_graph_that_fits_is_grown(tmp_path):
     assert load_last(store, "r", sides()).rows == 250
     assert load_last(store, "r", sides(X[:240])).rows == 200
     assert load_last(store, "none", sides()) is None
-    block = tmp_path / "r-250-30/train-00000-of-00001.safetensors"
+    block = tmp_path / "r-250-30/train-0-to-249.safetensors"
     block.write_bytes(block.read_bytes()[:-1])
     assert load_last(store, "r", sides()).rows == 200
 

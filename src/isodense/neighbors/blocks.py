@@ -164,8 +164,9 @@ class _Block:
         name = _names(side, size)[start // size].removesuffix(PIECE)
         block = cls(side, rows, name, slices, list(slices), search.last, entry)
         if entry.holds(block._part):
-            done = {range(*ends) for ends in load_file(entry.path(block._part))["slices"].tolist()}
-            if done < set(slices):
+            arrays = load_file(entry.path(block._part))
+            done = {range(*ends) for ends in arrays["slices"].tolist()}
+            if done < set(slices) and arrays["grown"].tolist() == block._grown:
                 block.left = [part for part in slices if part not in done]
                 return block
         entry.discard(block._part)
@@ -176,9 +177,14 @@ class _Block:
         return f"{self.name}.part{PIECE}"
 
     @property
+    def _grown(self) -> list[int]:
+        """Rows that the earlier graph points into, and how many it has; both 0 without one."""
+        return [self.last.rows, len(self.last.graphs[self.side.name])] if self.last else [0, 0]
+
+    @property
     def _known(self) -> np.ndarray:
         """Of each row, whether the earlier graph has it."""
-        return self.rows < (len(self.last.graphs[self.side.name]) if self.last else 0)
+        return self.rows < self._grown[1]
 
     def asking(self, part: range) -> np.ndarray:
         """Return which rows are to be searched for in a slice: the earlier graph knows the rest."""
@@ -201,8 +207,9 @@ class _Block:
         arrays = {"rows": self.rows, "indices": graph.indices, "distances": graph.distances}
         if self.left:
             done = [(one.start, one.stop) for one in self.slices if one not in self.left]
+            state = {"slices": np.array(done), "grown": np.array(self._grown)}
             with self.entry.writing(self._part) as path:
-                save_file(arrays | {"slices": np.array(done)}, path)
+                save_file(arrays | state, path)
         else:
             with self.entry.writing(f"{self.name}{PIECE}") as path:
                 save_file(arrays, path)
@@ -336,11 +343,11 @@ def finish(
     entry: Entry, recipe: str, sides: list[Side], prints: list[str], size: int = ROWS
 ) -> None:
     """Note in the entry of a finished search what it is of, so that a larger set can grow it."""
-    if entry.holds(NOTE):
-        return
     rows = {s.name: [len(s.vectors), p] for s, p in zip(sides, prints, strict=True)}
     note = {"recipe": recipe, "rows": rows, "k": [side.k for side in sides], "block": size}
-    with entry.writing(NOTE) as path:
+    if entry.holds(NOTE) and _note(entry) == note:
+        return
+    with entry.writing(NOTE) as path:  # or anew, if it is of blocks of another size
         write_json(path, note)
 
 
@@ -361,7 +368,6 @@ def load_last(store: Store, recipe: str, sides: list[Side]) -> Last | None:
     for note, entry in sorted(fitting, key=lambda pair: -pair[0]["rows"]["train"][0]):
         known = [note["rows"][side.name] for side in sides]
         if all(_begins(s, *found) for s, found in zip(sides, known, strict=True)):
-            log.info("growing the graph of the first %d training prompts", known[0][0])
             old = [
                 Side(side.name, side.vectors[:count], k)
                 for side, (count, _), k in zip(sides, known, note["k"], strict=True)
@@ -369,6 +375,7 @@ def load_last(store: Store, recipe: str, sides: list[Side]) -> Last | None:
             size = note.get("block", ROWS)
             if not all(entry.holds(name) for side in old for name in _names(side, size)):
                 continue
+            log.info("growing the graph of the first %d training prompts", known[0][0])
             graphs = {side.name: _joined(entry, side, size) for side in old}
             return Last(known[0][0], graphs)
     return None
@@ -384,9 +391,10 @@ def _begins(side: Side, rows: int, known: str) -> bool:
 
 
 def _names(side: Side, size: int) -> list[str]:
-    """Return the names of the pieces that hold a side's blocks."""
-    blocks = -(-len(side.vectors) // size)
-    return [f"{side.name}-{number:05d}-of-{blocks:05d}{PIECE}" for number in range(blocks)]
+    """Return the names of the pieces that hold a side's blocks, whose size may be another later."""
+    count = len(side.vectors)
+    ends = [(start, min(start + size, count) - 1) for start in range(0, count, size)]
+    return [f"{side.name}-{first}-to-{last}{PIECE}" for first, last in ends]
 
 
 def _joined(entry: Entry, side: Side, size: int) -> Graph:
