@@ -161,6 +161,7 @@ def test_every_public_name_is_in_the_reference(site):
     assert "isodense.sampling.weights.Weights.align" in ids
 
 
+@pytest.mark.slow
 def test_a_link_to_nowhere_stops_the_build(tmp_path):
     for name in ("src", "stages", "params.yaml", *FILES):
         (tmp_path / name).symlink_to(ROOT / name)

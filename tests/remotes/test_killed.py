@@ -46,7 +46,8 @@ def complete(objects: dict[str, bytes]) -> bool:
     return named <= set(objects)
 
 
-@pytest.mark.parametrize("serve", [ssh.asyncssh, pytest.param(servers.s3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("serve", [ssh.asyncssh, servers.s3])
 def test_a_killed_push(serve, sharer, tmp_path):
     with serve(tmp_path) as remote:
         remote.configure(sharer)
