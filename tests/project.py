@@ -14,6 +14,9 @@ from tests import tiny
 
 ROOT = Path(__file__).parents[1]
 PARAMS = ROOT / "params.yaml"
+# A shell starts what it runs in the background with SIGINT ignored; tests pass that on, and Python
+# then leaves it so: a script would not hear the signal that a test sends it.
+HEARS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
 FIRST = "first-repro.txt"  # beside the clone: what the first run printed
 SMALL = {
     "download.sample.pairs": 120,

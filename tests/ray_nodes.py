@@ -10,6 +10,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from tests.project import HEARS
+
 QUICK = {  # of a node: to notice sooner that another is gone
     "RAY_health_check_initial_delay_ms": "0",
     "RAY_health_check_period_ms": "300",
@@ -20,9 +22,6 @@ QUICK = {  # of a node: to notice sooner that another is gone
 }
 ROOT = Path(__file__).parents[1]
 MEMORY = 100_000_000  # of a node's object store, in bytes
-# A shell starts what it runs in the background with SIGINT ignored; tests pass that on, and Python
-# then leaves it so: a driver would not hear the signal that a test sends it.
-HEARS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
 
 
 class Nodes:

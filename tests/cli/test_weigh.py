@@ -18,12 +18,13 @@ from isodense.cli.main import main
 from isodense.pipeline.artifact import read_manifest
 from isodense.weighing.summary import training_lines
 from tests import tiny
+from tests.project import HEARS
 
 SMALL = ("-S", "embeddings.max_tokens=64", "-S", "map.epochs=20")
-MAIN = """
-import signal, sys
+MAIN = f"""
+{HEARS}
+import sys
 from isodense.cli.main import main
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 sys.exit(main())
 """
 WITHOUT = "import sys\nsys.modules.update(dict.fromkeys({names}))  # none can be imported\n"

@@ -132,8 +132,7 @@ def search_blocks(
         Of each side.
     """
     places = [(side, start) for side in sides for start in range(0, len(side.vectors), size)]
-    names = [name for side in sides for name in _names(side, size)]
-    missing = [place for place, name in zip(places, names, strict=True) if not entry.holds(name)]
+    missing = [place for place in places if not entry.holds(f"{_name(*place, size)}{PIECE}")]
     if missing:
         search = prepare()
         blocks = [_Block.begun(side, start, size, search, entry) for side, start in missing]
@@ -160,8 +159,7 @@ class _Block:
     def begun(cls, side: Side, start: int, size: int, search: Search, entry: Entry) -> _Block:
         """Return a block as the cache has it."""
         order = search.order if side.name == "train" else np.arange(len(side.vectors))
-        rows, slices = order[start : start + size], search.slices
-        name = _names(side, size)[start // size].removesuffix(PIECE)
+        rows, slices, name = order[start : start + size], search.slices, _name(side, start, size)
         block = cls(side, rows, name, slices, list(slices), search.last, entry)
         if entry.holds(block._part):
             arrays = load_file(entry.path(block._part))
@@ -390,11 +388,14 @@ def _begins(side: Side, rows: int, known: str) -> bool:
     return rows <= len(side.vectors) and fingerprint(side.vectors[:rows]) == known
 
 
+def _name(side: Side, start: int, size: int) -> str:
+    """Return the name of a block, which tells its rows: blocks may have another size later."""
+    return f"{side.name}-{start}-to-{min(start + size, len(side.vectors)) - 1}"
+
+
 def _names(side: Side, size: int) -> list[str]:
-    """Return the names of the pieces that hold a side's blocks, whose size may be another later."""
-    count = len(side.vectors)
-    ends = [(start, min(start + size, count) - 1) for start in range(0, count, size)]
-    return [f"{side.name}-{first}-to-{last}{PIECE}" for first, last in ends]
+    """Return the names of the pieces that hold a side's blocks."""
+    return [f"{_name(side, start, size)}{PIECE}" for start in range(0, len(side.vectors), size)]
 
 
 def _joined(entry: Entry, side: Side, size: int) -> Graph:

@@ -322,8 +322,8 @@ def _ivf_search(
 ) -> Search:
     """Return the search in lists, which workers may share."""
     lists, probes = _known_lists(train, params, device, seed, entry)
-    rows = len(train.vectors)  # which this process holds anyway
-    slices = lists.slices(rows if alone("cpu") else params.rows_per_slice)
+    most = len(train.vectors) if alone("cpu") else params.rows_per_slice  # this process holds all
+    slices = lists.slices(most)
 
     @lru_cache(1)  # tasks come slice by slice
     def vectors(part: range) -> np.ndarray:
