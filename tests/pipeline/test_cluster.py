@@ -54,6 +54,14 @@ sides = [Side("train", X, 9), Side("heldout", X[:100], 9)]
 search_blocks(sides, lambda: exact_search(sides[0], None, "cpu", 7000), Entry(Path("blocks")), 512)
 """
 
+ON_BOTH = """
+free, seen = cluster.Cluster._free, set()
+def both(self):  # no task goes out before both nodes have a worker
+    seen.update(member.node for member in self._members)
+    return free(self) if len(seen) > 1 else None
+cluster.Cluster._free = both
+"""
+
 
 @pytest.fixture(scope="module")
 def nodes():
@@ -97,7 +105,7 @@ def until(condition, driver, seconds=120):
 
 def test_nodes_killed_during_embeddings_and_neighbours_change_no_byte(nodes, inputs):
     alone = embedded_here(inputs)
-    driver = script(inputs, EMBED, nodes.environ())
+    driver = script(inputs, EMBED.replace(PREAMBLE, PREAMBLE + ON_BOTH), nodes.environ())
     until(lambda: finished(inputs, "cache/embeddings/*/rows.npy") > 3, driver)
     nodes.kill(3)
     nodes.start(5)  # another one joins, late
@@ -108,12 +116,13 @@ def test_nodes_killed_during_embeddings_and_neighbours_change_no_byte(nodes, inp
 
     X = unit(ROWS, dim=64)
     np.save(inputs / "X.npy", X)
-    driver = script(inputs, NEIGHBORS, nodes.environ())
+    driver = script(inputs, NEIGHBORS.replace(PREAMBLE, PREAMBLE + ON_BOTH), nodes.environ())
     until(lambda: finished(inputs, "blocks/*.safetensors") > 3, driver)
     nodes.kill(4)
     nodes.start(6)
     _, said = driver.communicate(timeout=240)
     assert driver.returncode == 0, said
+    assert "was lost on node 127.0.0.4, and is computed again" in said
     sides = [Side("train", X, 9), Side("heldout", X[:100], 9)]
     here = search_blocks(
         sides, lambda: exact_search(sides[0], None, "cpu"), Entry(inputs / "here"), 512
