@@ -258,6 +258,47 @@ except IsodenseError as error:
     assert "does a worker have the memory?" in said
 
 
+STARTING = f"""{PREAMBLE}
+import time
+cluster.STARTS = 2
+def ready(marks):
+    (marks / str(os.getpid())).touch()
+    START
+    return lambda number: number
+from isodense.pipeline.errors import IsodenseError
+job = Job(ready, settings={{"marks": Path.cwd()}})
+try:
+    results(job, [Task("one", 1, (1,))])
+except IsodenseError as error:
+    print("ENDED", error, error.hint, file=sys.stderr)
+"""
+
+
+def test_workers_that_die_before_they_are_ready_end_the_stage(nodes, tmp_path):
+    code, said = run(tmp_path, STARTING.replace("START\n", "os.kill(os.getpid(), 9)\n"), nodes)
+    assert code == 0, said
+    assert said.count("a worker did not start: ") == 2
+    assert "ENDED 2 workers in succession died before they were ready" in said
+    assert "does a node have the memory?" in said
+
+
+def test_workers_whose_nodes_are_lost_before_they_are_ready_are_not_counted(tmp_path):
+    nodes = Nodes(1)
+    try:
+        wait = "time.sleep(0 if len(list(marks.glob('[0-9]*'))) > 2 else 60)"
+        driver = script(tmp_path, STARTING.replace("START\n", f"{wait}\n"), nodes.environ())
+        for lost in (1, 2):
+            until(lambda lost=lost: finished(tmp_path, "[0-9]*") == lost, driver)
+            nodes.kill(2 + lost)
+            nodes.start(3 + lost)
+        _, said = driver.communicate(timeout=120)
+        assert driver.returncode == 0, said
+        assert said.count("a worker did not start: ") == 2
+        assert "ENDED" not in said
+    finally:
+        nodes.close()
+
+
 def test_errors_of_workers_arrive_with_task_and_node(nodes, tmp_path):
     text = f"""{PREAMBLE}
 from isodense.pipeline.errors import TextError

@@ -41,7 +41,7 @@ from isodense.pipeline.errors import IsodenseError
 from isodense.pipeline.tasks import AHEAD, Compute, Job, Task, Workers, use_threads
 
 LOSSES = 20  # of one task, after which it is taken for the cause
-STARTS = 10  # actors that died in succession before they were ready
+STARTS = 10  # actors that died in succession before they were ready, though their nodes did not
 CONNECT = 10.0  # seconds to wait for the cluster's answer
 POLL = 2.0  # seconds between looks at the cluster
 QUIET = 60.0  # seconds without an actor that is ready, after which that is told
@@ -57,6 +57,7 @@ class _Member:
     """An actor, its node once it is ready, and the tasks that it has by the results awaited."""
 
     actor: Any
+    nodes: set[str]  # ids of those that were alive before it
     node: str = ""
     tasks: dict[Any, Task] = field(default_factory=dict)
 
@@ -135,10 +136,17 @@ class Cluster(Workers):
             log.warning(message, QUIET, self._need, self._kind)
 
     def _grow(self, wanted: int) -> None:
-        gpus = int(self._kind == "GPU")
+        missing = range(len(self._members) + len(self._starting), wanted)
+        if not missing:
+            return
+        gpus, nodes = int(self._kind == "GPU"), self._nodes()
         remote = self._ray.remote(num_gpus=gpus, num_cpus=0 if gpus else self._need)(_Actor).remote
-        for _ in range(len(self._members) + len(self._starting), wanted):
-            self._start(_Member(remote(self._job, self._folders, self._need, self._shared)))
+        for _ in missing:
+            self._start(_Member(remote(self._job, self._folders, self._need, self._shared), nodes))
+
+    def _nodes(self) -> set[str]:
+        """Return the ids of the nodes that are alive."""
+        return {node["NodeID"] for node in self._ray.nodes() if node["Alive"]}
 
     def _start(self, member: _Member) -> None:
         self._starting[member.actor.ready.remote(self._files)] = member
@@ -176,7 +184,7 @@ class Cluster(Workers):
         try:
             member.node, error = self._ray.get(ref)
         except _losses() as reason:
-            self._starts += 1
+            self._starts += member.nodes <= self._nodes()  # else one was lost, and perhaps with it
             log.warning("a worker did not start: %s", _in_short(reason))
             if self._starts >= STARTS:
                 message = f"{STARTS} workers in succession died before they were ready"
