@@ -183,6 +183,8 @@ class Run:
         """Print the recall on rows that it was not tuned on, of the blocks that were searched."""
         lists = self.fit()
         starts = [start for start in range(0, self.rows, ROWS) if self.block(start).exists()]
+        if not starts:
+            return
         searched = np.concatenate([lists.order[start : start + ROWS] for start in starts])
         rows = _sample(searched, sample, seed=2)
         _, exact = self.exact(rows)
