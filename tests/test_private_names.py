@@ -18,7 +18,7 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 
-from isodense.models.inference.packing import prepack
+from isodense.models.inference.prepacked import prepack
 
 ROOT = Path(__file__).parents[1]
 

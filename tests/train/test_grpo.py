@@ -16,6 +16,7 @@ from transformers import LlamaForCausalLM
 from isodense.pipeline.artifact import write_manifest
 from isodense.pipeline.errors import TrainingError
 from isodense.sampling.weights import load_weights
+from isodense.train import grpo
 from isodense.train.grpo import has_changed, merge_adapter
 from isodense.train.params import TrainParams
 from isodense.train.train import train
@@ -101,6 +102,29 @@ def test_an_adapter_that_cannot_be_merged_as_it_was_trained_is_refused(world):
     """The embeddings are tied: merged into them, the adapter would change the head, too."""
     with pytest.raises(TrainingError, match="the adapter gives another model"):
         run(world, "policy", lora={"target_modules": ["embed_tokens"], "r": 4, "lora_alpha": 64})
+
+
+def test_an_adapter_is_trained_beside_layers_of_onednn_alike(world, monkeypatch):
+    packed, plain = [], []
+    monkeypatch.setattr(grpo, "prepack_frozen", packed_by(grpo.prepack_frozen, packed))
+    onednn, *_ = run(world, "policy", lora=LORA)
+    monkeypatch.setattr(grpo, "prepack_frozen", packed_by(lambda _: None, plain))
+    torchs, *_ = run(world, "policy", lambda *both: length(*both), lora=LORA)  # of its own cache
+    assert plain == [0]
+    assert packed == [7 * 3 + 1 if torch.backends.mkldnn.is_available() else 0]  # and lm_head
+    for name in ("adapter/adapter_model.safetensors", WEIGHTS):
+        wanted, found = load_file(torchs / name), load_file(onednn / name)
+        for key, value in wanted.items():
+            torch.testing.assert_close(found[key], value, rtol=1e-3, atol=1e-5)
+
+
+def packed_by(pack, counts):
+    def counted(model):
+        pack(model)
+        layers = [layer for layer in model.modules() if type(layer) is torch.nn.Linear]
+        counts.append(sum("forward" in vars(layer) for layer in layers))
+
+    return counted
 
 
 @pytest.mark.parametrize("lora", [LORA, None])

@@ -34,6 +34,7 @@ from isodense.models.inference.policy import (
     takes_specials_for_text,
     template_settings,
 )
+from isodense.models.inference.prepacked import prepack_frozen
 from isodense.models.inference.reader import require_undamaged
 from isodense.pipeline.artifact import write_json
 from isodense.pipeline.errors import ModelError, TrainingError
@@ -111,6 +112,9 @@ def make_trainer(
         )
     except (ValueError, TypeError, ImportError, NotImplementedError) as error:
         raise TrainingError(f"TRL refuses to train {policy} so: {error}") from None
+    if lora is not None and config.use_cpu and not config.bf16 and not config.fp16:
+        model: Any = trainer.model
+        prepack_frozen(model)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(signals)
     if redraw:

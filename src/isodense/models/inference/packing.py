@@ -7,10 +7,10 @@ once, without a mask. No computation is spent on padding, and matrix products ar
 A sequence may continue an earlier one of the pack, as several answers continue one prompt: its
 tokens see that one's and their own. So what they share is computed once.
 
-On a CPU in float32 the linear layers run on oneDNN with prepacked weights, a tenth faster than the
-default BLAS here (``benchmarks/embeddings.py``). Products of oneDNN and of BLAS gave a row the same
-bytes in packs of any size from 4 tokens up, at any thread count tried
-(``tests/embeddings/test_encoder.py`` repeats the trial); packs are padded to a multiple of 16.
+On a CPU in float32 the linear layers run on oneDNN with prepacked weights, see `prepacked.py`.
+Products of oneDNN and of BLAS gave a row the same bytes in packs of any size from 4 tokens up, at
+any thread count tried (``tests/embeddings/test_encoder.py`` repeats the trial); packs are padded to
+a multiple of 16.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from torch.nn.functional import linear, pad, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from isodense.models.inference.backbone import has_window, made_up
+from isodense.models.inference.prepacked import prepack
 
 NAME = "isodense_packed"
 UNSUPPORTED = ("softcap", "s_aux", "position_bias")  # arguments of attention in transformers
 MULTIPLE = 16  # packs are padded to a multiple of so many tokens, heads to as many floats
-ROWS_HINT = 1024  # batch size that oneDNN prepacks weights for; fixed, as bytes depend on it
 
 
 class Segment(NamedTuple):
@@ -232,18 +232,6 @@ def stock_attention(model: Any) -> Iterator[None]:
         model.set_attn_implementation(NAME)
 
 
-class _Linear(torch.nn.Module):
-    """A linear layer on oneDNN, with prepacked weights."""
-
-    def __init__(self, layer: torch.nn.Linear) -> None:
-        super().__init__()
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), ROWS_HINT)
-        self.bias = None if layer.bias is None else layer.bias.detach()
-
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
-        return torch.ops.mkldnn._linear_pointwise(states, self.weight, self.bias, "none", [], "")
-
-
 def product(rows: torch.Tensor, weight: torch.Tensor, bias: Any = None) -> torch.Tensor:
     """Return ``rows @ weight.T + bias``; the bytes of a row do not depend on the number of rows.
 
@@ -262,19 +250,6 @@ def product(rows: torch.Tensor, weight: torch.Tensor, bias: Any = None) -> torch
     """
     padded = pad(rows, (0, 0, 0, -len(rows) % MULTIPLE))
     return linear(padded, weight, bias)[: len(rows)]
-
-
-def prepack(model: torch.nn.Module) -> None:
-    """Replace the linear layers of a float32 model on the CPU by oneDNN's, where torch has them."""
-    available = torch.backends.mkldnn.is_available()
-    if not available or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return
-    for name, child in list(model.named_children()):
-        if type(child) is torch.nn.Linear:
-            if child.weight.device.type == "cpu" and child.weight.dtype == torch.float32:
-                setattr(model, name, _Linear(child))
-        else:
-            prepack(child)
 
 
 def first_position(model: Any) -> int:

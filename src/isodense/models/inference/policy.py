@@ -22,7 +22,7 @@ from isodense.models.inference.load import (
     read_tokenizer,
     require_whole,
 )
-from isodense.models.inference.packing import prepack
+from isodense.models.inference.prepacked import prepack
 from isodense.models.inference.reader import require_undamaged
 from isodense.pipeline.errors import ModelError
 from isodense.prompts.conversations import Message
@@ -120,9 +120,9 @@ def load_policy(folder: str | Path, device: str = "cpu") -> Any:
 def load_for_inference(folder: str | Path, device: str = "cpu") -> Any:
     """Load a policy to generate with: on a CPU its linear layers run on oneDNN.
 
-    Those have their weights laid out anew and are none of its ``state_dict``. See
-    :func:`load_policy` for arguments and errors, :func:`isodense.models.inference.packing.prepack`
-    for the layers.
+    Those have their weights laid out anew and are none of its ``state_dict``; see
+    :func:`isodense.models.inference.prepacked.prepack`, and :func:`load_policy` for arguments and
+    errors.
     """
     model = load_policy(folder, device)
     prepack(model)
