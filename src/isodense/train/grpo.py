@@ -112,7 +112,7 @@ def make_trainer(
         )
     except (ValueError, TypeError, ImportError, NotImplementedError) as error:
         raise TrainingError(f"TRL refuses to train {policy} so: {error}") from None
-    if lora is not None and config.use_cpu and not config.bf16 and not config.fp16:
+    if lora is not None and config.use_cpu and not (config.bf16 or _in_pieces(trainer)):
         model: Any = trainer.model
         prepack_frozen(model)
     trainer.remove_callback(PrinterCallback)
@@ -229,9 +229,14 @@ def merged_policy(trainer: GRPOTrainer, policy: str | Path, adapter: Path) -> An
     _portable_config(adapter / "adapter_config.json", Path(policy).name)
     trained = trainer.accelerator.unwrap_model(trainer.model)
     merged = merge_adapter(_class(trained.get_base_model()), policy, adapter)
-    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):  # there it is in pieces
+    if not _in_pieces(trainer):
         _require_same(trained, merged)
     return merged
+
+
+def _in_pieces(trainer: GRPOTrainer) -> bool:
+    """Return whether the processes of a run share the model out."""
+    return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
 
 
 def _require_same(trained: Any, merged: Any) -> None:
