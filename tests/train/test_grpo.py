@@ -118,6 +118,20 @@ def test_an_adapter_is_trained_beside_layers_of_onednn_alike(world, monkeypatch)
             torch.testing.assert_close(found[key], value, rtol=1e-3, atol=1e-5)
 
 
+def test_an_adapter_of_parameters_is_trained_on_a_cpu(world):
+    lora = LORA | {"target_modules": ["up_proj"], "target_parameters": ["q_proj.weight"]}
+    made, *_ = run(world, "policy", lora=lora)
+    adapter = load_file(made / "adapter/adapter_model.safetensors")
+    trained = [key for key, value in adapter.items() if "lora_B" in key and value.abs().sum() > 0]
+    assert any("q_proj" in key or "self_attn" in key for key in trained), sorted(adapter)
+
+
+def test_an_adapter_that_autocast_trained_is_published(world):
+    made, before, after = run(world, "policy", lora=LORA, grpo={"bf16": True})
+    assert (made / "adapter").is_dir()
+    assert changed(before, after)
+
+
 def packed_by(pack, counts):
     def counted(model):
         pack(model)

@@ -112,7 +112,7 @@ def make_trainer(
         )
     except (ValueError, TypeError, ImportError, NotImplementedError) as error:
         raise TrainingError(f"TRL refuses to train {policy} so: {error}") from None
-    if lora is not None and config.use_cpu and not (config.bf16 or _in_pieces(trainer)):
+    if lora is not None and config.use_cpu and not _in_pieces(trainer):
         model: Any = trainer.model
         prepack_frozen(model)
     trainer.remove_callback(PrinterCallback)
@@ -230,7 +230,8 @@ def merged_policy(trainer: GRPOTrainer, policy: str | Path, adapter: Path) -> An
     trained = trainer.accelerator.unwrap_model(trainer.model)
     merged = merge_adapter(_class(trained.get_base_model()), policy, adapter)
     if not _in_pieces(trainer):
-        _require_same(trained, merged)
+        exact = trained.dtype == torch.float32 and trainer.accelerator.mixed_precision == "no"
+        _require_same(trained, merged, EXACT if exact else HALF)
     return merged
 
 
@@ -239,10 +240,10 @@ def _in_pieces(trainer: GRPOTrainer) -> bool:
     return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
 
 
-def _require_same(trained: Any, merged: Any) -> None:
-    """Raise unless two models give the same logits, up to the precision of the first."""
+def _require_same(trained: Any, merged: Any, most: float) -> None:
+    """Raise unless two models give the same logits, up to a share of the largest."""
     (tokens,) = made_up(merged.config, [16])
-    training, exact = trained.training, trained.dtype == torch.float32
+    training = trained.training
     trained.eval()
     with torch.inference_mode():
         wanted, found = (
@@ -251,7 +252,7 @@ def _require_same(trained: Any, merged: Any) -> None:
         )
     trained.train(training)
     difference = float((wanted - found).abs().max())
-    if not difference <= (EXACT if exact else HALF) * float(wanted.abs().max()):
+    if not difference <= most * float(wanted.abs().max()):
         message = (
             f"merged, the adapter gives another model: logits differ by up to {difference:.2g}"
         )

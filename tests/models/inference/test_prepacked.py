@@ -85,6 +85,62 @@ def test_gradients_flow_through_frozen_layers(rows):
     assert all(one.grad is None for layer in (model[2], model[3]) for one in layer.parameters())
 
 
+class Twice(torch.nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+@onednn
+@pytest.mark.parametrize("shape", [(8,), (0, 8), (3, 8), (2, 1, 3, 8)])
+def test_frozen_layers_take_states_of_any_shape_and_let_them_be_changed_in_place(shape):
+    plain, model = half_frozen(), half_frozen()
+    prepack_frozen(model)
+    states = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    found = [one(states).mul_(2) for one in (plain, model)]
+    assert found[1].shape == found[0].shape
+    torch.testing.assert_close(*found, rtol=0, atol=1e-6)
+
+
+@onednn
+def test_a_parametrised_layer_runs_as_it_did():
+    plain, model = half_frozen(), half_frozen()
+    prepack_frozen(model)
+    for one in (plain, model):
+        torch.nn.utils.parametrize.register_parametrization(one[2], "weight", Twice())
+    states = torch.ones(2, 8)
+    torch.testing.assert_close(model(states), plain(states), rtol=0, atol=1e-6)
+    torch.nn.utils.parametrize.remove_parametrizations(model[2], "weight", leave_parametrized=False)
+    assert type(model[2]) is torch.nn.Linear
+    torch.testing.assert_close(model(states), half_frozen()(states), rtol=0, atol=1e-6)
+
+
+@onednn
+def test_a_layer_that_is_trained_after_all_has_a_gradient():
+    model = half_frozen()
+    prepack_frozen(model)
+    model[2].requires_grad_(True)
+    model(torch.ones(2, 8)).sum().backward()
+    assert model[2].weight.grad.abs().sum() > 0
+
+
+@onednn
+def test_under_autocast_layers_compute_in_its_type():
+    model = half_frozen()
+    prepack_frozen(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model(torch.ones(2, 8)).dtype == torch.bfloat16
+
+
+@onednn
+def test_second_derivatives_are_refused():
+    model = half_frozen()
+    prepack_frozen(model)
+    states = torch.ones(2, 8, requires_grad=True)
+    (gradient,) = torch.autograd.grad(model(states).pow(2).sum(), states, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.pow(2).sum().backward()
+
+
 @onednn
 def test_frozen_layers_stay_in_the_model_and_trained_ones_as_they_are():
     model, plain = half_frozen(), half_frozen()

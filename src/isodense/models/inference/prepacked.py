@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, TypeGuard
 
 import torch
+from torch.autograd.function import once_differentiable
 
 ROWS_HINT = 1024  # batch size that oneDNN prepacks weights for; fixed, as bytes depend on it
 
@@ -46,7 +47,9 @@ def prepack_frozen(model: torch.nn.Module) -> None:
     """Run the linear layers of a model that are not trained on oneDNN, for training others.
 
     They stay in the model, with their weights, which must not change from here on and are in memory
-    twice: as they are and prepacked. As with :func:`prepack`, only layers in float32 on the CPU.
+    twice: as they are and prepacked. As with :func:`prepack`, only layers in float32 on the CPU. A
+    layer that is compiled, under autocast, or parametrised (as by peft's ``target_parameters``)
+    runs as it did.
     """
     for layer in model.modules():
         if _is_packable(layer) and not any(one.requires_grad for one in layer.parameters()):
@@ -54,16 +57,17 @@ def prepack_frozen(model: torch.nn.Module) -> None:
 
 
 class _Product(torch.autograd.Function):
-    """What a frozen layer computes; its gradient is that of the states alone."""
+    """What a frozen layer computes of rows; its gradient is that of the rows alone, once."""
 
     @staticmethod
     def forward(
-        ctx: Any, states: torch.Tensor, packed: Prepacked, weight: torch.Tensor
+        ctx: Any, rows: torch.Tensor, packed: Prepacked, weight: torch.Tensor
     ) -> torch.Tensor:
         ctx.transposed = weight.t()
-        return packed(states)
+        return packed(rows)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         found = torch.ops.mkldnn._linear_pointwise(gradient, ctx.transposed, None, "none", [], "")
         return found, None, None
@@ -71,7 +75,19 @@ class _Product(torch.autograd.Function):
 
 def _forward(layer: torch.nn.Linear) -> Callable[[torch.Tensor], torch.Tensor]:
     packed = Prepacked(layer)
-    return lambda states: _Product.apply(states, packed, layer.weight.detach())
+
+    def forward(input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - as torch names it
+        if (
+            type(layer) is not torch.nn.Linear  # while it is parametrised
+            or layer.weight.requires_grad
+            or torch.compiler.is_compiling()
+            or torch.is_autocast_enabled("cpu")
+        ):
+            return type(layer).forward(layer, input)
+        found = _Product.apply(input.reshape(-1, input.shape[-1]), packed, layer.weight.detach())
+        return found.view(*input.shape[:-1], found.shape[-1])
+
+    return forward
 
 
 def _is_packable(layer: torch.nn.Module) -> TypeGuard[torch.nn.Linear]:
