@@ -4,7 +4,7 @@ Usage
 -----
 python benchmarks/killed.py                                          # the sample
 python benchmarks/million.py texts --real DIR --out FOLDER --rows 100000
-python benchmarks/killed.py --prompts FOLDER/data/prompts --every 15
+python benchmarks/killed.py --prompts FOLDER/data/prompts --every 15   # nine minutes
 
 Runs the stages `embeddings` (in float32) and `neighbors` on three nodes with loopback addresses: a
 head that computes nothing and two with a core each, of which the older one is killed every so many
