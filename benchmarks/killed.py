@@ -2,7 +2,7 @@
 
 Usage
 -----
-python benchmarks/killed.py                                          # the sample
+python benchmarks/killed.py --every 5                                # the sample, a minute
 python benchmarks/million.py texts --real DIR --out FOLDER --rows 100000
 python benchmarks/killed.py --prompts FOLDER/data/prompts --every 15   # nine minutes
 
@@ -22,16 +22,16 @@ import sys
 import tempfile
 import threading
 import time
-from hashlib import sha256
 from pathlib import Path
 
 import yaml
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
-from tests.ray_nodes import Nodes  # noqa: E402
+from tests.ray_nodes import ROOT, Nodes  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[1]
+from isodense.pipeline.artifact import sha256_file  # noqa: E402
+
 STAGES = {  # and what they read
     "embeddings": ("--prompts", "{prompts}", "--encoder", "{encoder}"),
     "neighbors": ("--prompts", "{prompts}", "--embeddings", "embeddings"),
@@ -126,7 +126,7 @@ def run(
 def files(folder: Path) -> dict[str, str]:
     """Return the hash of each file of an artifact."""
     return {
-        path.relative_to(folder).as_posix(): sha256(path.read_bytes()).hexdigest()
+        path.relative_to(folder).as_posix(): sha256_file(path)
         for path in folder.rglob("*")
         if path.is_file()
     }
